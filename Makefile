@@ -1,0 +1,41 @@
+# Everything here works on a machine that has only Python >= 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo ui test test-postgres check format bench clean
+
+# Installed anew only when what it is made from has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	touch $@
+
+demo: $(VENV)/.installed  ## the main job on real Airflow and two real PostgreSQL servers
+	$(BIN)/python -m airflow_dblink.embedded.demo
+
+ui: $(VENV)/.installed  ## the same in Airflow's own web interface
+	$(BIN)/python -m airflow_dblink.embedded.demo --ui
+
+test: $(VENV)/.installed  ## every test, on the embedded PostgreSQL
+	$(BIN)/python -m pytest
+
+# Another PostgreSQL: make test-postgres PG_BINDIR=$$(pg_config --bindir)
+test-postgres: $(VENV)/.installed  ## the tests that need a server, on the PostgreSQL in PG_BINDIR
+	AIRFLOW_DBLINK_PG_BINDIR="$(PG_BINDIR)" $(BIN)/python -m pytest tests/integration
+
+check: $(VENV)/.installed  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## ratios against peers, written to where README shows them
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

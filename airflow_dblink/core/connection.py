@@ -1,0 +1,197 @@
+"""From a target to an open connection, under dblink's credential rule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.abc import PQGen
+from psycopg.rows import TupleRow
+
+from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.errors import (
+    CredentialError,
+    RemoteError,
+    TransientError,
+    UsageError,
+    from_psycopg,
+    without_credentials,
+)
+
+log = logging.getLogger(__name__)
+
+RV = TypeVar("RV")
+Check = Callable[[], None]
+
+_CANCEL_S = 3.0  # Airflow's supervisor follows SIGTERM with SIGKILL after 5 s
+
+
+class LinkConnection(psycopg.Connection[TupleRow]):
+    """A psycopg connection that asks, whenever it waits, whether it should stop.
+
+    psycopg looks up ten times a second while it waits for the server; *check* is called then
+    and may raise. The statement goes on running on the server until :meth:`abort`.
+    """
+
+    check: Check | None = None
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Consume *gen* as psycopg does, asking *check* in between."""
+        return super().wait(_watched(gen, self.check) if self.check else gen, interval, timeout)
+
+    def abort(self) -> None:
+        """Cancel what runs on the server and close, within some seconds; never raises.
+
+        An open transaction is rolled back by the server.
+        """
+        try:
+            if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                self.cancel_safe(timeout=_CANCEL_S)
+        except psycopg.Error as error:
+            log.warning("Cancelling the statement failed: %s", without_credentials(str(error).strip()))
+        finally:
+            self.close()
+
+
+def _watched(gen: PQGen[RV], check: Check) -> Generator[Any, Any, RV]:
+    try:
+        waits_for = next(gen)
+        while True:
+            ready = yield waits_for
+            check()
+            waits_for = gen.send(ready)
+    except StopIteration as done:
+        result: RV = done.value
+        return result
+
+
+def connect(
+    target: Target,
+    *,
+    application_name: str | None = None,
+    own_identity: bool = False,
+    check: Check | None = None,
+    cursor_factory: type[psycopg.Cursor[TupleRow]] | None = None,
+    row_factory: Any = None,
+    autocommit: bool = True,
+) -> LinkConnection:
+    """Return an open connection to *target*.
+
+    Unless *own_identity* (or ``password_required=false`` in the connection), the credential
+    must come from the Airflow connection and must have been used, so that nobody rides on
+    the worker's own identity: its OS user, ``.pgpass``, ``PGPASSWORD``, service files.
+
+    :param application_name: what ``pg_stat_activity`` shows, at most 63 bytes.
+    :param own_identity: ``dblink_connect_u``: the worker's own identity is fine.
+    :param check: asked about ten times a second while waiting; raises to stop.
+    :raises CredentialError: 2F003, under dblink's rule.
+    :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
+        transaction pooler without a direct address.
+    :raises TransientError: 08001 where the server can't be reached or refuses.
+
+    Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
+    """
+    free = own_identity or not target.password_required
+    if not free and not target.brings_credential:
+        raise _no_credential(target)
+    conninfo = target.conninfo(application_name=application_name, direct=_needs_direct(target))
+    options: dict[str, Any] = {"row_factory": row_factory} if row_factory else {}
+    try:
+        connection = LinkConnection.connect(
+            conninfo,
+            autocommit=True,
+            prepare_threshold=None,  # prepared statements break behind transaction poolers
+            cursor_factory=cursor_factory,
+            **options,
+        )
+    except psycopg.Error as error:
+        raise _not_established(target, error) from None
+    try:
+        if not free:
+            _demand_used_credential(target, connection)
+        _apply_settings(target, connection)
+        if not autocommit:
+            connection.autocommit = False
+    except BaseException:
+        connection.close()
+        raise
+    connection.check = check
+    return connection
+
+
+def log_notices(connection: LinkConnection, conn_id: str) -> None:
+    """Send the server's messages on *connection* to the log: warnings as such, the rest as info."""
+
+    def to_log(diag: psycopg.errors.Diagnostic) -> None:
+        level = logging.WARNING if diag.severity_nonlocalized == "WARNING" else logging.INFO
+        log.log(level, "%s: %s:  %s", conn_id, diag.severity, diag.message_primary)
+
+    connection.add_notice_handler(to_log)
+
+
+def set_config(settings: Iterable[tuple[str, str]], *, local: bool) -> sql.Composed:
+    """Return the statement that sets run-time parameters, *local* to the transaction or for the session."""
+    calls = [
+        sql.SQL("pg_catalog.set_config({}, {}, {})").format(name, value, local) for name, value in settings
+    ]
+    return sql.SQL("SELECT ") + sql.SQL(", ").join(calls)
+
+
+def _needs_direct(target: Target) -> bool:
+    if target.pooling_mode != "transaction" or not target.session_settings:
+        return False
+    if not target.has_direct_address:
+        raise UsageError(
+            "session_settings do not survive a pooler in transaction mode",
+            target.conn_id,
+            hint="set direct_host or direct_port in the connection, or the settings on the operator",
+        )
+    return True
+
+
+def _no_credential(target: Target) -> CredentialError:
+    return CredentialError(
+        "password or GSSAPI delegated credentials required",
+        target.conn_id,
+        "2F003",
+        "Neither the worker's identity nor its .pgpass, PGPASSWORD or service file counts.",
+        "put a password (or token, or client certificate) into the Airflow connection; or, to use the "
+        "worker's own identity on purpose, connect_u or password_required=False",
+    )
+
+
+def _demand_used_credential(target: Target, connection: LinkConnection) -> None:
+    pgconn = connection.pgconn
+    certificate = target.params.get("sslcert") and pgconn.ssl_in_use
+    if pgconn.used_password or certificate or pgconn.used_gssapi:
+        return
+    raise CredentialError(
+        "password or GSSAPI delegated credentials required",
+        target.conn_id,
+        "2F003",
+        "The server let the worker in without asking for the connection's credential.",
+        "make the server ask for a password (pg_hba.conf), or allow it: connect_u or password_required=False",
+    )
+
+
+def _not_established(target: Target, error: psycopg.Error) -> RemoteError:
+    """Return dblink's 08001, with what libpq said as message so that the log tells the reason."""
+    reason = without_credentials(" ".join(str(error).split()))
+    return TransientError(
+        f"could not establish connection: {reason}",
+        target.conn_id,
+        "08001",
+        hint="check host, port, database, login and password of the Airflow connection",
+    )
+
+
+def _apply_settings(target: Target, connection: LinkConnection) -> None:
+    if not target.session_settings:
+        return
+    try:
+        connection.execute(set_config(target.session_settings.items(), local=False))
+    except psycopg.Error as error:
+        raise from_psycopg(error, target.conn_id, "applying session_settings") from None

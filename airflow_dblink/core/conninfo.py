@@ -1,0 +1,202 @@
+"""From parameters to a libpq connection string, in one place for every path that connects."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+from psycopg.conninfo import make_conninfo
+
+from airflow_dblink.core.errors import UsageError
+
+PoolingMode = Literal["none", "session", "transaction"]
+
+#: Extra fields of an Airflow connection that are ours and never reach libpq.
+OWN_OPTIONS = frozenset(
+    {"password_required", "direct_host", "direct_port", "pooling_mode", "session_settings"}
+)
+
+# NAMEDATALEN - 1: PostgreSQL cuts application_name silently after this many bytes.
+_NAME_BYTES = 63
+# "scheduled__2026-11-22T06:00:00+00:00" tells nothing that "2026-11-22T06:00:00" doesn't.
+_RUN_ID = re.compile(r"^[a-z_]+?__(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
+_SETTING = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how to connect: what an Airflow connection says, apart from Airflow.
+
+    :ivar conn_id: name used in errors and logs.
+    :ivar params: libpq parameters (host, port, user, password, dbname, sslmode, ...).
+    :ivar password_required: dblink's credential rule; see :mod:`airflow_dblink.core.links`.
+    :ivar token: the password is a short-lived token (IAM, Entra) made for this connection.
+    :ivar direct_host: address that doesn't lead through the pooler, ``None`` for the same.
+    :ivar direct_port: port of that address.
+    :ivar pooling_mode: ``none``, or the pool mode of the pooler that *params* lead to.
+    :ivar session_settings: run-time parameters for every session.
+    """
+
+    conn_id: str
+    params: Mapping[str, Any] = field(repr=False)
+    password_required: bool = True
+    token: bool = False
+    direct_host: str | None = None
+    direct_port: int | None = None
+    pooling_mode: PoolingMode = "none"
+    session_settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_direct_address(self) -> bool:
+        """Whether a way around the pooler is known."""
+        return self.direct_host is not None or self.direct_port is not None
+
+    def conninfo(self, *, application_name: str | None = None, direct: bool = False) -> str:
+        """Return the libpq connection string, for sync and async alike.
+
+        :param application_name: unless the connection names its own.
+        :param direct: use the direct address, where there is one.
+        :raises UsageError: if a parameter is not one that libpq knows.
+        """
+        params = {k: v for k, v in self.params.items() if v is not None and v != ""}
+        params["client_encoding"] = "UTF8"  # Python's; dblink forces the local database's in the same way
+        if application_name:
+            params.setdefault("application_name", application_name)
+        if direct and self.has_direct_address:
+            params["host"] = self.direct_host or params.get("host")
+            params["port"] = self.direct_port or params.get("port")
+            params.pop("hostaddr", None)
+        try:
+            return make_conninfo("", **{k: str(v) for k, v in params.items()})
+        except Exception:  # noqa: BLE001 - libpq's message may hold the string, password included
+            unknown = [key for key in params if not _is_libpq_option(key)]
+            names = ", ".join(sorted(unknown)) or "unreadable"
+            raise UsageError(
+                f"connection parameters that libpq does not know: {names}",
+                self.conn_id,
+                hint="correct the Extra field of the Airflow connection",
+            ) from None
+
+    @property
+    def brings_credential(self) -> bool:
+        """Whether the connection itself holds what proves who it is (dblink's rule, before connecting)."""
+        return bool(
+            self.params.get("password")
+            or self.params.get("sslcert")
+            or str(self.params.get("gssdelegation", "")).strip() in ("1", "true")
+        )
+
+
+def _is_libpq_option(key: str) -> bool:
+    try:
+        make_conninfo("", **{key: "1"})
+    except Exception:  # noqa: BLE001 - any failure means "not an option"
+        return False
+    return True
+
+
+def target_from_extra(conn_id: str, params: Mapping[str, Any], extra: Mapping[str, Any]) -> Target:
+    """Return the :class:`Target` of libpq *params* and our own options in *extra*.
+
+    :raises UsageError: names the field whose value is wrong and what is allowed.
+    """
+    pooling = str(extra.get("pooling_mode") or "none").strip().lower()
+    if pooling not in get_args(PoolingMode):
+        raise _bad_field(conn_id, "pooling_mode", pooling, "one of none, session, transaction")
+    return Target(
+        conn_id=conn_id,
+        params=dict(params),
+        password_required=_boolean(conn_id, "password_required", extra.get("password_required", True)),
+        direct_host=str(extra["direct_host"]).strip() if extra.get("direct_host") else None,
+        direct_port=_port(conn_id, extra.get("direct_port")),
+        pooling_mode=cast("PoolingMode", pooling),
+        session_settings=parse_session_settings(conn_id, extra.get("session_settings")),
+    )
+
+
+def _bad_field(conn_id: str, name: str, value: object, allowed: str) -> UsageError:
+    return UsageError(f"field {name!r} of the connection is {value!r}, but must be {allowed}", conn_id)
+
+
+def _boolean(conn_id: str, name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("true", "t", "yes", "on", "1", "none", ""):
+        return True
+    if text in ("false", "f", "no", "off", "0"):
+        return False
+    raise _bad_field(conn_id, name, value, "true or false")
+
+
+def _port(conn_id: str, value: object) -> int | None:
+    if value is None or value == "":
+        return None
+    text = str(value).strip()
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise _bad_field(conn_id, "direct_port", value, "a port number from 1 to 65535")
+    return int(text)
+
+
+def parse_session_settings(conn_id: str, value: object) -> dict[str, str]:
+    """Return run-time parameters by name from a mapping, or from JSON text of one.
+
+    :raises UsageError: if it is no JSON object, a name is no parameter name, or a value is no
+        text, number or boolean.
+    """
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise _bad_field(
+                conn_id, "session_settings", "not JSON", 'JSON like {"work_mem": "64MB"}'
+            ) from None
+    if not isinstance(value, Mapping):
+        raise _bad_field(conn_id, "session_settings", type(value).__name__, "an object of names and values")
+    settings: dict[str, str] = {}
+    for name, setting in value.items():
+        if not _SETTING.match(str(name)):
+            raise _bad_field(conn_id, "session_settings", name, "parameter names such as work_mem")
+        if isinstance(setting, bool):
+            setting = "on" if setting else "off"
+        if not isinstance(setting, str | int | float):
+            raise _bad_field(conn_id, f"session_settings.{name}", type(setting).__name__, "text or a number")
+        settings[str(name)] = str(setting)
+    return settings
+
+
+def application_name(dag_id: str, task_id: str, run_id: str, map_index: int = -1) -> str:
+    """Return the name that tells a DBA which task a session belongs to, at most 63 bytes.
+
+    ``dag.task[map_index] 2026-11-22T06:00:00``. Where that is too long, dag and task are
+    shortened in their middle (``begin~end``), the run to its date and time first. Characters
+    that PostgreSQL doesn't show (other than printable ASCII) become ``?``.
+    """
+    run = _RUN_ID.match(run_id)
+    when = _printable(run.group(1) if run else run_id)
+    suffix = f"[{map_index}]" if map_index >= 0 else ""
+    dag, task = _printable(dag_id), _printable(task_id)
+    room = _NAME_BYTES - len(f".{suffix} ")
+    when = _shortened(when, max(19, room - len(dag) - len(task)))
+    room -= len(when)
+    if len(dag) + len(task) > room:
+        half = room // 2
+        dag = _shortened(dag, max(half, room - len(task)))
+        task = _shortened(task, room - len(dag))
+    return f"{dag}.{task}{suffix} {when}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def _shortened(text: str, size: int) -> str:
+    if len(text) <= size:
+        return text
+    tail = (size - 1) // 2
+    return f"{text[: size - 1 - tail]}~{text[len(text) - tail :]}"

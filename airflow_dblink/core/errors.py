@@ -1,0 +1,133 @@
+"""The errors of the core: one root, real values, SQLSTATE, picklable.
+
+What PostgreSQL says may hold row values (``DETAIL: Key (id)=(5) already exists``). The
+attributes keep all of it, as dblink does; ``str()``, which ends up in task logs, leaves
+the values out.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+import psycopg
+
+# Connection, rollback (serialization, deadlock), resources, operator intervention: the
+# same statement may succeed later. 57014 (query_canceled) is someone's wish and is not here.
+_TRANSIENT_PREFIXES = ("08", "40", "53", "57P")
+_QUOTED = re.compile(r'"[^"]*"')
+_COPY_VALUE = re.compile(r"(COPY .*?, line \d+(?:, column [^:]+)?):.*", re.DOTALL)
+_CREDENTIAL = re.compile(r"(?i)\b(password|passfile|sslpassword|oauth_client_secret)\s*=\s*('[^']*'|\S+)")
+
+
+def _without_values(message: str, sqlstate: str | None) -> str:
+    """Return the server's *message* without what may be a row's value.
+
+    In class 22 (data exception) what stands in quotes is the value that didn't fit, except
+    in 22P04, which quotes column names.
+    """
+    if sqlstate and sqlstate.startswith("22") and sqlstate != "22P04":
+        return _QUOTED.sub('"..."', message)
+    return message
+
+
+class DblinkError(Exception):
+    """Base of every airflow_dblink error. All state goes through ``args``, so pickling works.
+
+    :ivar message: the primary message, as PostgreSQL or dblink words it.
+    :ivar connname: link or connection the error belongs to; ``None`` for the unnamed link.
+    :ivar sqlstate: five characters, or ``None`` where the error isn't PostgreSQL's.
+    :ivar detail: PostgreSQL's DETAIL; may hold row values, therefore not in ``str()``.
+    :ivar hint: what to do.
+    :ivar context: PostgreSQL's CONTEXT, then what we did, as dblink appends it.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        connname: str | None = None,
+        sqlstate: str | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+        context: str | None = None,
+    ) -> None:
+        super().__init__(message, connname, sqlstate, detail, hint, context)
+        self.message = message
+        self.connname = connname
+        self.sqlstate = sqlstate
+        self.detail = detail
+        self.hint = hint
+        self.context = context
+
+    def __str__(self) -> str:
+        parts = [_without_values(self.message, self.sqlstate)]
+        if self.connname is not None:
+            parts.insert(0, f"connection {self.connname!r}: ")
+        if self.sqlstate:
+            parts.append(f" [SQLSTATE {self.sqlstate}]")
+        if self.context:
+            parts.append("\nCONTEXT:  " + _COPY_VALUE.sub(r"\1", self.context))
+        if self.hint:
+            parts.append(f"\nHINT:  {self.hint}")
+        return "".join(parts)
+
+
+class UsageError(DblinkError):
+    """The caller's mistake, found before anything was sent or changed. A retry can't help."""
+
+
+class CredentialError(UsageError):
+    """The connection would use the worker's own identity (dblink's 2F003); see ``connect_u``."""
+
+
+class RemoteError(DblinkError):
+    """The server said no."""
+
+
+class TransientError(RemoteError):
+    """The connection was lost, or the server said "come back later"."""
+
+    retryable: ClassVar[bool] = True
+
+
+class OutcomeUnknownError(DblinkError):
+    """An earlier try may have committed, and the server can no longer tell. Never run blindly."""
+
+
+class StoppedError(DblinkError):
+    """The caller asked to stop (a kill); the statement was cancelled."""
+
+
+def from_psycopg(
+    error: psycopg.Error, connname: str, action: str | None = None, *, unnamed: bool = False
+) -> RemoteError:
+    """Return our error for psycopg's, with dblink's context line.
+
+    :param connname: link or connection where it happened.
+    :param unnamed: it is the unnamed link, and *connname* its Airflow connection.
+    :param action: as dblink says it: ``executing query``, ``opening cursor "c"``, ...
+    :returns: :class:`TransientError` for a lost connection and for SQLSTATE classes 08, 40,
+        53 and 57P, else :class:`RemoteError`. An error without SQLSTATE gets 08006, as dblink
+        reports it.
+
+    Source: ``dblink_res_error`` of contrib/dblink.
+    """
+    diag = error.diag
+    sqlstate = diag.sqlstate or error.sqlstate or "08006"
+    message = diag.message_primary or str(error).strip() or "could not obtain message string for remote error"
+    context = diag.context
+    if action:
+        where = "unnamed dblink connection" if unnamed else f'dblink connection named "{connname}"'
+        line = f"while {action} on {where}"
+        context = f"{context}\n{line}" if context else line
+    kind = TransientError if sqlstate.startswith(_TRANSIENT_PREFIXES) else RemoteError
+    return kind(
+        without_credentials(message), connname, sqlstate, diag.message_detail, diag.message_hint, context
+    )
+
+
+def without_credentials(text: str) -> str:
+    """Return *text* with the values of ``password=`` and the like masked."""
+    return _CREDENTIAL.sub(r"\1=***", text)

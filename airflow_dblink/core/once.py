@@ -1,0 +1,291 @@
+"""The exactly-once transaction: its outcome can be asked for later, so that a retry knows what happened.
+
+PostgreSQL gives a transaction its id before the work. That id is stored first
+(:meth:`Once.begin`), then the work is done and committed. A later try reads the stored id
+and asks the server for the outcome (:meth:`Once.recall`). Nothing is installed on the server.
+
+What is stored, as JSON under :data:`KEY`:
+``ticket`` (transaction, session, server), ``life`` (see :class:`Once`), ``result`` (what a
+retry should return, once known), ``ended`` (``returned``, or ``unknown`` after
+:class:`OutcomeUnknownError`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.errors import InvalidParameterValue, error_from_result
+from psycopg.generators import fetch, send
+from psycopg.rows import dict_row, tuple_row
+
+from airflow_dblink.core.connection import LinkConnection, set_config
+from airflow_dblink.core.errors import OutcomeUnknownError, UsageError, from_psycopg
+from airflow_dblink.core.script import parts
+from airflow_dblink.core.sqlfiles import statements
+
+log = logging.getLogger(__name__)
+
+KEY = "airflow_dblink_once"
+
+_SQL = statements("once.sql")
+_SERVER = ("system_identifier", "database", "timeline")
+_POLL_S = 0.5
+_CLIENT_GRACE_S = 2.0  # an orphan that waits for its dead client may just be between two messages
+_CANCEL_GRACE_S = 5.0
+
+
+class Store(Protocol):
+    """Where a task keeps what its next try should know; Airflow's ``task_state_store``."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value, or *default*."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep the JSON-able *value*; must raise if this try has been superseded."""
+
+
+@dataclass
+class Once:
+    """One exactly-once transaction on *connection*.
+
+    :ivar connection: open, in autocommit mode, not in a transaction.
+    :ivar conn_id: for errors and logs.
+    :ivar store: survives the process; refuses a superseded try, which makes it the fence.
+    :ivar life: changes when the user clears the task: what an earlier life finished is done
+        anew, what it left unfinished is looked into.
+    :ivar orphan_timeout_s: how long an earlier try's transaction may go on, in seconds.
+    """
+
+    connection: LinkConnection
+    conn_id: str
+    store: Store
+    life: int = 0
+    orphan_timeout_s: float = 3600.0
+    _ticket: dict[str, Any] | None = None
+
+    @property
+    def xid(self) -> str:
+        """The transaction id, after :meth:`begin`."""
+        if self._ticket is None:
+            raise UsageError("the transaction has not begun", self.conn_id)
+        return str(self._ticket["xid"])
+
+    # -- the later try
+
+    def recall(self) -> dict[str, Any] | None:
+        """Return what an earlier try committed, or ``None`` if the work is to be done.
+
+        Waits while an earlier try's transaction still runs; after ``orphan_timeout_s`` it is
+        cancelled. One that only waits for its dead client is ended after two seconds.
+
+        :returns: the stored result, ``{}`` where none was stored; ``None`` to go on.
+        :raises OutcomeUnknownError: if the server can't tell: another server answers, or the
+            id is too old or was handed out again.
+        """
+        state = self.store.get(KEY)
+        if not isinstance(state, dict):
+            return None
+        if state.get("ended") and state.get("life") != self.life:
+            return None  # cleared by the user, who has seen the end
+        if state.get("ended") == "returned":
+            return dict(state.get("result") or {})
+        ticket = state["ticket"]
+        try:
+            outcome = self._outcome(ticket)
+        except OutcomeUnknownError:
+            self.store.set(KEY, {**state, "life": self.life, "ended": "unknown"})
+            raise
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, "asking for the outcome of an earlier try") from None
+        log.info("Transaction %s of an earlier try on %s: %s.", ticket["xid"], self.conn_id, outcome)
+        if outcome == "aborted":
+            return None
+        return dict(state.get("result") or {})
+
+    def _outcome(self, ticket: Mapping[str, Any]) -> str:
+        now = self._one("server")
+        if any(now[fact] != ticket[fact] for fact in _SERVER):
+            raise self._unknown(ticket, "another server, database or timeline answers now")
+        outcome = self._wait_for_end(ticket)
+        if outcome is None:
+            raise self._unknown(ticket, "the server no longer knows the transaction")
+        # After a crash an id that never reached the WAL may have been given to somebody else:
+        # "aborted" is then still true of ours, "committed" need not be.
+        if outcome == "committed" and now["crash_epoch"] != ticket["crash_epoch"]:
+            raise self._unknown(ticket, "the server crashed or its statistics were reset since")
+        return outcome
+
+    def _wait_for_end(self, ticket: Mapping[str, Any]) -> str | None:
+        started = time.monotonic()
+        deadline = started + self.orphan_timeout_s
+        waits_since: float | None = None
+        cancelled_at: float | None = None
+        said = False
+        while (outcome := self._status(ticket)) == "in progress":
+            now = time.monotonic()
+            orphan = self._one("orphan", ticket)
+            waits_for_client = bool(orphan and orphan["waits_for_client"])
+            waits_since = (waits_since or now) if waits_for_client else None
+            if not said:
+                log.info("Transaction %s of an earlier try still runs: waiting for its end.", ticket["xid"])
+                said = True
+            if (waits_since and now - waits_since >= _CLIENT_GRACE_S) or (
+                cancelled_at and now - cancelled_at >= _CANCEL_GRACE_S
+            ):
+                self._one("terminate_orphan", ticket)
+            elif now >= deadline and cancelled_at is None:
+                log.warning("orphan_timeout is over: cancelling transaction %s.", ticket["xid"])
+                self._one("cancel_orphan", ticket)
+                cancelled_at = now
+            if now >= deadline + 6 * _CANCEL_GRACE_S:
+                raise self._unknown(ticket, "the transaction is still in progress and could not be ended")
+            self._sleep()
+        return outcome
+
+    def _sleep(self) -> None:
+        until = time.monotonic() + _POLL_S
+        while time.monotonic() < until:
+            if self.connection.check:
+                self.connection.check()
+            time.sleep(0.1)
+
+    def _status(self, ticket: Mapping[str, Any]) -> str | None:
+        try:
+            with self.connection.cursor(row_factory=tuple_row) as cursor:
+                row = cursor.execute(_SQL["outcome"], {"xid": ticket["xid"]}).fetchone()
+        except InvalidParameterValue:  # "in the future": the id never reached the WAL before a crash
+            raise self._unknown(ticket, "the server has not reached the transaction's id") from None
+        return row[0] if row else None
+
+    def _one(self, name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(_SQL[name], params).fetchone() or {}
+
+    def _unknown(self, ticket: Mapping[str, Any], why: str) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            f"an earlier try may have committed transaction {ticket['xid']}, but {why}",
+            self.conn_id,
+            hint="look whether its effect is there: if so, mark the task as success; if not, clear it",
+        )
+
+    # -- this try
+
+    def begin(self, settings: Mapping[str, str] | None = None) -> None:
+        """Begin the transaction and store its ticket: one round trip to the server.
+
+        :param settings: run-time parameters, local to the transaction.
+        :raises Exception: what the store raises for a superseded try; nothing was done then.
+        :raises RemoteError: what the server says.
+        """
+        local = {
+            # Scripts are read by our lexer as the standard has it.
+            "standard_conforming_strings": "on",
+            # PostgreSQL then finishes and commits a statement whose client is gone.
+            "client_connection_check_interval": "0",
+            **(settings or {}),
+        }
+        message = sql.SQL("BEGIN; {}; {}").format(
+            set_config(local.items(), local=True),
+            sql.SQL(_SQL["ticket"].decode()),
+        )
+        try:
+            with self.connection.cursor(row_factory=dict_row) as cursor:
+                cursor.execute(message)
+                cursor.nextset()
+                cursor.nextset()
+                self._ticket = cursor.fetchone()
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, "beginning the transaction") from None
+        self.store.set(KEY, {"ticket": self._ticket, "life": self.life})
+
+    def commit(self, result: Mapping[str, Any]) -> None:
+        """Store what a retry should return, then commit.
+
+        :raises Exception: what the store raises for a superseded try; nothing is committed then.
+        :raises RemoteError: if the commit fails (a deferred constraint); all is rolled back.
+        :raises TransientError: if the connection is lost in the commit; a later try finds out.
+        """
+        self.store.set(KEY, {"ticket": self._ticket, "life": self.life, "result": dict(result)})
+        try:
+            self.connection.execute("COMMIT")
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, "committing") from None
+        self._returned(result)
+
+    def run(self, script: str) -> list[str]:
+        """Run *script* and commit, as one message that the server finishes even if we die.
+
+        Rows are read and thrown away.
+
+        :returns: the command tags, one per statement.
+        :raises UsageError: before anything is sent, for what :func:`check_script` refuses.
+        :raises RemoteError: what the server says; everything is rolled back.
+        """
+        check_script(script, self.conn_id)
+        # On a line of its own: a comment at the end of the script would swallow it.
+        tags = self._message(f"{script}\n; COMMIT")
+        if not tags or tags.pop() != "COMMIT":
+            raise UsageError("the script ended its own transaction", self.conn_id)
+        self._returned({"tags": tags})
+        return tags
+
+    def _message(self, text: str) -> list[str]:
+        pgconn = self.connection.pgconn
+        tags: list[str] = []
+        failure: psycopg.Error | None = None
+        try:
+            pgconn.send_query(text.encode())
+            pgconn.set_single_row_mode()  # one row at a time: a big SELECT must not fill our memory
+            self.connection.wait(send(pgconn))
+            while (result := self.connection.wait(fetch(pgconn))) is not None:
+                if result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+                    tags.append((result.command_status or b"").decode())
+                elif result.status == pq.ExecStatus.FATAL_ERROR:
+                    failure = error_from_result(result, encoding="utf-8")
+        except psycopg.Error as error:
+            failure = failure or error
+        if failure is not None:
+            raise from_psycopg(failure, self.conn_id, "executing command") from None
+        return tags
+
+    def _returned(self, result: Mapping[str, Any]) -> None:
+        state = {"ticket": self._ticket, "life": self.life, "result": dict(result), "ended": "returned"}
+        self.store.set(KEY, state)
+
+
+def check_script(script: str, conn_id: str) -> None:
+    """Refuse what can't be part of an exactly-once transaction.
+
+    :raises UsageError: for an empty script, NUL, transaction control, COPY with the client, and
+        commands that PostgreSQL runs only outside of a transaction block.
+    """
+    found = parts(script)
+    if not found:
+        raise UsageError("sql holds no statement", conn_id)
+    if "\0" in script:
+        raise UsageError("sql holds a NUL character, which PostgreSQL can't take", conn_id)
+    for part in found:
+        if command := part.transaction_control:
+            raise UsageError(
+                f"sql contains {command} (line {part.line}), but the transaction is ours",
+                conn_id,
+                hint="leave it out: the whole script is one transaction; or transaction=False",
+            )
+        if part.is_copy_with_client:
+            raise UsageError(
+                f"sql contains COPY with the client (line {part.line})",
+                conn_id,
+                hint="use DblinkTransferOperator or DblinkFetchOperator",
+            )
+        if command := part.outside_transaction:
+            raise UsageError(
+                f"{command} (line {part.line}) cannot run inside a transaction",
+                conn_id,
+                hint="use transaction=False; it is then run at least once, not exactly once",
+            )

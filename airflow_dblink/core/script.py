@@ -1,0 +1,161 @@
+"""What a SQL script holds, read as PostgreSQL's lexer reads it: to refuse, never to rewrite.
+
+Scripts are always sent as they are. This module only finds where statements begin, so that
+transaction control and COPY, which would break an exactly-once message, are refused before
+anything is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+# One alternative per lexical form that may hide a semicolon or a keyword (PostgreSQL's
+# scan.l). An unfinished form runs to the end; the server will say so.
+_TOKEN = re.compile(
+    r"""
+      (?P<space>\s+ | --[^\r\n]*)
+    | (?P<comment>/\*)
+    | (?P<estring>[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z))
+    | (?P<string>(?:[bBxXnN]|[uU]&)?'(?:[^']|'')*(?:'|\Z))
+    | (?P<quoted>(?:[uU]&)?"(?:[^"]|"")*(?:"|\Z))
+    | (?P<dollar>\$(?P<tag>[^\W\d][\w]*)?\$)
+    | (?P<word>[^\W\d][\w$]*)
+    | (?P<end>;)
+    | (?P<other>\d[\w.]*|.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+
+_ENDS_TRANSACTION = {
+    ("BEGIN",),
+    ("START", "TRANSACTION"),
+    ("COMMIT",),
+    ("END",),
+    ("ROLLBACK",),
+    ("ABORT",),
+    ("PREPARE", "TRANSACTION"),
+}
+_OUTSIDE_TRANSACTION = {
+    ("VACUUM",),
+    ("CREATE", "DATABASE"),
+    ("DROP", "DATABASE"),
+    ("CREATE", "TABLESPACE"),
+    ("DROP", "TABLESPACE"),
+    ("ALTER", "SYSTEM"),
+    ("CREATE", "INDEX", "CONCURRENTLY"),
+    ("CREATE", "UNIQUE", "INDEX", "CONCURRENTLY"),
+    ("DROP", "INDEX", "CONCURRENTLY"),
+    ("REFRESH", "MATERIALIZED", "VIEW", "CONCURRENTLY"),
+}
+
+
+@dataclass
+class Part:
+    """One statement of a script.
+
+    :ivar words: its bare words in upper case.
+    """
+
+    script: str = field(repr=False)
+    start: int
+    end: int
+    words: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The statement as it stands in the script, without the semicolon."""
+        return self.script[self.start : self.end]
+
+    @property
+    def line(self) -> int:
+        """Where it begins, from 1."""
+        return self.script.count("\n", 0, self.start) + 1
+
+    def begins_with(self, forms: set[tuple[str, ...]]) -> str | None:
+        """Return the form of *forms* that this statement begins with, or ``None``."""
+        for form in forms:
+            if tuple(self.words[: len(form)]) == form:
+                return " ".join(form)
+        return None
+
+    @property
+    def transaction_control(self) -> str | None:
+        """The command, if it begins or ends a transaction; savepoints don't."""
+        if self.words[:1] == ["ROLLBACK"] and "TO" in self.words[1:3]:
+            return None
+        return self.begins_with(_ENDS_TRANSACTION)
+
+    @property
+    def outside_transaction(self) -> str | None:
+        """The command, if PostgreSQL refuses it in a transaction block."""
+        return self.begins_with(_OUTSIDE_TRANSACTION)
+
+    @property
+    def is_copy_with_client(self) -> bool:
+        """Whether it is a COPY that speaks to the client (from STDIN or to STDOUT)."""
+        return self.words[:1] == ["COPY"] and bool({"STDIN", "STDOUT"} & set(self.words))
+
+
+def parts(script: str) -> list[Part]:
+    """Return the statements of *script*, empty ones left out."""
+    found: list[Part] = []
+    current: Part | None = None
+    depth = 0  # of BEGIN ATOMIC bodies and the CASEs in them, whose semicolons end nothing
+    for kind, start, end in _tokens(script):
+        if kind == "end" and depth == 0:
+            current = None
+            continue
+        if current is None:
+            current = Part(script, start, end)
+            found.append(current)
+        current.end = end
+        if kind == "word":
+            word = script[start:end].upper()
+            depth = _depth(depth, current, word)
+            current.words.append(word)
+    return found
+
+
+def _depth(depth: int, part: Part, word: str) -> int:
+    """Return the nesting after *word*, as psql counts it for SQL-standard function bodies."""
+    if depth == 0:
+        routine = part.words[:1] == ["CREATE"] and {"FUNCTION", "PROCEDURE"} & set(part.words[:4])
+        return 1 if routine and part.words[-1:] == ["BEGIN"] and word == "ATOMIC" else 0
+    if word in ("BEGIN", "CASE"):
+        return depth + 1
+    return depth - 1 if word == "END" else depth
+
+
+def _tokens(script: str) -> Iterator[tuple[str, int, int]]:
+    """Yield ``(kind, start, end)`` without white space and comments."""
+    position = 0
+    while position < len(script):
+        match = _TOKEN.match(script, position)
+        if match is None:  # the last alternative takes any character
+            return
+        kind, end = match.lastgroup or "other", match.end()
+        if match["comment"]:
+            position = _comment_end(script, end)
+            continue
+        if match["dollar"]:
+            kind = "dollar"
+            closing = script.find(match["dollar"], end)
+            end = len(script) if closing < 0 else closing + len(match["dollar"])
+        if kind != "space":
+            yield kind, match.start(), end
+        position = end
+
+
+def _comment_end(script: str, position: int) -> int:
+    """Return where the comment that began before *position* ends; comments nest."""
+    depth = 1
+    while depth:
+        edge = _COMMENT_EDGE.search(script, position)
+        if edge is None:
+            return len(script)
+        depth += 1 if edge[0] == "/*" else -1
+        position = edge.end()
+    return position

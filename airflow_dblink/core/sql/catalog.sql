@@ -1,0 +1,125 @@
+-- name: relation
+-- A relation by name, read as PostgreSQL reads it (search_path, quotes). to_regclass gives
+-- NULL for an unknown name instead of an error. What the role may do is asked here, before
+-- anything is moved. reltuples is -1 where it was never analyzed; partitions are summed up.
+SELECT c.oid::int8 AS oid,
+       n.nspname AS schema_name,
+       c.relname AS name,
+       c.relkind::text AS kind,
+       pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS may_truncate,
+       pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMP') AS may_stage,
+       c.relhassubclass AS has_children,
+       c.relrowsecurity AND pg_catalog.row_security_active(c.oid) AS row_security,
+       (SELECT pg_catalog.sum(greatest(leaf.reltuples, 0))::int8
+          FROM pg_catalog.pg_partition_tree(c.oid) AS part
+          JOIN pg_catalog.pg_class AS leaf ON leaf.oid = part.relid
+         WHERE part.isleaf) AS partition_rows,
+       greatest(c.reltuples, 0)::int8 AS table_rows
+  FROM pg_catalog.pg_class AS c
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE c.oid = pg_catalog.to_regclass(%(relname)s);
+
+-- name: name_parts
+SELECT pg_catalog.parse_ident(%(relname)s) AS parts, pg_catalog.current_schema() AS schema_name;
+
+-- name: database
+-- Two connections may lead to one and the same database.
+SELECT system_identifier::text AS system_identifier, pg_catalog.current_database() AS name
+  FROM pg_catalog.pg_control_system();
+
+-- name: columns
+-- Live columns in table order. A domain is sent in its base type's format, so base_type is
+-- what counts for binary COPY.
+SELECT a.attname AS name,
+       a.attnum::int AS attnum,
+       a.atttypid::int8 AS type,
+       pg_catalog.format_type(a.atttypid, a.atttypmod) AS type_name,
+       a.attnotnull AS not_null,
+       a.attgenerated <> '' AS generated,
+       a.attidentity <> '' AS identity,
+       a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS has_default,
+       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'INSERT') AS may_insert,
+       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update,
+       pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select
+  FROM pg_catalog.pg_attribute AS a
+  JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+ WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attnum;
+
+-- name: types
+-- What decides how values of a type can travel. Domains are followed down to their base
+-- type; "element" is the element type of a true array.
+WITH RECURSIVE base AS (
+    SELECT t.oid AS wanted, t.oid, t.typtype, t.typbasetype
+      FROM pg_catalog.pg_type AS t
+     WHERE t.oid = ANY (%(oids)s::oid[])
+     UNION ALL
+    SELECT b.wanted, t.oid, t.typtype, t.typbasetype
+      FROM base AS b
+      JOIN pg_catalog.pg_type AS t ON t.oid = b.typbasetype
+     WHERE b.typtype = 'd'
+)
+SELECT b.wanted::int8 AS type,
+       t.oid::int8 AS base_type,
+       declared.typname AS name,
+       t.typcategory::text AS category,
+       t.typsend::oid <> 0 AND t.typreceive::oid <> 0 AS has_binary,
+       CASE WHEN t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc THEN t.typelem::int8 END
+           AS element,
+       (SELECT e.typname FROM pg_catalog.pg_type AS e
+         WHERE e.oid = t.typelem AND t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc)
+           AS element_name
+  FROM base AS b
+  JOIN pg_catalog.pg_type AS t ON t.oid = b.oid
+  JOIN pg_catalog.pg_type AS declared ON declared.oid = b.wanted
+ WHERE b.typtype <> 'd';
+
+-- name: format_types
+SELECT pg_catalog.format_type(wanted.type, wanted.modifier)
+  FROM ROWS FROM (pg_catalog.unnest(%(types)s::oid[]), pg_catalog.unnest(%(modifiers)s::int[]))
+       WITH ORDINALITY AS wanted (type, modifier, position)
+ ORDER BY wanted.position;
+
+-- name: known_types
+-- Which type names this database knows.
+SELECT pg_catalog.to_regtype(wanted.name) IS NOT NULL AS known
+  FROM pg_catalog.unnest(%(names)s::text[]) WITH ORDINALITY AS wanted (name, position)
+ ORDER BY wanted.position;
+
+-- name: primary_key
+-- Key columns in index order; no row means "no primary key". INCLUDE columns are in indkey
+-- too: indnkeyatts cuts them off.
+SELECT att.attname AS name
+  FROM pg_catalog.pg_index AS idx
+ CROSS JOIN LATERAL pg_catalog.unnest(idx.indkey) WITH ORDINALITY AS key (attnum, position)
+  JOIN pg_catalog.pg_attribute AS att ON att.attrelid = idx.indrelid AND att.attnum = key.attnum
+ WHERE idx.indrelid = %(oid)s AND idx.indisprimary AND key.position <= idx.indnkeyatts
+ ORDER BY key.position;
+
+-- name: unique_keys
+-- Column sets that ON CONFLICT can use: whole, not partial, not on expressions, not deferrable.
+SELECT array_agg(att.attname ORDER BY att.attname)::text[] AS names
+  FROM pg_catalog.pg_index AS idx
+ CROSS JOIN LATERAL pg_catalog.unnest(idx.indkey) WITH ORDINALITY AS key (attnum, position)
+  JOIN pg_catalog.pg_attribute AS att ON att.attrelid = idx.indrelid AND att.attnum = key.attnum
+ WHERE idx.indrelid = %(oid)s AND idx.indisunique AND idx.indimmediate AND idx.indisvalid
+   AND idx.indpred IS NULL AND idx.indexprs IS NULL AND key.position <= idx.indnkeyatts
+ GROUP BY idx.indexrelid;
+
+-- name: assignable
+-- Whether PostgreSQL would assign a value of the one type to a column of the other by itself
+-- (implicit or assignment cast; anything to a string type). Types both servers are born with.
+SELECT EXISTS (SELECT FROM pg_catalog.pg_cast
+                WHERE castsource = %(source)s AND casttarget = %(target)s AND castcontext IN ('a', 'i'))
+       OR (SELECT typcategory = 'S' FROM pg_catalog.pg_type WHERE oid = %(target)s);
+
+-- name: sequences
+-- Sequences that belong to columns (serial or identity), and whether they may be set.
+SELECT a.attname AS column_name,
+       s.oid::int8 AS oid,
+       pg_catalog.has_sequence_privilege(s.oid, 'UPDATE') AS may_set
+  FROM pg_catalog.pg_depend AS d
+  JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+ WHERE d.refobjid = %(oid)s AND d.classid = 'pg_catalog.pg_class'::regclass
+   AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i');

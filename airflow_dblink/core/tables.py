@@ -1,0 +1,228 @@
+"""Relations, their columns, keys and types, as a server's catalogs tell them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.errors import error_from_result
+from psycopg.rows import dict_row
+
+from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.errors import UsageError, from_psycopg
+from airflow_dblink.core.sqlfiles import statements
+
+_SQL = statements("catalog.sql")
+# FirstNormalObjectId: types below are the same on every server.
+_FIRST_USER_OID = 16384
+_STRING = "S"  # pg_type.typcategory
+
+
+@dataclass(frozen=True)
+class Side:
+    """A connection and what errors call it."""
+
+    connection: LinkConnection
+    conn_id: str
+
+    def rows(self, name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows of a statement of ``catalog.sql``.
+
+        :raises RemoteError: what the server says.
+        """
+        try:
+            with self.connection.cursor(row_factory=dict_row) as cursor:
+                return cursor.execute(_SQL[name], params).fetchall()
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, "reading the catalogs") from None
+
+    def run(self, statement: str | sql.SQL | sql.Composed, action: str) -> int:
+        """Run *statement* and return the number of rows it touched.
+
+        :raises RemoteError: what the server says.
+        """
+        query = statement.encode() if isinstance(statement, str) else statement
+        try:
+            return self.connection.execute(query).rowcount
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, action) from None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A live column of a relation; ``type_name`` is ``format_type``'s, modifier included."""
+
+    name: str
+    attnum: int
+    type: int
+    type_name: str
+    not_null: bool
+    generated: bool
+    identity: bool
+    has_default: bool
+    may_insert: bool
+    may_update: bool
+    may_select: bool
+
+    @property
+    def needs_value(self) -> bool:
+        """Whether a row can't do without a value for it."""
+        return self.not_null and not self.has_default and not self.generated
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation as one role sees it.
+
+    :ivar kind: ``pg_class.relkind``.
+    :ivar rows: the planner's estimate; 0 where the table was never analyzed.
+    """
+
+    oid: int
+    schema_name: str
+    name: str
+    kind: str
+    may_truncate: bool
+    may_stage: bool
+    has_children: bool
+    row_security: bool
+    rows: int
+    columns: tuple[Column, ...]
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """Its qualified name."""
+        return sql.Identifier(self.schema_name, self.name)
+
+    def __str__(self) -> str:
+        return f"{self.schema_name}.{self.name}"
+
+
+@dataclass(frozen=True)
+class ResultColumn:
+    """A column of a query's result."""
+
+    name: str
+    type: int
+    type_name: str
+
+
+@dataclass(frozen=True)
+class Type:
+    """How values of a type can travel.
+
+    :ivar base_type: the type itself, or what a domain comes down to.
+    :ivar element: element type of a true array.
+    """
+
+    type: int
+    base_type: int
+    name: str
+    category: str
+    has_binary: bool
+    element: int | None
+    element_name: str | None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether every server has this type under this oid (arrays: of such a type)."""
+        return self.base_type < _FIRST_USER_OID
+
+    @property
+    def is_string(self) -> bool:
+        """Whether it belongs to the string types (text, varchar, citext, ...)."""
+        return self.category == _STRING
+
+    @property
+    def is_catalog_reference(self) -> bool:
+        """Whether it is regclass or its like: in binary an oid, and another one on each server."""
+        return (self.element_name or self.name).startswith("reg")
+
+
+def find_relation(side: Side, relname: str) -> Relation | None:
+    """Return the relation that *relname* means to PostgreSQL, or ``None``.
+
+    :param relname: read as in SQL: folded to lower case unless in double quotes, found through
+        ``search_path`` unless qualified.
+    :raises RemoteError: 42602 if it isn't a name.
+    """
+    found = side.rows("relation", {"relname": relname})
+    if not found:
+        return None
+    facts = found[0]
+    partition_rows, table_rows = facts.pop("partition_rows"), facts.pop("table_rows")
+    columns = tuple(Column(**row) for row in side.rows("columns", {"oid": facts["oid"]}))
+    return Relation(**facts, rows=partition_rows or table_rows, columns=columns)
+
+
+def get_relation(side: Side, relname: str) -> Relation:
+    """Return the relation.
+
+    :raises UsageError: 42P01 if there is none of that name.
+    """
+    relation = find_relation(side, relname)
+    if relation is None:
+        raise UsageError(
+            f'relation "{relname}" does not exist, or the role may not see its schema',
+            side.conn_id,
+            "42P01",
+            hint='names fold to lower case unless in double quotes: "My Table"; other schemas: schema.table',
+        )
+    return relation
+
+
+def split_name(side: Side, relname: str) -> tuple[str, str]:
+    """Return schema and name of a relation that need not exist.
+
+    :raises UsageError: if it has more than two parts, or there is no schema to create it in.
+    """
+    facts = side.rows("name_parts", {"relname": relname})[0]
+    *schema, name = facts["parts"]
+    if len(schema) > 1:
+        raise UsageError(f"improper relation name: {relname}", side.conn_id, "42601")
+    schema_name = schema[0] if schema else facts["schema_name"]
+    if schema_name is None:
+        raise UsageError("no schema has been selected to create in", side.conn_id, "3F000")
+    return schema_name, name
+
+
+def describe(side: Side, query: str) -> list[ResultColumn]:
+    """Return the columns of *query* without running it.
+
+    :raises RemoteError: what the server's parser says.
+    :raises UsageError: if it returns no rows.
+    """
+    pgconn = side.connection.pgconn
+    side.run("BEGIN", "reading the source query")  # a pooler may give each transaction another session
+    for result in (pgconn.prepare(b"", query.encode()), pgconn.describe_prepared(b"")):
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            error = error_from_result(result, encoding="utf-8")
+            raise from_psycopg(error, side.conn_id, "reading the source query") from None
+    side.run("ROLLBACK", "reading the source query")
+    if result.nfields == 0:
+        raise UsageError("the source query returns no columns", side.conn_id)
+    found = [(result.fname(i) or b"", result.ftype(i), result.fmod(i)) for i in range(result.nfields)]
+    names = side.rows("format_types", {"types": [f[1] for f in found], "modifiers": [f[2] for f in found]})
+    return [
+        ResultColumn(name.decode(), oid, str(row["format_type"]))
+        for (name, oid, _), row in zip(found, names, strict=True)
+    ]
+
+
+def types(side: Side, oids: Iterable[int]) -> dict[int, Type]:
+    """Return the types by their oids."""
+    rows = side.rows("types", {"oids": sorted(set(oids))})
+    return {row["type"]: Type(**row) for row in rows}
+
+
+def primary_key(side: Side, relation: Relation) -> list[str]:
+    """Return the key's columns in index order, none where there is no primary key."""
+    return [row["name"] for row in side.rows("primary_key", {"oid": relation.oid})]
+
+
+def unique_keys(side: Side, relation: Relation) -> list[set[str]]:
+    """Return the column sets that ``ON CONFLICT`` can name."""
+    return [set(row["names"]) for row in side.rows("unique_keys", {"oid": relation.oid})]

@@ -1,0 +1,179 @@
+"""COPY from one database into a table of another, in one destination transaction.
+
+:func:`airflow_dblink.core.transfer_plan.plan` has checked everything before; :func:`run`
+moves the rows inside a :class:`~airflow_dblink.core.once.Once`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from psycopg import sql
+
+from airflow_dblink.core.connection import set_config
+from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.once import Once
+from airflow_dblink.core.pump import End, pump
+from airflow_dblink.core.tables import Relation, Side
+from airflow_dblink.core.transfer_plan import STAGE, Plan
+
+Progress = Callable[[int, int, int | None], None]
+
+log = logging.getLogger(__name__)
+
+# What shapes values as text: pinned alike on both sides, so that they are read as written.
+_TEXT_FORMS = {
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+}
+
+
+def run(
+    source: Side, destination: Side, work: Plan, once: Once, settings: Mapping[str, str], progress: Progress
+) -> dict[str, Any]:
+    """Move the rows in one destination transaction, exactly once.
+
+    :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
+    :param settings: run-time parameters for both sessions, local to the transaction.
+    :param progress: called with rows, bytes and the estimated total, often.
+    :returns: ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
+        ``format`` and ``xid``.
+    :raises RemoteError: what a server says, naming its connection; nothing is changed then.
+    """
+    started = time.monotonic()
+    once.begin({**_TEXT_FORMS, **settings})
+    _begin_source(source, work, settings)
+    _prepare(destination, work)
+    pumped = pump(
+        End(source.connection, source.conn_id, work.copy_out.as_string(source.connection).encode()),
+        End(
+            destination.connection,
+            destination.conn_id,
+            work.copy_in.as_string(destination.connection).encode(),
+        ),
+        lambda rows, size: progress(rows, size, work.estimated_rows),
+    )
+    source.run("COMMIT", "ending the source transaction")
+    changed = _finish(destination, work) if work.spec.mode == "upsert" else pumped.taken
+    if work.spec.mode != "upsert" and pumped.taken != pumped.sent:
+        log.warning("%s kept %s of %s rows", work.spec.destination_table, pumped.taken, pumped.sent)
+    _after_load(destination, work)
+    result = {
+        "rows": pumped.sent,
+        "changed": changed,
+        "bytes": pumped.size,
+        "seconds": round(time.monotonic() - started, 3),
+        "format": work.format,
+        "xid": once.xid,
+    }
+    once.commit(result)
+    return result
+
+
+def _end(side: Side, copy: sql.Composed | sql.SQL) -> End:
+    return End(side.connection, side.conn_id, copy.as_string(side.connection).encode())
+
+
+def _begin_source(source: Side, work: Plan, settings: Mapping[str, str]) -> None:
+    local = {**_TEXT_FORMS, **settings}
+    if work.same_database and work.spec.mode == "replace":
+        # The query may read the table that is truncated, in a transaction that waits for us:
+        # a deadlock that no server can see.
+        local.setdefault("lock_timeout", "10s")
+    source.run("BEGIN", "beginning the source transaction")
+    source.run(set_config(local.items(), local=True), "setting up the source transaction")
+
+
+def _prepare(destination: Side, work: Plan) -> None:
+    if work.spec.pre_sql:
+        destination.run(work.spec.pre_sql, "executing pre_sql")
+    if work.create is not None:
+        destination.run(work.create, "creating the destination table")
+    if work.spec.mode == "replace":
+        destination.run(sql.SQL("TRUNCATE {}").format(work.target), "truncating the destination table")
+    if work.spec.mode == "upsert":
+        stage = sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA")
+        destination.run(
+            stage.format(STAGE, work.destination_columns, work.target), "creating the staging table"
+        )
+
+
+def _finish(destination: Side, work: Plan) -> int:
+    """Merge the staged rows; rows whose values are equal are not rewritten."""
+    keys = [sql.Identifier(name) for name in work.key]
+    nulls = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(key) for key in keys)
+    if destination.run(sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(STAGE, nulls), "checking the key"):
+        raise UsageError(
+            f"a source row has NULL in key ({', '.join(work.key)}) of {work.relation}",
+            destination.conn_id,
+            hint="NULL is never in conflict, so such a row would be doubled by every run",
+        )
+    values = [sql.Identifier(p.destination) for p in work.pairs if p.destination not in work.key]
+    action: sql.Composable = sql.SQL("NOTHING")
+    if values:
+        # *<> compares the stored images: every type has it, and 1.0 and 1.00 differ. Without the
+        # cast the parser would take it apart into one comparison per column.
+        action = sql.SQL(
+            "UPDATE SET {} WHERE ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
+        ).format(
+            sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(value) for value in values),
+            sql.SQL(", ").join(sql.SQL("destination.{}").format(value) for value in values),
+            sql.SQL(", ").join(sql.SQL("excluded.{}").format(value) for value in values),
+        )
+    destination.run(sql.SQL("ANALYZE {}").format(STAGE), "analyzing the staging table")
+    merge = sql.SQL(
+        "INSERT INTO {} AS destination ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} ON CONFLICT ({}) DO {}"
+    ).format(
+        work.target,
+        work.destination_columns,
+        work.destination_columns,
+        STAGE,
+        sql.SQL(", ").join(keys),
+        action,
+    )
+    try:
+        return destination.run(merge, "merging into the destination table")
+    except RemoteError as error:
+        if error.sqlstate != "21000":
+            raise
+        raise UsageError(
+            f"several source rows have the same key ({', '.join(work.key)}) of {work.relation}",
+            destination.conn_id,
+            error.sqlstate,
+            hint="keep one row per key in source_sql, e.g. with SELECT DISTINCT ON",
+        ) from None
+
+
+def _after_load(destination: Side, work: Plan) -> None:
+    if work.spec.reset_sequences and work.relation is not None:
+        _reset_sequences(destination, work, work.relation)
+    if work.spec.analyze:
+        destination.run(sql.SQL("ANALYZE {}").format(work.target), "analyzing the destination table")
+    if work.spec.post_sql:
+        destination.run(work.spec.post_sql, "executing post_sql")
+
+
+def _reset_sequences(destination: Side, work: Plan, relation: Relation) -> None:
+    """Move the sequences of loaded serial and identity columns beyond the values that came."""
+    given = {pair.destination for pair in work.pairs}
+    for row in destination.rows("sequences", {"oid": relation.oid}):
+        if row["column_name"] not in given:
+            continue
+        if not row["may_set"]:
+            log.warning("no UPDATE on the sequence of %s.%s: it stays as it is", relation, row["column_name"])
+            continue
+        destination.run(
+            sql.SQL(
+                "SELECT pg_catalog.setval({sequence}::oid::regclass, loaded.highest)"
+                "  FROM (SELECT pg_catalog.max({column}) AS highest FROM {table}) AS loaded"
+                " WHERE loaded.highest >"
+                "       coalesce(pg_catalog.pg_sequence_last_value({sequence}::oid::regclass), 0)"
+            ).format(sequence=row["oid"], column=sql.Identifier(row["column_name"]), table=work.target),
+            "setting the sequence",
+        )

@@ -1,0 +1,256 @@
+"""What a transfer will do: read from both catalogs, and refused where it can't work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from psycopg import ClientCursor, sql
+
+from airflow_dblink.core.columns import Pair, match, route
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.link import Params
+from airflow_dblink.core.once import check_script
+from airflow_dblink.core.tables import (
+    Relation,
+    ResultColumn,
+    Side,
+    describe,
+    find_relation,
+    get_relation,
+    primary_key,
+    split_name,
+    unique_keys,
+)
+
+Mode = Literal["append", "replace", "upsert", "create"]
+Columns = Sequence[str] | Mapping[str, str]
+
+log = logging.getLogger(__name__)
+
+_WRITABLE = ("r", "p", "f", "v")  # tables, partitioned tables, foreign tables, views with triggers
+STAGE = sql.Identifier("pg_temp", "airflow_dblink_stage")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to move; see :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`."""
+
+    destination_table: str
+    source_table: str | None = None
+    source_sql: str | None = None
+    source_parameters: Params | None = None
+    mode: Mode = "append"
+    columns: Columns | None = None
+    key: Sequence[str] | None = None
+    pre_sql: str | None = None
+    post_sql: str | None = None
+    analyze: bool = False
+    reset_sequences: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A transfer that both catalogs agree to.
+
+    :ivar format: COPY format, ``binary`` or ``text``.
+    :ivar target: the destination's qualified name.
+    :ivar relation: the destination; ``None`` where it is created.
+    :ivar estimated_rows: of the source table; ``None`` for a query.
+    """
+
+    spec: Spec
+    format: str
+    pairs: tuple[Pair, ...]
+    copy_out: sql.Composed | sql.SQL
+    target: sql.Identifier
+    relation: Relation | None
+    key: tuple[str, ...]
+    create: sql.Composed | sql.SQL | None
+    estimated_rows: int | None
+    same_database: bool
+
+    @property
+    def destination_columns(self) -> sql.Composed | sql.SQL:
+        """The destination's columns, in the order of the data."""
+        return sql.SQL(", ").join(sql.Identifier(pair.destination) for pair in self.pairs)
+
+    @property
+    def copy_in(self) -> sql.Composed | sql.SQL:
+        """The destination's COPY."""
+        into = STAGE if self.spec.mode == "upsert" else self.target
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT {})")
+        return statement.format(into, self.destination_columns, sql.Identifier(self.format))
+
+
+def plan(source: Side, destination: Side, spec: Spec) -> Plan:
+    """Check *spec* against both databases and return how it will be done. Changes nothing.
+
+    :raises UsageError: names the connection, table, column or argument that can't work.
+    :raises RemoteError: what a server says of the query or a name.
+    """
+    _check_arguments(spec)
+    table = get_relation(source, spec.source_table) if spec.source_table else None
+    query = _source_query(source, spec, table)
+    offered = describe(source, query.as_string(source.connection))
+    relation = _destination(destination, spec)
+    pairs = match(offered, relation, spec.columns, source.conn_id, destination.conn_id)
+    _check_privileges(source, destination, spec, table, relation, pairs)
+    pairs, copy_format = route(source, destination, pairs)
+    key = _key(destination, spec, relation, pairs)
+    schema_name, name = (
+        (relation.schema_name, relation.name) if relation else split_name(destination, spec.destination_table)
+    )
+    target = sql.Identifier(schema_name, name)
+    return Plan(
+        spec=spec,
+        format=copy_format,
+        pairs=pairs,
+        copy_out=_copy_out(query, table, pairs, offered, copy_format),
+        target=target,
+        relation=relation,
+        key=key,
+        create=None if relation else _create(source, target, table, pairs),
+        estimated_rows=table.rows or None if table else None,
+        same_database=source.rows("database", {}) == destination.rows("database", {}),
+    )
+
+
+def _check_arguments(spec: Spec) -> None:
+    if (spec.source_table is None) == (spec.source_sql is None):
+        raise UsageError("give either source_table or source_sql")
+    if spec.mode not in ("append", "replace", "upsert", "create"):
+        raise UsageError(f"mode must be append, replace, upsert or create, got {spec.mode!r}")
+    if spec.key is not None and spec.mode != "upsert":
+        raise UsageError(f"key is for mode='upsert', not for {spec.mode!r}")
+    if spec.source_parameters is not None and spec.source_sql is None:
+        raise UsageError("source_parameters belong to source_sql")
+    for name, script in (("pre_sql", spec.pre_sql), ("post_sql", spec.post_sql)):
+        if script is not None:
+            check_script(script, name)
+
+
+def _source_query(source: Side, spec: Spec, table: Relation | None) -> sql.Composed | sql.SQL:
+    if table is not None:
+        names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
+        return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
+    text = (spec.source_sql or "").strip().rstrip(";")
+    if spec.source_parameters is not None:
+        text = ClientCursor(source.connection).mogrify(text.encode(), spec.source_parameters)
+    return sql.SQL(text)
+
+
+def _destination(destination: Side, spec: Spec) -> Relation | None:
+    if spec.mode != "create":
+        relation = get_relation(destination, spec.destination_table)
+        if relation.kind not in _WRITABLE:
+            raise UsageError(f"{relation} is not a table", destination.conn_id, "42809")
+        return relation
+    if (existing := find_relation(destination, spec.destination_table)) is not None:
+        raise UsageError(
+            f"{existing} already exists", destination.conn_id, "42P07", hint="use append, replace or upsert"
+        )
+    return None
+
+
+def _check_privileges(
+    source: Side,
+    destination: Side,
+    spec: Spec,
+    table: Relation | None,
+    relation: Relation | None,
+    pairs: Sequence[Pair],
+) -> None:
+    wanted = {pair.source for pair in pairs}
+    if table is not None:
+        hidden = [c.name for c in table.columns if c.name in wanted and not c.may_select]
+        _demand(not hidden, source, f"permission denied: no SELECT on {table} ({', '.join(hidden)})")
+        if table.row_security:
+            log.warning("%s: row-level security limits which rows of %s are read", source.conn_id, table)
+    if relation is None:
+        return
+    given = {pair.destination for pair in pairs}
+    closed = [c.name for c in relation.columns if c.name in given and not c.may_insert]
+    _demand(not closed, destination, f"permission denied: no INSERT on {relation} ({', '.join(closed)})")
+    if spec.mode == "replace":
+        _demand(relation.may_truncate, destination, f"permission denied: no TRUNCATE on {relation}")
+    if spec.mode == "upsert":
+        fixed = [c.name for c in relation.columns if c.name in given and not (c.may_update and c.may_select)]
+        names = ", ".join(fixed)
+        _demand(not fixed, destination, f"permission denied: no SELECT and UPDATE on {relation} ({names})")
+        _demand(relation.may_stage, destination, "permission denied: no TEMP on the database, for staging")
+
+
+def _demand(granted: bool, side: Side, message: str) -> None:
+    if not granted:
+        raise UsageError(message, side.conn_id, "42501", hint="grant it to the connection's role")
+
+
+def _key(destination: Side, spec: Spec, relation: Relation | None, pairs: Sequence[Pair]) -> tuple[str, ...]:
+    if spec.mode != "upsert" or relation is None:
+        return ()
+    key = tuple(spec.key) if spec.key else tuple(primary_key(destination, relation))
+    if not key:
+        raise UsageError(
+            f"{relation} has no primary key",
+            destination.conn_id,
+            hint="name the columns of a unique key: key=[...]",
+        )
+    if set(key) not in unique_keys(destination, relation):
+        raise UsageError(
+            f"{relation} has no unique index on key ({', '.join(key)})",
+            destination.conn_id,
+            "42P10",
+            hint="it must be whole: not partial, not deferrable, not on expressions",
+        )
+    missing = [name for name in key if name not in {pair.destination for pair in pairs}]
+    if missing:
+        raise UsageError(f"key column {', '.join(missing)} of {relation} gets no value", destination.conn_id)
+    return key
+
+
+def _copy_out(
+    query: sql.Composed | sql.SQL,
+    table: Relation | None,
+    pairs: Sequence[Pair],
+    offered: Sequence[ResultColumn],
+    copy_format: str,
+) -> sql.Composed | sql.SQL:
+    options = sql.SQL("TO STDOUT (FORMAT {})").format(sql.Identifier(copy_format))
+    names = sql.SQL(", ").join(sql.Identifier(pair.source) for pair in pairs)
+    plain = not any(pair.cast for pair in pairs)
+    if table is not None and plain and table.kind == "r" and not table.has_children:
+        generated = {column.name for column in table.columns if column.generated}
+        if not generated & {pair.source for pair in pairs}:  # COPY takes no generated columns
+            return sql.SQL("COPY {} ({}) {}").format(table.identifier, names, options)
+    if plain and [pair.source for pair in pairs] == [column.name for column in offered]:
+        return sql.SQL("COPY ({}\n) {}").format(query, options)
+    values = sql.SQL(", ").join(
+        sql.SQL("{}::{}").format(sql.Identifier(pair.source), sql.SQL(pair.cast))
+        if pair.cast
+        else sql.Identifier(pair.source)
+        for pair in pairs
+    )
+    return sql.SQL("COPY (SELECT {} FROM ({}\n) AS source) {}").format(values, query, options)
+
+
+def _create(
+    source: Side, target: sql.Identifier, table: Relation | None, pairs: Sequence[Pair]
+) -> sql.Composed | sql.SQL:
+    not_null = {column.name for column in table.columns if column.not_null} if table else set()
+    lines = [
+        sql.SQL("{} {}{}").format(
+            sql.Identifier(pair.destination),
+            sql.SQL(pair.type_name),
+            sql.SQL(" NOT NULL" if pair.source in not_null else ""),
+        )
+        for pair in pairs
+    ]
+    names = {pair.source: pair.destination for pair in pairs}
+    key = primary_key(source, table) if table else []
+    if key and all(name in names for name in key):
+        columns = sql.SQL(", ").join(sql.Identifier(names[name]) for name in key)
+        lines.append(sql.SQL("PRIMARY KEY ({})").format(columns))
+    return sql.SQL("CREATE TABLE {} ({})").format(target, sql.SQL(", ").join(lines))

@@ -1,0 +1,396 @@
+"""A real Airflow of our own: api-server, scheduler and dag-processor in a temporary home on SQLite.
+
+All its processes are descendants of one keeper (``keeper.py``), which ends them and removes the home when
+:meth:`Airflow.stop` says so or the caller is gone, in whatever way it died.
+
+Who executes a task, Airflow 3.3 with LocalExecutor: the scheduler forks ``parallelism`` worker processes.
+A worker that gets a task becomes its *supervisor* (heartbeats, log, API calls) and forks the *task
+process*, leader of a process group of its own, which runs the operator; its pid is the ``pid`` of the task
+instance. A killed task process is noticed by its supervisor at once. A stopped one is never noticed, since
+the supervisor goes on with the heartbeats; only a dead or stopped supervisor runs into
+``[scheduler] task_instance_heartbeat_timeout``, and then the task process outlives the failure.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import psutil
+
+T = TypeVar("T")
+
+START_TIMEOUT_S = 120  # a slow CI machine; 9 s on two cores
+
+
+class Airflow:
+    """One Airflow installation in a temporary home, running for real on 127.0.0.1.
+
+    :param dags_folder: where the Dags are; this package can be imported there.
+    :param connections: Airflow connection URI or JSON by connection id. They exist only in the
+        environment of the processes, never on disk.
+    :param env: more environment variables, ``AIRFLOW__SECTION__KEY`` for settings; they win over ours.
+    :param triggerer: start a triggerer too; without it deferred tasks wait for ever.
+    :param parallelism: tasks that can run at once, each in a forked worker.
+    :param ui: ask for a login (:attr:`username`, :attr:`password`) instead of letting everyone in.
+    """
+
+    username = "admin"
+
+    def __init__(
+        self,
+        dags_folder: Path,
+        connections: Mapping[str, str],
+        *,
+        env: Mapping[str, str] | None = None,
+        triggerer: bool = False,
+        parallelism: int = 8,
+        ui: bool = False,
+    ) -> None:
+        self.dags_folder, self.connections, self.env = dags_folder, connections, env or {}
+        self.triggerer, self.parallelism = triggerer, parallelism
+        self.password = secrets.token_urlsafe(12) if ui else None
+        self.home, self.url = Path(), ""
+        self._environ: dict[str, str] = {}
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._http = httpx.Client()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Make the home and the database, start all components and wait until they are healthy.
+
+        :raises RuntimeError: if a component ends; the message has the tail of its log.
+        :raises TimeoutError: if they are not healthy within :data:`START_TIMEOUT_S`.
+        """
+        self.home = Path(tempfile.mkdtemp(prefix="airflow-dblink-"))
+        if self.password:  # Airflow would make one itself, and write it to the api-server's log
+            file = self.home / "simple_auth_manager_passwords.json.generated"
+            file.touch(mode=0o600)
+            file.write_text(json.dumps({self.username: self.password}))
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._environ = self._environment(port)
+        self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=30)  # no proxy for loopback
+        components = ["api-server", "scheduler", "dag-processor", *["triggerer"] * self.triggerer]
+        (self.home / "airflow.cfg").touch(mode=0o600)  # or every process would write one with random keys
+        keeper = Path(__file__).with_name("keeper.py")
+        self._keeper = subprocess.Popen(
+            # -P: this directory on sys.path would hide the real airflow
+            [sys.executable, "-P", keeper, str(os.getpid()), self.home, *components],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            self._until("Airflow is healthy", self._healthy, START_TIMEOUT_S)
+            self._http.headers["Authorization"] = f"Bearer {self._token()}"
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process, running tasks included, and remove the home. Harmless if already stopped."""
+        self._http.close()
+        if self._keeper is not None:
+            self._keeper.terminate()
+            self._keeper.wait()
+            self._keeper = None
+            shutil.rmtree(self.home, ignore_errors=True)  # in case the keeper had not really begun
+
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> str:
+        """Start a run with *conf* as its params, and return its id. Waits for a Dag not yet parsed.
+
+        :raises RuntimeError: if the Dag isn't there and a file cannot be imported; the message has the
+            traceback.
+        :raises TimeoutError: if Airflow doesn't find the Dag within 60 s.
+        :raises httpx.HTTPStatusError: if Airflow refuses, as with *conf* that does not fit the params.
+        """
+        self._until(f"Dag {dag_id} is parsed", lambda: self._parsed(dag_id), 60)
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}}
+        return str(self._api("POST", f"/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
+
+    def wait(
+        self,
+        dag_id: str,
+        run_id: str,
+        *,
+        timeout_s: float,
+        on_progress: Callable[[dict[str, str]], None] | None = None,
+    ) -> str:
+        """Wait for the end of a run and return its state, ``success`` or ``failed``.
+
+        :param on_progress: called with the state of every task by task id (``id[3]`` for a mapped one)
+            whenever one has changed; ``none`` stands for "not yet scheduled".
+        :raises TimeoutError: if the run takes longer than *timeout_s*.
+        :raises RuntimeError: if a component of Airflow ends.
+        """
+        seen: dict[str, str] = {}
+
+        def final_state() -> str | None:
+            nonlocal seen
+            state = str(self._api("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+            if on_progress:
+                tasks = {_label(ti): ti["state"] or "none" for ti in self.task_instances(dag_id, run_id)}
+                if tasks != seen:
+                    seen = tasks
+                    on_progress(tasks)
+            return state if state in ("success", "failed") else None
+
+        return self._until(f"the end of {dag_id} {run_id}", final_state, timeout_s)
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the task instances of a run as Airflow's API gives them.
+
+        :raises httpx.HTTPStatusError: if there is no such run.
+        """
+        answer = self._api(
+            "GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": _MAX_TASKS}
+        )
+        found: list[dict[str, Any]] = answer["task_instances"]
+        return found
+
+    def wait_for_task(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        states: Collection[str],
+        *,
+        timeout_s: float,
+        map_index: int = -1,
+    ) -> dict[str, Any]:
+        """Wait until a task is in one of *states*, and return it as :meth:`task_instances` does.
+
+        :raises TimeoutError: if that takes longer than *timeout_s*.
+        :raises RuntimeError: if a component of Airflow ends.
+        """
+
+        def found() -> dict[str, Any] | None:
+            for ti in self.task_instances(dag_id, run_id):
+                if (ti["task_id"], ti["map_index"]) == (task_id, map_index) and ti["state"] in states:
+                    return ti
+            return None
+
+        return self._until(f"{task_id} in {sorted(states)}", found, timeout_s)
+
+    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str = "failed") -> None:
+        """Mark a task ``failed``, ``success`` or ``skipped``, as the web interface does.
+
+        The supervisor of a running task learns it from its next heartbeat, within a second. It sends
+        SIGTERM to the task's process group, which calls ``on_kill()`` and ends nothing else, and SIGKILL
+        5 s later.
+
+        :raises httpx.HTTPStatusError: if there is no such task or the state is another one.
+        """
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        self._api("PATCH", path, json={"new_state": state})
+
+    def clear_task(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Clear a task and those after it, so that they run again, as the web interface does.
+
+        :raises httpx.HTTPStatusError: if there is no such Dag or run.
+        """
+        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [task_id]}
+        options = {"only_failed": False, "include_downstream": True}
+        self._api("POST", f"/dags/{dag_id}/clearTaskInstances", json=body | options)
+
+    def xcom(
+        self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
+    ) -> Any:
+        """Return an XCom value.
+
+        :raises httpx.HTTPStatusError: if there is none.
+        """
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
+        return self._api("GET", path, params={"map_index": map_index})["value"]
+
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """Return the log of one try as text, one event per line with its details as JSON.
+
+        :raises httpx.HTTPStatusError: if there is no such try.
+        """
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
+        answer = self._api("GET", path, params={"map_index": map_index, "full_content": True})
+        return "\n".join(_log_line(event) for event in answer["content"])
+
+    def all_logs(self) -> str:
+        """Return everything under the home, logs and database alike, as one text to search in."""
+        files = sorted(path for path in self.home.rglob("*") if path.is_file())
+        return "\n".join(path.read_bytes().decode(errors="replace") for path in files)
+
+    def cli(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run ``airflow`` with *args* in the same environment.
+
+        :raises subprocess.CalledProcessError: if it fails and *check* is true.
+        """
+        command = [sys.executable, "-m", "airflow", *args]
+        return subprocess.run(command, env=self._environ, capture_output=True, text=True, check=check)
+
+    def task_pid(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> int:
+        """Return the pid of the process that runs the operator, waiting up to 30 s for it.
+
+        :raises TimeoutError: if the task isn't running by then.
+        """
+        running = self.wait_for_task(dag_id, run_id, task_id, {"running"}, timeout_s=30, map_index=map_index)
+        return int(running["pid"])
+
+    def supervisor_pid(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> int:
+        """Return the pid of the LocalExecutor worker that watches over the task process.
+
+        :raises TimeoutError: if the task isn't running within 30 s.
+        :raises psutil.NoSuchProcess: if the task process has just ended.
+        """
+        return psutil.Process(self.task_pid(dag_id, run_id, task_id, map_index)).ppid()
+
+    def _api(self, method: str, path: str, **kwargs: Any) -> Any:
+        response = self._http.request(method, f"/api/v2{path}", **kwargs)
+        try:
+            return response.raise_for_status().json()
+        except httpx.HTTPStatusError as error:
+            error.add_note(response.text)
+            raise
+
+    def _until(self, what: str, ready: Callable[[], T | None], timeout_s: float) -> T:
+        """Call *ready* until it gives a value, with an eye on the components."""
+        deadline = time.monotonic() + timeout_s
+        while (result := ready()) is None:
+            self._check_components()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {timeout_s} s for: {what}")
+            time.sleep(0.2)
+        return result
+
+    def _check_components(self) -> None:
+        if self._keeper is None or self._keeper.poll() is not None:
+            raise RuntimeError("Airflow is not running")
+        ended = self.home / "ended"
+        if ended.exists():
+            name = ended.read_text()
+            tail = (self.home / "components" / f"{name}.log").read_text(errors="replace")[-4_000:]
+            raise RuntimeError(f"Airflow's {name} has ended; the end of its log:\n{tail}")
+
+    def _healthy(self) -> bool | None:
+        with suppress(httpx.TransportError, httpx.HTTPStatusError):
+            health = self._api("GET", "/monitor/health")
+            parts = ["metadatabase", "scheduler", "dag_processor", *["triggerer"] * self.triggerer]
+            return all(health[part]["status"] == "healthy" for part in parts) or None
+        return None
+
+    def _token(self) -> str:
+        if self.password is None:
+            answer = self._http.get("/auth/token")
+        else:
+            login = {"username": self.username, "password": self.password}
+            answer = self._http.post("/auth/token", json=login)
+        return str(answer.raise_for_status().json()["access_token"])
+
+    def _parsed(self, dag_id: str) -> bool | None:
+        try:
+            return bool(self._api("GET", f"/dags/{dag_id}"))
+        except httpx.HTTPStatusError as missing:
+            if missing.response.status_code != HTTPStatus.NOT_FOUND:
+                raise
+        for error in self._api("GET", "/importErrors")["import_errors"]:
+            raise RuntimeError(f"{error['filename']} cannot be imported:\n{error['stack_trace']}")
+        return None
+
+    def _environment(self, port: int) -> dict[str, str]:
+        """Return the environment of all processes: the caller's, but no Airflow setting of theirs."""
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
+        connections = {f"AIRFLOW_CONN_{conn_id.upper()}": uri for conn_id, uri in self.connections.items()}
+        package_root = str(Path(__file__).parents[2])
+        settings = {
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags_folder.absolute()),
+            "AIRFLOW__CORE__PARALLELISM": str(self.parallelism),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": str(self.password is None),
+            "AIRFLOW__CORE__FERNET_KEY": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__API__PORT": str(port),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
+            # How long a writer waits for another one before "database is locked": 5 s is the default.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home}/airflow.db?timeout=30",
+            "PYTHONPATH": os.pathsep.join(filter(None, [package_root, mine.get("PYTHONPATH")])),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+        return mine | _SETTINGS | settings | connections | dict(self.env)
+
+
+_MAX_TASKS = 10_000  # of one run, mapped ones counted each
+
+_SETTINGS = {
+    "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
+    "AIRFLOW__API__HOST": "127.0.0.1",
+    "AIRFLOW__API__MAXIMUM_PAGE_LIMIT": str(_MAX_TASKS),
+    "AIRFLOW__DATABASE__CHECK_MIGRATIONS": "False",  # the api-server starts while the database is made
+    # Nothing that reaches out: no usage data, no look-up of this machine's name.
+    "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    "SCARF_ANALYTICS": "false",
+    "DO_NOT_TRACK": "1",
+    # Airflow's defaults suit large installations; these suit someone who is waiting.
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "2",
+    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a task marked failed is killed at the next one
+    # A killed task is retried only when its children have closed its stdout too, or after this time.
+    "AIRFLOW__WORKERS__SOCKET_CLEANUP_TIMEOUT": "5",
+}
+
+# Of a log event: what comes first in the line, and what every event of one task repeats.
+_NO_DETAILS = {"timestamp", "level", "event", "logger", "filename", "lineno"} | {
+    *("ti_id", "dag_id", "run_id", "task_id", "map_index", "try_number")
+}
+
+
+def _label(ti: Mapping[str, Any]) -> str:
+    return ti["task_id"] if ti["map_index"] < 0 else f"{ti['task_id']}[{ti['map_index']}]"
+
+
+def _log_line(event: str | dict[str, Any]) -> str:
+    if isinstance(event, str):
+        return event
+    details = {name: value for name, value in event.items() if name not in _NO_DETAILS}
+    line = f"{event.get('timestamp') or ''} {event.get('level', '')} {event['event']}".strip()
+    return f"{line} {json.dumps(details)}" if details else line
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,106 @@
+"""Run Airflow's components for one caller, and end them with it: the script behind ``airflow.py``.
+
+A caller that is killed runs no clean-up code, and Airflow's processes end neither with their parent nor
+with one signal: each task process leads a group of its own, and what an operator starts may have its own
+session. So the keeper makes itself the parent of all orphans among its descendants, and at the end kills
+until it has no descendant left. It asks who its parent is instead of waiting for the end of a pipe: a
+pipe's write end would live on in every forked child of the caller.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+_STOP_GRACE_S = 5
+_POLL_S = 0.2
+_PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
+_OPTIONS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs"]}  # they take fixed ports
+
+
+def main(caller: int, home: Path, components: list[str]) -> None:
+    """Run *components* until SIGTERM or the end of the process *caller*, then remove *home*.
+
+    If one of them ends before, its name is written to ``ended`` in *home*, and nothing else happens.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        threading.Thread(target=_exit_with, args=[caller], daemon=True).start()
+        (home / "components").mkdir()
+        _wait_for_exit(home, _run(home, components, running))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _end_descendants(in_no_hurry=running.get("api-server"))
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _exit_with(caller: int) -> None:
+    while os.getppid() == caller:
+        time.sleep(_POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run(home: Path, components: list[str], running: dict[str, subprocess.Popen[bytes]]) -> str:
+    """Add the components to *running*, and return the name of the first one that ends."""
+    # The api-server first and without waiting: it imports for longer than the making of the database takes.
+    running |= {components[0]: _start(home, components[0]), "db": _start(home, "db", "migrate")}
+    while True:
+        pid, status = os.wait()  # also for orphans, which must not stay zombies
+        ended = next((name for name, process in running.items() if process.pid == pid), None)
+        if ended == "db" and status == 0:
+            running |= {name: _start(home, name) for name in components[1:]}
+        elif ended:
+            return ended
+
+
+def _start(home: Path, name: str, *args: str) -> subprocess.Popen[bytes]:
+    with (home / "components" / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "airflow", name, *args, *_OPTIONS.get(name, ())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _wait_for_exit(home: Path, ended: str) -> NoReturn:
+    (home / "ended").write_text(ended)
+    while True:
+        signal.pause()
+
+
+def _end_descendants(in_no_hurry: subprocess.Popen[bytes] | None) -> None:
+    """End all descendants: SIGTERM with a grace period, then SIGKILL.
+
+    SIGTERM goes to our group only. Each supervisor passes it on to its task process, whose ``on_kill``
+    would run twice if we sent it there too.
+
+    :param in_no_hurry: not worth waiting for: the api-server takes seconds to end and has nothing to save.
+    """
+    me = psutil.Process()
+    os.killpg(0, signal.SIGTERM)
+    descendants = me.children(recursive=True)
+    if in_no_hurry:
+        descendants = [process for process in descendants if process.pid != in_no_hurry.pid]
+    psutil.wait_procs(descendants, timeout=_STOP_GRACE_S)
+    while left := me.children(recursive=True):
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,134 @@
+"""What all operators share: connecting, limits, and what happens when the task is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.conninfo import parse_session_settings
+from airflow_dblink.core.errors import OutcomeUnknownError, StoppedError, UsageError
+from airflow_dblink.core.once import Once
+from airflow_dblink.exceptions import DblinkTaskKilledError
+from airflow_dblink.hooks.dblink import DblinkHook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# The client's own time-out comes first and gives the better error; the server's is for when
+# the worker is gone.
+_SERVER_LIMIT_GRACE_S = 2.0
+_STATE_ANSWER_S = 1.5  # of the 5 s between SIGTERM and SIGKILL
+_TRANSACTION_TIMEOUT_SINCE = 170000
+
+
+class DblinkBaseOperator(BaseOperator):
+    """Base of the operators; not one itself.
+
+    :param session_settings: run-time parameters by name, local to the task's transaction. (templated)
+    :param statement_timeout: the server ends each statement after it; by default what
+        ``execution_timeout`` says.
+    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    """
+
+    ui_color = "#d7e6f3"
+    _killed = False
+
+    def __init__(
+        self,
+        *,
+        session_settings: Mapping[str, Any] | None = None,
+        statement_timeout: timedelta | None = None,
+        password_required: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.session_settings = session_settings
+        self.statement_timeout = statement_timeout
+        self.password_required = password_required
+
+    def on_kill(self) -> None:
+        """Note that the task is to stop; what waits looks ten times a second.
+
+        Called inside a signal handler, and also by a worker that is only restarted: what is to
+        be cancelled is decided in :meth:`execute`.
+        """
+        self._killed = True
+
+    def _check(self) -> None:
+        if self._killed:
+            raise StoppedError("the task was told to stop")
+
+    @contextmanager
+    def _errors_for_airflow(self) -> Iterator[None]:
+        """Turn the core's errors into what Airflow acts on: no retry where it can't help."""
+        try:
+            yield
+            if self._killed:  # stopped at the very end: never a success
+                raise DblinkTaskKilledError("the task was told to stop")
+        except StoppedError as error:
+            raise DblinkTaskKilledError(str(error)) from None
+        except (UsageError, OutcomeUnknownError) as error:
+            raise AirflowFailException(str(error)) from None
+
+    def _hook(self, conn_id: str) -> DblinkHook:
+        return DblinkHook(dblink_conn_id=conn_id, password_required=self.password_required, check=self._check)
+
+    def _settings(self, connection: LinkConnection, **more: str) -> dict[str, str]:
+        """Return the run-time parameters of the task's transaction, time limits among them."""
+        settings = {**more, **parse_session_settings("session_settings", self.session_settings)}
+        limit = self.statement_timeout.total_seconds() if self.statement_timeout else None
+        if self.execution_timeout is not None:
+            total = self.execution_timeout.total_seconds() + _SERVER_LIMIT_GRACE_S
+            limit = total if limit is None else min(limit, total)
+            # statement_timeout counts each statement of a message alone.
+            if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+                settings.setdefault("transaction_timeout", f"{total * 1000:.0f}ms")
+        if limit is not None:
+            settings.setdefault("statement_timeout", f"{limit * 1000:.0f}ms")
+        return settings
+
+    def _once(self, context: Context, connection: LinkConnection, conn_id: str, orphan: timedelta) -> Once:
+        ti = context["ti"]
+        return Once(
+            connection,
+            conn_id,
+            context["task_state_store"],
+            # Clearing a finished task raises max_tries: retries within one life don't.
+            life=ti.max_tries - (self.retries or 0),
+            orphan_timeout_s=orphan.total_seconds(),
+        )
+
+    def _is_still_wanted(self, context: Context) -> bool:
+        """Return whether the task is to be tried again: a worker that stops, not a user's kill.
+
+        Asked in a thread, since SIGKILL follows SIGTERM after 5 s and a kill must cancel in time;
+        no answer counts as no.
+        """
+        ti = context["ti"]
+        if ti.try_number > ti.max_tries:
+            return False
+        with_index = None if ti.map_index is None or ti.map_index < 0 else ti.map_index
+
+        def ask() -> bool:
+            states = ti.get_task_states(
+                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=with_index
+            )
+            return any(state == "running" for run in states.values() for state in run.values())
+
+        executor = ThreadPoolExecutor(1, thread_name_prefix="task-state")
+        try:
+            return executor.submit(ask).result(timeout=_STATE_ANSWER_S)
+        except Exception as error:  # noqa: BLE001 - whatever keeps the answer away, cancelling is safe
+            self.log.warning(
+                "No answer whether the task is still wanted (%s): cancelling.", type(error).__name__
+            )
+            return False
+        finally:
+            executor.shutdown(wait=False)

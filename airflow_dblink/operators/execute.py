@@ -1,0 +1,155 @@
+"""DblinkExecOperator: run a statement or script in a database, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_dblink.core.connection import set_config
+from airflow_dblink.core.errors import RemoteError, StoppedError, UsageError
+from airflow_dblink.core.link import Link
+from airflow_dblink.core.once import check_script
+from airflow_dblink.core.script import parts
+from airflow_dblink.core.tables import Side
+from airflow_dblink.exceptions import DblinkTaskKilledError
+from airflow_dblink.operators.base import DblinkBaseOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+#: What an adopted statement returns: its own tag went to the worker that died.
+ADOPTED = "COMMIT"
+
+
+class DblinkExecOperator(DblinkBaseOperator):
+    """Run one statement or a script, exactly once across retries and killed workers.
+
+    The script and its COMMIT travel as one message, so PostgreSQL finishes what it has begun
+    even if the worker dies; the next try finds the transaction by its id and waits for its end
+    instead of running it again. Rows are read and thrown away: fetch is for rows.
+
+    A user's kill or mark, and ``execution_timeout``, cancel the statement on the server. A worker
+    that is only restarted leaves it running for the next try, if the task has one left.
+
+    :param conn_id: Airflow connection of type ``postgres`` or ``dblink``. (templated)
+    :param sql: one statement, several, or the path of a ``.sql`` file; without BEGIN, COMMIT and
+        the like. (templated)
+    :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
+    :param transaction: ``False`` for statements that can't run in a transaction (VACUUM, CREATE INDEX
+        CONCURRENTLY, procedures that commit): each is sent by itself, and a retry runs all of
+        them again.
+    :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
+        cancelled and run again.
+    :param client_min_messages: what the server says to the task log. A NOTICE that is raised after
+        the worker has died ends the statement, which is then run again: ``error`` for long
+        statements that raise many.
+
+    :returns: (XCom) the command tag of the last statement; ``COMMIT`` where an earlier try's transaction
+        was found committed and its tags are lost. All tags are in XCom ``command_tags``.
+    :raises AirflowFailException: for mistakes found before anything is sent (no retry helps), and if
+        the server can't tell whether an earlier try has committed.
+    :raises RemoteError: what the server says; nothing is changed then (with *transaction*).
+    :raises TransientError: the same, where a retry may help.
+    :raises DblinkTaskKilledError: after a kill.
+    """
+
+    template_fields: Sequence[str] = ("conn_id", "sql", "parameters", "session_settings")
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "sql": "postgresql",
+        "parameters": "json",
+        "session_settings": "json",
+    }
+
+    def __init__(
+        self,
+        *,
+        conn_id: str,
+        sql: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        transaction: bool = True,
+        orphan_timeout: timedelta = timedelta(hours=1),
+        client_min_messages: str = "notice",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id
+        self.sql = sql
+        self.parameters = parameters
+        self.transaction = transaction
+        self.orphan_timeout = orphan_timeout
+        self.client_min_messages = client_min_messages
+
+    def execute(self, context: Context) -> str:
+        """Run the statement; the last command tag becomes the XCom return value."""
+        with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
+            self._refuse_early()
+            link = hook.link()
+            script = self._bound(link)
+            tags = self._exactly_once(context, link, script) if self.transaction else self._each(link, script)
+            context["ti"].xcom_push("command_tags", tags)
+            return tags[-1] if tags else ADOPTED
+
+    def _refuse_early(self) -> None:
+        if not isinstance(self.sql, str):
+            raise UsageError(f"sql must be text, got {type(self.sql).__name__}", self.conn_id)
+        if self.transaction:
+            check_script(self.sql, self.conn_id)
+
+    def _bound(self, link: Link) -> str:
+        if self.parameters is None:
+            return self.sql
+        return link.compose(self.sql, self.parameters).as_string(link.connection)
+
+    def _exactly_once(self, context: Context, link: Link, script: str) -> list[str]:
+        once = self._once(context, link.connection, self.conn_id, self.orphan_timeout)
+        if (result := once.recall()) is not None:
+            tags: list[str] = result.get("tags") or []
+            self.log.info("An earlier try has committed: nothing is run. %s", ", ".join(tags))
+            return tags
+        settings = self._settings(link.connection, client_min_messages=self.client_min_messages)
+        once.begin(settings)
+        self.log.info("Transaction %s on %s", once.xid, self.conn_id)
+        try:
+            tags = once.run(script)
+        except StoppedError:
+            if self._is_still_wanted(context):
+                link.connection.close()  # and no cancel: the next try adopts it
+                raise DblinkTaskKilledError(
+                    f"the worker is stopping; transaction {once.xid} goes on, the next try takes it over"
+                ) from None
+            raise
+        except RemoteError as error:
+            raise _explained(error) from None
+        self.log.info("Committed: %s", ", ".join(tags))
+        return tags
+
+    def _each(self, link: Link, script: str) -> list[str]:
+        """Run the statements one by one, outside of a transaction."""
+        self.log.warning("transaction=False: a retry runs every statement again (at least once).")
+        if link.target.pooling_mode == "transaction":
+            raise UsageError(
+                "transaction=False needs a session of its own; a pooler in transaction mode gives none",
+                self.conn_id,
+                hint="use a connection that leads around the pooler",
+            )
+        settings = self._settings(link.connection, client_min_messages=self.client_min_messages)
+        settings.pop("transaction_timeout", None)
+        Side(link.connection, self.conn_id).run(set_config(settings.items(), local=False), "setting up")
+        statements = parts(script)
+        if not statements:
+            raise UsageError("sql holds no statement", self.conn_id)
+        tags: list[str] = []
+        for statement in statements:
+            tags.append(link.command(statement.text))
+            self.log.info("%s", tags[-1])
+        return tags
+
+
+def _explained(error: RemoteError) -> RemoteError:
+    """Add what to do where PostgreSQL's own message doesn't say it."""
+    if error.hint or error.sqlstate not in ("2D000", "25001"):
+        return error
+    hint = "use transaction=False; it is then run at least once, not exactly once"
+    return type(error)(error.message, error.connname, error.sqlstate, error.detail, hint, error.context)

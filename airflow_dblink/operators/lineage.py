@@ -1,0 +1,51 @@
+"""OpenLineage datasets of a transfer: names of tables, never their rows, never credentials."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_dblink.hooks.dblink import DblinkHook
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_dblink.operators.transfer import DblinkTransferOperator
+
+
+def transfer_lineage(operator: DblinkTransferOperator) -> OperatorLineage[Any, Any] | None:
+    """Return input and output datasets of *operator*, ``None`` without the OpenLineage provider.
+
+    A query's tables are found by OpenLineage's own SQL parser.
+    """
+    try:
+        from airflow.providers.common.compat.openlineage.facet import Dataset
+        from airflow.providers.openlineage.extractors import OperatorLineage
+    except ImportError:
+        return None
+    output = _Place(operator.destination_conn_id)
+    source = _Place(operator.source_conn_id)
+    if operator.source_table:
+        inputs = [Dataset(*source.dataset(operator.source_table))]
+    else:
+        inputs = [Dataset(*name) for name in source.tables_of(operator.source_sql or "")]
+    return OperatorLineage(inputs=inputs, outputs=[Dataset(*output.dataset(operator.destination_table))])
+
+
+class _Place:
+    """A database in OpenLineage's naming: namespace ``postgres://host:port``, name ``db.schema.table``."""
+
+    def __init__(self, conn_id: str) -> None:
+        hook = DblinkHook(dblink_conn_id=conn_id)
+        self._info: Any = hook.get_openlineage_database_info(hook.connection)
+        self.namespace = f"{self._info.scheme}://{self._info.authority}"
+
+    def dataset(self, relname: str) -> tuple[str, str]:
+        schema, _, table = relname.rpartition(".")
+        return self.namespace, f"{self._info.database}.{schema or 'public'}.{table}"
+
+    def tables_of(self, sql: str) -> list[tuple[str, str]]:
+        from airflow.providers.openlineage.sqlparser import SQLParser
+
+        metadata = SQLParser(dialect="postgres", default_schema="public").parse(sql)
+        tables = metadata.in_tables if metadata else []
+        return [self.dataset(f"{table.schema or 'public'}.{table.name}") for table in tables]

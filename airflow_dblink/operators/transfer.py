@@ -1,0 +1,192 @@
+"""DblinkTransferOperator: rows from one database into a table of another, by COPY, exactly once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_dblink.core.tables import Side
+from airflow_dblink.core.transfer import run
+from airflow_dblink.core.transfer_plan import Mode, Spec, plan
+from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.lineage import transfer_lineage
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import Context
+
+_REPORT_EVERY_S = 5.0
+_MB = 1e6
+
+
+class DblinkTransferOperator(DblinkBaseOperator):
+    """Move rows from one PostgreSQL database into a table of another, by COPY, exactly once.
+
+    Rows never become Python objects, so every type and value arrives as it was. Columns go by
+    name. Everything is checked before a row moves; then one destination transaction does it all,
+    so a failure leaves the destination as it was, and a retry never doubles rows.
+
+    The source is read by one statement, hence from one snapshot. Where all types are built-in and
+    the same on both sides the data travels in binary, else as text.
+
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table name as in SQL: ``orders``, ``sales.orders``, ``"My Table"``. (templated)
+    :param source_table: table or view that is read; or (templated)
+    :param source_sql: the query that is read, or the path of a ``.sql`` file. (templated)
+    :param source_parameters: values for ``%s`` or ``%(name)s`` in *source_sql*. (templated)
+    :param mode: ``append``: add the rows. ``replace``: TRUNCATE and load; readers wait meanwhile.
+        ``upsert``: insert, or update the row with the same *key*; rows whose values are equal are not
+        rewritten. ``create``: make the table, from the source's columns (and primary key). (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. By
+        default all source columns, each of which the destination must have; those that the
+        destination generates are left to it. (templated)
+    :param key: columns of a unique index for ``upsert``; by default the primary key. (templated)
+    :param pre_sql: run in the destination's transaction before the load. (templated)
+    :param post_sql: run in the destination's transaction after the load. (templated)
+    :param analyze: ANALYZE the destination in the end; by default left to autovacuum.
+    :param reset_sequences: move the sequences of loaded serial and identity columns beyond the
+        values that came.
+    :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
+        cancelled and done again.
+
+    :returns: (XCom) ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
+        ``format`` (``binary`` or ``text``) and ``xid`` of the destination's transaction.
+    :raises AirflowFailException: for mistakes found before a row moves (no retry helps), and if the
+        server can't tell whether an earlier try has committed.
+    :raises RemoteError: what a server says, naming its connection; nothing is changed then.
+    :raises TransientError: the same, where a retry may help.
+    :raises DblinkTaskKilledError: after a kill; nothing is changed then.
+    """
+
+    template_fields: Sequence[str] = (
+        "source_conn_id",
+        "destination_conn_id",
+        "destination_table",
+        "source_table",
+        "source_sql",
+        "source_parameters",
+        "mode",
+        "columns",
+        "key",
+        "pre_sql",
+        "post_sql",
+        "session_settings",
+    )
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "source_sql": "postgresql",
+        "pre_sql": "postgresql",
+        "post_sql": "postgresql",
+        "source_parameters": "json",
+        "columns": "json",
+        "key": "json",
+        "session_settings": "json",
+    }
+    ui_color = "#f5e3cf"
+
+    def __init__(
+        self,
+        *,
+        source_conn_id: str,
+        destination_conn_id: str,
+        destination_table: str,
+        source_table: str | None = None,
+        source_sql: str | None = None,
+        source_parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        mode: Mode = "append",
+        columns: Sequence[str] | Mapping[str, str] | None = None,
+        key: Sequence[str] | None = None,
+        pre_sql: str | None = None,
+        post_sql: str | None = None,
+        analyze: bool = False,
+        reset_sequences: bool = True,
+        orphan_timeout: timedelta = timedelta(hours=1),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source_conn_id = source_conn_id
+        self.destination_conn_id = destination_conn_id
+        self.destination_table = destination_table
+        self.source_table = source_table
+        self.source_sql = source_sql
+        self.source_parameters = source_parameters
+        self.mode = mode
+        self.columns = columns
+        self.key = key
+        self.pre_sql = pre_sql
+        self.post_sql = post_sql
+        self.analyze = analyze
+        self.reset_sequences = reset_sequences
+        self.orphan_timeout = orphan_timeout
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Move the rows; the counts become the XCom return value."""
+        with (
+            self._errors_for_airflow(),
+            self._hook(self.source_conn_id) as source_hook,
+            self._hook(self.destination_conn_id) as destination_hook,
+        ):
+            destination = Side(destination_hook.link().connection, self.destination_conn_id)
+            once = self._once(context, destination.connection, destination.conn_id, self.orphan_timeout)
+            if (result := once.recall()) is not None:
+                self.log.info("An earlier try has committed: nothing is moved. %s", result)
+                return result
+            source = Side(source_hook.link().connection, self.source_conn_id)
+            work = plan(source, destination, self._spec())
+            self.log.info(
+                "%s -> %s.%s: %s columns, %s, mode %s",
+                self.source_conn_id,
+                self.destination_conn_id,
+                self.destination_table,
+                len(work.pairs),
+                work.format,
+                self.mode,
+            )
+            settings = self._settings(destination.connection)
+            result = run(source, destination, work, once, settings, self._progress())
+            self._say("Moved", result["rows"], result["bytes"], result["seconds"])
+            return result
+
+    def _spec(self) -> Spec:
+        return Spec(
+            destination_table=self.destination_table,
+            source_table=self.source_table,
+            source_sql=self.source_sql,
+            source_parameters=self.source_parameters,
+            mode=self.mode,
+            columns=self.columns,
+            key=self.key,
+            pre_sql=self.pre_sql,
+            post_sql=self.post_sql,
+            analyze=self.analyze,
+            reset_sequences=self.reset_sequences,
+        )
+
+    def _progress(self) -> Any:
+        started = said = time.monotonic()
+
+        def progress(rows: int, size: int, total: int | None) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if now - said < _REPORT_EVERY_S:
+                return
+            said = now
+            left = ""
+            if total and rows:
+                share = min(rows / total, 1.0)
+                remaining = (now - started) * (1 - share) / share
+                left = f", about {share:.0%} of {total:,}, {remaining:,.0f} s left"
+            self._say("So far", rows, size, now - started, left)
+
+        return progress
+
+    def _say(self, what: str, rows: int, size: int, seconds: float, more: str = "") -> None:
+        speed = size / _MB / max(seconds, 0.001)
+        self.log.info("%s: %s rows, %.1f MB, %.1f MB/s%s", what, f"{rows:,}", size / _MB, speed, more)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
+        return transfer_lineage(self)

@@ -1,0 +1,85 @@
+"""What Airflow asks of a provider. Imports nothing: every ``airflow`` command reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata, in the form of Airflow's ``provider.yaml.schema.json``."""
+    return {
+        "package-name": "airflow-dblink",
+        "name": "PostgreSQL dblink",
+        "description": "Cross-database PostgreSQL jobs: named links, exactly-once statements, COPY transfer.",
+        "integrations": [
+            {
+                "integration-name": "PostgreSQL dblink",
+                "external-doc-url": "https://www.postgresql.org/docs/current/dblink.html",
+                "tags": ["software"],
+            }
+        ],
+        "connection-types": [
+            {
+                "connection-type": "dblink",
+                "hook-class-name": "airflow_dblink.hooks.dblink.DblinkHook",
+                "hook-name": "PostgreSQL dblink",
+                "ui-field-behaviour": {
+                    "hidden-fields": [],
+                    "relabeling": {"schema": "Database"},
+                    "placeholders": {"port": "5432", "extra": '{"connect_timeout": 10}'},
+                },
+                "conn-fields": _connection_fields(),
+            }
+        ],
+        "hooks": [
+            {"integration-name": "PostgreSQL dblink", "python-modules": ["airflow_dblink.hooks.dblink"]}
+        ],
+        "operators": [
+            {
+                "integration-name": "PostgreSQL dblink",
+                "python-modules": [
+                    "airflow_dblink.operators.execute",
+                    "airflow_dblink.operators.fetch",
+                    "airflow_dblink.operators.transfer",
+                ],
+            }
+        ],
+    }
+
+
+def _connection_fields() -> dict[str, Any]:
+    return {
+        "sslmode": {
+            "label": "TLS (sslmode)",
+            "description": "libpq's default is prefer.",
+            "schema": {
+                "type": ["string", "null"],
+                "enum": ["disable", "allow", "prefer", "require", "verify-ca", "verify-full", None],
+            },
+        },
+        "password_required": {
+            "label": "Password required",
+            "description": "Off: the worker's own identity (OS user, .pgpass, PGPASSWORD) may be used.",
+            "schema": {"type": "boolean", "default": True},
+        },
+        "pooling_mode": {
+            "label": "Pooler mode",
+            "description": "Mode of the pooler that host and port lead to, if any.",
+            "schema": {"type": "string", "enum": ["none", "session", "transaction"], "default": "none"},
+        },
+        "direct_host": {
+            "label": "Direct host",
+            "description": "Host that doesn't lead through the pooler; empty: the same host.",
+            "schema": {"type": ["string", "null"]},
+        },
+        "direct_port": {
+            "label": "Direct port",
+            "description": "Port that doesn't lead through the pooler; empty: the same port.",
+            "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 65535},
+        },
+        "session_settings": {
+            "label": "Session settings",
+            "description": 'Run-time parameters of every session, as JSON: {"work_mem": "64MB"}',
+            "schema": {"type": ["string", "null"], "format": "json"},
+        },
+    }
