@@ -1,0 +1,196 @@
+"""Tasks that die, or are suspended, at exactly named moments of their first try; the next tries live.
+
+The moments are those at which the state of :class:`airflow_dblink.core.once.Once` is stored, and
+"while it runs". Every effect is a row of ``effect`` on the warehouse and a value of its sequence
+``runs``, which no rollback takes back: it counts how often the work was begun.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+from airflow.sdk import DAG
+
+from airflow_dblink.operators.execute import DblinkExecOperator
+from airflow_dblink.operators.transfer import DblinkTransferOperator
+
+Moment = tuple[Any, ...]
+
+SUSPENDED = Path(os.environ.get("SUSPENDED_PIDS", "/nonexistent"))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def suspend() -> None:
+    """Stop this try and its supervisor, whose heartbeats would keep it alive; the test wakes them."""
+    (SUSPENDED / f"{os.getpid()}").write_text(f"{os.getppid()}")
+    os.kill(os.getppid(), signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class Store:
+    """The task's real state store, with an event before or after its n-th write."""
+
+    def __init__(self, store: Any, when: str, nth: int, event: Callable[[], None]) -> None:
+        self._store, self._when, self._nth, self._event = store, when, nth, event
+        self._writes = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._store.get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        self._writes += 1
+        here = self._writes == self._nth
+        if here and self._when == "before":
+            self._event()
+        self._store.set(key, value)
+        if here and self._when == "after":
+            self._event()
+
+
+class FirstTryDies:
+    """Mixin: what happens to the first try."""
+
+    moment: Moment = ()
+
+    def execute(self, context: Any) -> Any:
+        if context["ti"].try_number == 1:
+            event, *where = self.moment
+            if event == "die_after_seconds":
+                threading.Timer(where[0], die).start()
+            elif event == "supervisor_gets_sigterm":
+                threading.Timer(where[0], psutil.Process(os.getppid()).terminate).start()
+            else:
+                happening = {"die": die, "suspend": suspend}[event]
+                context["task_state_store"] = Store(
+                    context["task_state_store"], where[0], where[1], happening
+                )
+        return super().execute(context)  # type: ignore[misc] # a mixin
+
+
+class Exec(FirstTryDies, DblinkExecOperator):
+    pass
+
+
+class Transfer(FirstTryDies, DblinkTransferOperator):
+    pass
+
+
+def execs(moments: dict[str, Moment], sql: str) -> None:
+    for name, moment in moments.items():
+        task = Exec(
+            task_id=f"exec_{name}",
+            retries=2,
+            retry_delay=timedelta(0),
+            conn_id="warehouse_db",
+            sql=sql,
+            parameters={"task": f"exec_{name}"},
+        )
+        task.moment = moment
+
+
+def transfers(moments: dict[str, Moment], source_sql: str) -> None:
+    for name, moment in moments.items():
+        task = Transfer(
+            task_id=f"transfer_{name}",
+            retries=2,
+            retry_delay=timedelta(0),
+            source_conn_id="source_db",
+            destination_conn_id="warehouse_db",
+            source_sql=source_sql,
+            source_parameters={"task": f"transfer_{name}"},
+            destination_table="effect",
+            columns=["task"],
+            pre_sql="SELECT nextval('runs')",
+        )
+        task.moment = moment
+
+
+QUICK = "INSERT INTO effect (task, run) VALUES (%(task)s, nextval('runs'))"
+SLOW = QUICK + "; SELECT pg_sleep(8)"
+TWO_MINUTES = "SELECT 'transfer'::text AS task FROM generate_series(1, 1200) WHERE pg_sleep(0.1) IS NOT NULL"
+ONE_ROW = "SELECT %(task)s::text AS task"
+
+with DAG("die", schedule=None):
+    execs(
+        {
+            "before_id_is_stored": ("die", "before", 1),
+            "before_commit": ("die", "after", 1),
+            "after_commit": ("die", "before", 2),
+            "after_all": ("die", "after", 2),
+        },
+        QUICK,
+    )
+    execs({"while_it_runs": ("die_after_seconds", 3)}, SLOW)
+    transfers(
+        {
+            "before_id_is_stored": ("die", "before", 1),
+            "before_rows": ("die", "after", 1),
+            "before_commit": ("die", "after", 2),
+            "after_commit": ("die", "before", 3),
+            "after_all": ("die", "after", 3),
+        },
+        ONE_ROW,
+    )
+    transfers({"while_it_runs": ("die_after_seconds", 3)}, ONE_ROW + " FROM pg_sleep(8)")
+
+with DAG("zombie", schedule=None):
+    execs({"without_id": ("suspend", "before", 1), "with_id": ("suspend", "after", 1)}, QUICK)
+    transfers({"with_id": ("suspend", "after", 1), "before_commit": ("suspend", "before", 2)}, ONE_ROW)
+
+with DAG("worker_restart", schedule=None):
+    execs({"restart": ("supervisor_gets_sigterm", 3)}, SLOW)
+    transfers({"restart": ("supervisor_gets_sigterm", 3)}, ONE_ROW + " FROM pg_sleep(8)")
+
+with DAG("clear", schedule=None):
+    DblinkExecOperator(
+        task_id="exec", conn_id="warehouse_db", sql=QUICK, parameters={"task": "exec"}, retries=1
+    )
+
+
+with DAG("kill", schedule=None):
+    DblinkExecOperator(
+        task_id="exec",
+        conn_id="warehouse_db",
+        sql="INSERT INTO effect (task) VALUES ('exec'); SELECT pg_sleep(120)",
+        retries=2,
+    )
+    DblinkTransferOperator(
+        task_id="transfer",
+        source_conn_id="source_db",
+        destination_conn_id="warehouse_db",
+        source_sql=TWO_MINUTES,
+        destination_table="effect",
+        pre_sql="INSERT INTO effect (task) VALUES ('transfer')",
+    )
+    DblinkTransferOperator(
+        task_id="transfer_slow_destination",
+        source_conn_id="source_db",
+        destination_conn_id="warehouse_db",
+        source_sql="SELECT 'slow'::text AS task FROM generate_series(1, 10)",
+        destination_table="slow_effect",
+        retries=2,
+    )
+
+with DAG("timeout", schedule=None):
+    DblinkExecOperator(
+        task_id="exec",
+        conn_id="warehouse_db",
+        sql="INSERT INTO effect (task) VALUES ('exec'); SELECT pg_sleep(120)",
+        execution_timeout=timedelta(seconds=3),
+    )
+    DblinkTransferOperator(
+        task_id="transfer",
+        source_conn_id="source_db",
+        destination_conn_id="warehouse_db",
+        source_sql=TWO_MINUTES,
+        destination_table="effect",
+        execution_timeout=timedelta(seconds=3),
+    )
