@@ -51,10 +51,11 @@ def _connection_fields() -> dict[str, Any]:
     return {
         "sslmode": {
             "label": "TLS (sslmode)",
-            "description": "libpq's default is prefer.",
+            "description": "libpq's default is prefer; require and above insist.",
             "schema": {
-                "type": ["string", "null"],
-                "enum": ["disable", "allow", "prefer", "require", "verify-ca", "verify-full", None],
+                "type": "string",
+                "enum": ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"],
+                "default": "prefer",
             },
         },
         "password_required": {
