@@ -1,0 +1,1 @@
+"""Benchmarks: what the provider costs beside the programs and extensions it competes with."""

@@ -1,0 +1,76 @@
+"""One real Airflow with the example Dags, between two real servers, for all acceptance tests that want it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from airflow_dblink.embedded.airflow import Airflow
+from airflow_dblink.embedded.demo import DAGS_FOLDER, connections, environment
+from airflow_dblink.embedded.server import Server
+
+
+@dataclass(frozen=True)
+class AirflowEnv:
+    """A running Airflow and what it works on.
+
+    :ivar source: server of the connections ``source_db`` and ``shop_db``.
+    :ivar warehouse: server of the connection ``warehouse_db``.
+    :ivar dags: the Dags' folder, a copy of ``dags_examples``; a test may put more into it.
+    :ivar files: where the Dags' temporary directory is.
+    """
+
+    airflow: Airflow
+    source: Server
+    warehouse: Server
+    dags: Path
+    files: Path
+
+    def run(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, timeout_s: float = 120) -> str:
+        """Run a Dag to its end and return the run's id; a failed run fails the test, with the log."""
+        run_id = self.airflow.trigger(dag_id, dict(conf or {}))
+        state = self.airflow.wait(dag_id, run_id, timeout_s=timeout_s)
+        if state != "success":
+            pytest.fail(f"{dag_id} ended as {state}\n{self.failed_logs(dag_id, run_id)}")
+        return run_id
+
+    def failed_logs(self, dag_id: str, run_id: str) -> str:
+        """Return the logs of the failed tasks."""
+        return "\n".join(
+            self.airflow.log(dag_id, run_id, ti["task_id"], ti["try_number"])
+            for ti in self.airflow.task_instances(dag_id, run_id)
+            if ti["state"] == "failed"
+        )
+
+
+def rows(server: Server, query: str) -> list[tuple[Any, ...]]:
+    """Return what *query* gives on the server's default database."""
+    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def execute(server: Server, script: str) -> None:
+    """Run *script* on the server's default database."""
+    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+        connection.execute(script.encode())
+
+
+@pytest.fixture(scope="session")
+def airflow_env(
+    pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AirflowEnv]:
+    """Run Airflow with a copy of ``dags_examples``; no run starts by its schedule."""
+    source, warehouse = pair
+    files = tmp_path_factory.mktemp("files")
+    dags = tmp_path_factory.mktemp("dags") / "dags"
+    shutil.copytree(DAGS_FOLDER, dags, ignore=shutil.ignore_patterns("__pycache__"))
+    env = {**environment(source, files), "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False"}
+    conns = {**connections(source, warehouse), "shop_db": source.airflow_uri()}
+    with Airflow(dags, conns, env=env) as airflow:
+        yield AirflowEnv(airflow, source, warehouse, dags, files)

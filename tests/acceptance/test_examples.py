@@ -1,0 +1,207 @@
+"""Every example Dag on a real Airflow, and ``make demo`` as its user runs it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from airflow_dblink.embedded.demo import DAGS_FOLDER
+from tests.acceptance.conftest import AirflowEnv, execute, rows
+
+TESTED = {"dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"}
+DEMO = [sys.executable, "-m", "airflow_dblink.embedded.demo"]
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in DAGS_FOLDER.glob("*.py")} == TESTED
+
+
+def test_flagship_can_run_every_day_and_twice_a_day(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    conf = {"scale": 1, "transactions": 500}
+    env.run("dblink_flagship", conf)
+    execute(
+        env.warehouse, "UPDATE account_history SET loaded_on = loaded_on - 1"
+    )  # as if it were yesterday's
+    run = env.run("dblink_flagship", conf)
+    env.run("dblink_flagship", conf)
+
+    assert rows(env.warehouse, "SELECT count(*) FROM account_history GROUP BY loaded_on") == [
+        (1000,),
+        (1000,),
+    ]
+    accounts = "SELECT count(*), sum(abalance), min(bid), max(length(filler)) FROM "
+    assert rows(env.warehouse, accounts + "account") == rows(env.source, accounts + "pgbench_accounts")
+    totals = env.airflow.xcom("dblink_flagship", run, "both_sides_agree")
+    assert totals == {"accounts": 100_000, "history": 1000}
+    moved = env.airflow.xcom("dblink_flagship", run, "summary")["rows_moved"]
+    changed = env.airflow.xcom("dblink_flagship", run, "update_accounts")
+    assert 0 < changed["rows"] <= 500
+    assert changed["changed"] <= changed["rows"]
+    assert moved == 500 + 100_000 + changed["rows"] + 1000
+    (export,) = (env.files / "airflow_dblink").glob("history-*.csv.gz")
+    with gzip.open(export, "rt", newline="") as file:
+        lines = list(csv.reader(file))
+    assert lines[0] == ["id", "aid", "delta", "mtime"]
+    assert [int(line[0]) for line in lines[1:]] == list(range(1, 501))
+
+
+def test_flagship_task_can_be_cleared_and_a_difference_is_noticed(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    run = env.run("dblink_flagship", {"scale": 1, "transactions": 10})
+    before = rows(env.warehouse, "SELECT count(*), sum(delta) FROM account_history")
+    env.airflow.clear_task("dblink_flagship", run, "load_history")
+    assert env.airflow.wait("dblink_flagship", run, timeout_s=60) == "success"
+    assert rows(env.warehouse, "SELECT count(*), sum(delta) FROM account_history") == before
+
+    execute(env.warehouse, "UPDATE account SET abalance = abalance + 1 WHERE aid = 4711")
+    env.airflow.clear_task("dblink_flagship", run, "both_sides_agree")
+    assert env.airflow.wait("dblink_flagship", run, timeout_s=60) == "failed"
+    assert "accounts differ between 1 and 50000" in env.failed_logs("dblink_flagship", run)
+
+
+def test_exec(airflow_env: AirflowEnv) -> None:
+    runs = {airflow_env.run("dblink_exec"), airflow_env.run("dblink_exec")}
+    assert sorted(rows(airflow_env.source, "SELECT run_id FROM visit")) == sorted((run,) for run in runs)
+
+
+def test_fetch(airflow_env: AirflowEnv) -> None:
+    run = airflow_env.run("dblink_fetch")
+
+    def result(task_id: str) -> object:
+        return airflow_env.airflow.xcom("dblink_fetch", run, task_id)
+
+    path = airflow_env.files / "airflow_dblink" / "squares.csv.gz"
+    assert result("to_function") == {"rows": 25_000, "batches": 3}
+    assert result("to_file") == {"rows": 25_000, "batches": 3, "path": path.as_uri()}
+    assert result("to_xcom") == {"rows": 1, "batches": 1, "data": [[100, 5050]]}
+    with gzip.open(path, "rt") as file:
+        assert file.read().splitlines()[:3] == ["n,square", "1,1", "2,4"]
+    assert "10000 rows, from (10001, " in airflow_env.airflow.log("dblink_fetch", run, "to_function")
+
+
+def test_transfer_twice(airflow_env: AirflowEnv) -> None:
+    offered = rows(airflow_env.source, "SELECT count(*) FROM pg_timezone_names")
+    for _ in range(2):
+        airflow_env.run("dblink_transfer")
+        assert rows(airflow_env.warehouse, 'SELECT count(*) FROM "Time Zone"') == offered
+
+
+def test_hook(airflow_env: AirflowEnv) -> None:
+    run = airflow_env.run("dblink_hook")
+    version = rows(airflow_env.source, "SHOW server_version")[0][0]
+    answer = airflow_env.airflow.xcom("dblink_hook", run, "compare_servers")
+    assert answer == {"source": version, "warehouse": version}
+    log = airflow_env.airflow.log("dblink_hook", run, "compare_servers")
+    assert "[(9,), (10,)]" in log
+    assert 'As expected: ERROR:  column "nonsense" does not exist' in log
+
+
+def test_no_password_is_in_any_log_or_file(airflow_env: AirflowEnv) -> None:
+    airflow_env.run("dblink_hook")
+    airflow_env.run("dblink_transfer")
+    everything = airflow_env.airflow.all_logs()
+    assert "As expected: ERROR" in everything
+    for server in (airflow_env.source, airflow_env.warehouse):
+        assert server.role_password not in everything
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Give a directory for all that the demo makes, which PostgreSQL's account can pass through."""
+    with tempfile.TemporaryDirectory(prefix="demo_") as name:
+        path = Path(name)
+        path.chmod(0o711)
+        yield path
+        assert list(path.iterdir()) == []  # the demo leaves nothing behind
+
+
+def test_demo_ends_with_what_it_moved(temporary: Path) -> None:
+    env = os.environ | {"TMPDIR": str(temporary)}
+    demo = subprocess.run(
+        [*DEMO, "--scale", "1"], env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert re.search(r"^ +\d+\.\d s  load_accounts +success$", demo.stdout, re.MULTILINE)
+    assert re.search(
+        r"^load_accounts +100,000 +1\d\.\d +\d+\.\d\d +\d+\.\d +\d+\.\d$", demo.stdout, re.MULTILINE
+    )
+    assert re.search(r"^export_history +1,000 ", demo.stdout, re.MULTILINE)
+    assert "Both sides agree: 100,000 accounts and 2,000 history rows" in demo.stdout
+
+
+def test_demo_names_the_task_that_failed(temporary: Path) -> None:
+    env = os.environ | {"TMPDIR": str(temporary), "AIRFLOW_DBLINK_PGBENCH": "/bin/false"}
+    demo = subprocess.run([*DEMO], env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert demo.returncode == 1
+    assert "Task fill_source failed; its log ends:" in demo.stderr
+    assert "pgbench --initialize --scale=10 --quiet ended with exit code 1" in demo.stderr
+
+
+def test_demo_with_ui_runs_by_its_schedule_and_ends_on_ctrl_c(temporary: Path) -> None:
+    env = os.environ | {"TMPDIR": str(temporary)}
+    with subprocess.Popen([*DEMO, "--ui"], env=env, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout
+        told = ""
+        while "Ctrl-C" not in told:
+            line = demo.stdout.readline()
+            assert line, told
+            told += line
+        address = re.search(r"(http://127\.0\.0\.1:\d+)\n +login: (admin)   password: (\S+)\n", told)
+        assert address
+        assert _first_run(*address.groups()) == ("success", "scheduled")
+        demo.send_signal(signal.SIGINT)
+        told = demo.stdout.read()
+        assert demo.wait(60) == 0
+    assert "Stopped; nothing is left behind." in told
+
+
+def _first_run(url: str, username: str, password: str) -> tuple[str, str]:
+    """Log in as the demo's user does, wait for the end of the first run; return state and type."""
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        answer = client.post("/auth/token", json={"username": username, "password": password})
+        client.headers["Authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
+        for _ in range(120):
+            found = client.get("/api/v2/dags/dblink_flagship/dagRuns")
+            runs = found.json()["dag_runs"] if found.is_success else []
+            if runs and runs[0]["state"] in ("success", "failed"):
+                break
+            time.sleep(1)
+        return runs[0]["state"], runs[0]["run_type"]
+
+
+@pytest.mark.parametrize(("signum", "after_s"), [(signal.SIGINT, 0.5), (signal.SIGTERM, 8.0)])
+def test_demo_that_is_stopped_early_leaves_nothing(
+    temporary: Path, signum: signal.Signals, after_s: float
+) -> None:
+    env = os.environ | {"TMPDIR": str(temporary)}
+    with subprocess.Popen(DEMO, env=env, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout
+        assert demo.stdout.readline().startswith("Starting ")
+        time.sleep(after_s)
+        demo.send_signal(signum)
+        assert demo.wait(60) == 130
+
+
+def test_demo_without_the_examples_says_so() -> None:
+    code = (
+        "import sys; from pathlib import Path; from airflow_dblink.embedded import demo;"
+        " demo.DAGS_FOLDER = Path(sys.argv[1]); demo.main([])"
+    )
+    demo = subprocess.run(
+        [sys.executable, "-c", code, tempfile.gettempdir()], capture_output=True, text=True, check=False
+    )
+    assert demo.returncode == 2
+    assert "the demo runs only from a checkout of airflow-dblink" in " ".join(demo.stderr.split())
