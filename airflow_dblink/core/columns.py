@@ -120,6 +120,7 @@ def _check_destination(
             if column.not_null
             and not column.has_default
             and not column.generated
+            and not relation.has_before_insert  # such a trigger may fill it in
             and column.name not in wanted
         ],
         f"{relation} needs a value for column {{}} (NOT NULL, no default)",
@@ -130,7 +131,7 @@ def _check_destination(
 
 def _refuse(names: Sequence[str], message: str, conn_id: str, hint: str) -> None:
     if names:
-        raise UsageError(message.format(", ".join(map(repr, names))), conn_id, hint=hint)
+        raise UsageError(message.replace("{}", ", ".join(map(repr, names))), conn_id, hint=hint)
 
 
 def route(source: Side, destination: Side, pairs: Sequence[Pair]) -> tuple[tuple[Pair, ...], str]:
@@ -171,12 +172,14 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
         if given.base_type == wanted.base_type:
             return None
         params = {"source": given.base_type, "target": wanted.base_type}
+        if given.element and wanted.element:  # arrays are assigned as their elements are
+            params = {"source": given.element, "target": wanted.element}
         if next(iter(source.rows("assignable", params)[0].values())):
             names = destination.rows("format_types", {"types": [wanted.base_type], "modifiers": [-1]})
             return str(names[0]["format_type"])
     elif (
         wanted.is_string
-        or given.name == wanted.name
+        or {given.name, given.base_name} & {wanted.name, wanted.base_name}
         or (given.element_name is not None and given.element_name == wanted.element_name)
         or (given.is_string and not wanted.built_in)
     ):

@@ -38,9 +38,10 @@ class LinkConnection(psycopg.Connection[TupleRow]):
 
     check: Check | None = None
 
-    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+    def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Consume *gen* as psycopg does, asking *check* in between."""
-        return super().wait(_watched(gen, self.check) if self.check else gen, interval, timeout)
+        # Passed on as they come: psycopg 3.3 got another argument on the way.
+        return super().wait(_watched(gen, self.check) if self.check else gen, *args, **kwargs)
 
     def abort(self) -> None:
         """Cancel what runs on the server and close, within some seconds; never raises.
@@ -165,15 +166,19 @@ def _no_credential(target: Target) -> CredentialError:
 
 def _demand_used_credential(target: Target, connection: LinkConnection) -> None:
     pgconn = connection.pgconn
-    certificate = target.params.get("sslcert") and pgconn.ssl_in_use
-    if pgconn.used_password or certificate or pgconn.used_gssapi:
+    if pgconn.used_password:
+        used = bool(target.params.get("password"))  # else it was PGPASSWORD's or .pgpass's
+    else:
+        certificate = target.params.get("sslcert") and pgconn.ssl_in_use
+        used = bool(certificate or (target.delegates and pgconn.used_gssapi))
+    if used:
         return
     raise CredentialError(
         "password or GSSAPI delegated credentials required",
         target.conn_id,
         "2F003",
-        "The server let the worker in without asking for the connection's credential.",
-        "make the server ask for a password (pg_hba.conf), or allow it: connect_u or password_required=False",
+        "The server let the worker in without the connection's credential.",
+        "make the server ask for it (pg_hba.conf), or allow it: connect_u or password_required=False",
     )
 
 

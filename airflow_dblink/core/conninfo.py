@@ -59,7 +59,7 @@ class Target:
 
         :param application_name: unless the connection names its own.
         :param direct: use the direct address, where there is one.
-        :raises UsageError: if a parameter is not one that libpq knows.
+        :raises UsageError: if a parameter is not one that libpq knows, or holds a NUL character.
         """
         params = {k: v for k, v in self.params.items() if v is not None and v != ""}
         params["client_encoding"] = "UTF8"  # Python's; dblink forces the local database's in the same way
@@ -69,6 +69,9 @@ class Target:
             params["host"] = self.direct_host or params.get("host")
             params["port"] = self.direct_port or params.get("port")
             params.pop("hostaddr", None)
+        # libpq would silently use what stands before the NUL.
+        if with_nul := sorted(k for k, v in params.items() if "\0" in str(v)):
+            raise UsageError(f"field {with_nul[0]!r} of the connection holds a NUL character", self.conn_id)
         try:
             return make_conninfo("", **{k: str(v) for k, v in params.items()})
         except Exception:  # noqa: BLE001 - libpq's message may hold the string, password included
@@ -83,11 +86,12 @@ class Target:
     @property
     def brings_credential(self) -> bool:
         """Whether the connection itself holds what proves who it is (dblink's rule, before connecting)."""
-        return bool(
-            self.params.get("password")
-            or self.params.get("sslcert")
-            or str(self.params.get("gssdelegation", "")).strip() in ("1", "true")
-        )
+        return bool(self.params.get("password") or self.params.get("sslcert") or self.delegates)
+
+    @property
+    def delegates(self) -> bool:
+        """Whether GSSAPI credentials are handed on to the server on purpose."""
+        return str(self.params.get("gssdelegation", "")).strip() in ("1", "true")
 
 
 def _is_libpq_option(key: str) -> bool:
@@ -125,7 +129,9 @@ def _boolean(conn_id: str, name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     text = str(value).strip().lower()
-    if text in ("true", "t", "yes", "on", "1", "none", ""):
+    # Airflow shows "***" for every field with "password" in its name, and its form may send that
+    # back: the safe side.
+    if text in ("true", "t", "yes", "on", "1", "none", "", "***"):
         return True
     if text in ("false", "f", "no", "off", "0"):
         return False

@@ -15,9 +15,14 @@ import psycopg
 # Connection, rollback (serialization, deadlock), resources, operator intervention: the
 # same statement may succeed later. 57014 (query_canceled) is someone's wish and is not here.
 _TRANSIENT_PREFIXES = ("08", "40", "53", "57P")
-_QUOTED = re.compile(r'"[^"]*"')
-_COPY_VALUE = re.compile(r"(COPY .*?, line \d+(?:, column [^:]+)?):.*", re.DOTALL)
-_CREDENTIAL = re.compile(r"(?i)\b(password|passfile|sslpassword|oauth_client_secret)\s*=\s*('[^']*'|\S+)")
+# From the first quote to the last: PostgreSQL doesn't double the quotes inside of a value.
+# A setting's name is no value: 'invalid value for parameter "work_mem": "much"'.
+_QUOTED = re.compile(r'(?<!parameter )"(?!: ").*"', re.DOTALL)
+_CONTEXT_VALUE = re.compile(r"((?:COPY .*?|JSON data), line \d+(?:, column [^:]+)?):.*", re.DOTALL)
+_CREDENTIAL = re.compile(
+    r"(?i)\b(password|passfile|sslpassword|oauth_client_secret)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)"
+)
+_URI_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s@]*@")
 
 
 def _without_values(message: str, sqlstate: str | None) -> str:
@@ -68,7 +73,7 @@ class DblinkError(Exception):
         if self.sqlstate:
             parts.append(f" [SQLSTATE {self.sqlstate}]")
         if self.context:
-            parts.append("\nCONTEXT:  " + _COPY_VALUE.sub(r"\1", self.context))
+            parts.append("\nCONTEXT:  " + _CONTEXT_VALUE.sub(r"\1", self.context))
         if self.hint:
             parts.append(f"\nHINT:  {self.hint}")
         return "".join(parts)
@@ -129,5 +134,5 @@ def from_psycopg(
 
 
 def without_credentials(text: str) -> str:
-    """Return *text* with the values of ``password=`` and the like masked."""
-    return _CREDENTIAL.sub(r"\1=***", text)
+    """Return *text* with the values of ``password=`` and the like, and passwords in URIs, masked."""
+    return _URI_PASSWORD.sub(r"\1***@", _CREDENTIAL.sub(r"\1=***", text))

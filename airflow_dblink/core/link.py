@@ -31,6 +31,8 @@ _QUOTED_NAME = re.compile(r'"((?:[^"]|"")+)"')
 # that ended, so close() never commits a transaction that is somebody else's.
 _MARK = "airflow_dblink.cursor_transaction"
 
+_NAME_BYTES = 63  # NAMEDATALEN - 1
+
 _Status = pq.ExecStatus
 _FAILED = (_Status.FATAL_ERROR, _Status.BAD_RESPONSE)
 _COPY = (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)
@@ -120,17 +122,18 @@ class Link:
         :param cursor: name, folded to lower case unless ``"quoted"``, as in dblink.
         :returns: ``OK``, or ``ERROR`` when *fail_on_error* is false; the transaction is then
             aborted and waits for ``exec("ABORT")``, as in dblink.
-        :raises UsageError: if *cursor* isn't a name.
+        :raises UsageError: if *cursor* isn't a name, or *statement* isn't one statement.
         :raises RemoteError: what the server says.
         """
         name = self._cursor_name(cursor)
+        query = self.one(statement, params)
         if self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
             self._mark = secrets.token_hex(8)
             self._cursors.clear()
             begin = sql.SQL("BEGIN; SELECT pg_catalog.set_config({}, {}, true)").format(_MARK, self._mark)
             self._require(begin, "beginning a transaction")
         declare = sql.SQL("DECLARE {} CURSOR FOR ").format(sql.Identifier(name))
-        results = self._send(declare + self.compose(statement, params), None)
+        results = self._send(declare + query, None)
         if not self._done(results, f'opening cursor "{cursor}"', fail_on_error):
             return "ERROR"
         if self._mark is not None:
@@ -157,12 +160,14 @@ class Link:
 
         Transactions that the user opened are never committed here.
 
+        :param cursor: as in :meth:`open`; ``all`` closes every cursor.
         :returns: ``OK``, or ``ERROR`` when *fail_on_error* is false.
         :raises RemoteError: 34000 if there is no such cursor; XX000 ``commit error: ...`` if the
             commit fails (a deferred constraint), also when *fail_on_error* is false.
         """
         name = self._cursor_name(cursor)
-        statement: sql.Composable = sql.SQL("CLOSE {}").format(sql.Identifier(name))
+        closed = sql.SQL("ALL") if cursor.lower() == "all" else sql.Identifier(name)
+        statement: sql.Composable = sql.SQL("CLOSE {}").format(closed)
         if self._mark is not None:
             statement += sql.SQL(
                 "; SELECT pg_catalog.current_setting({}, true), ARRAY(SELECT name FROM pg_catalog.pg_cursors)"
@@ -187,7 +192,7 @@ class Link:
         """
         if isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1:
             raise UsageError(f"batch_rows must be an integer of at least 1, got {batch_rows!r}", self.label)
-        return self._batches(self.compose(statement, params), batch_rows)
+        return self._batches(self.one(statement, params), batch_rows)
 
     def _batches(self, query: sql.Composable, batch_rows: int) -> Iterator[list[Row]]:
         own = self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
@@ -206,9 +211,11 @@ class Link:
                 if rows:
                     yield rows
         finally:
-            if own and self._is_open:
+            # Neither where it is lost nor where a fetch was stopped midway: the error says more.
+            status = self.connection.pgconn.transaction_status
+            if own and status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
                 self._require(sql.SQL("COMMIT" if complete else "ROLLBACK"), "executing query")
-            elif self.connection.pgconn.transaction_status == pq.TransactionStatus.INTRANS:
+            elif status == pq.TransactionStatus.INTRANS:
                 self._require(sql.SQL("CLOSE {}").format(name), "executing query")
 
     # -- state
@@ -237,16 +244,31 @@ class Link:
             query: Any = statement.encode() if isinstance(statement, str) else statement
             try:
                 text = ClientCursor(self.connection).mogrify(query, params)
-            except psycopg.Error as error:
+            except (psycopg.Error, TypeError) as error:
                 raise UsageError(f"parameters do not fit the statement: {error}", self.label) from None
             return sql.SQL(text)
         return sql.SQL(statement) if isinstance(statement, str) else statement
 
-    def _send(self, statement: Statement, params: Params | None) -> list[pq.abc.PGresult]:
-        """Send one simple-protocol message and return all its results; the last may be an error."""
+    def one(self, statement: Statement, params: Params | None) -> sql.SQL:
+        """Return *statement* with *params* bound, without its semicolon and what follows that.
+
+        :raises UsageError: if it isn't exactly one statement, or holds a NUL character.
+        """
+        text = self._text(statement, params)
+        found = parts(text)
+        if len(found) != 1:
+            raise UsageError(f"a query is one statement, got {len(found)}", self.label)
+        return sql.SQL(text[: found[0].end])
+
+    def _text(self, statement: Statement, params: Params | None) -> str:
         text = self.compose(statement, params).as_string(self.connection)
         if "\0" in text:
             raise UsageError("the statement holds a NUL character, which PostgreSQL can't take", self.label)
+        return text
+
+    def _send(self, statement: Statement, params: Params | None) -> list[pq.abc.PGresult]:
+        """Send one simple-protocol message and return all its results; the last may be an error."""
+        text = self._text(statement, params)
         found = parts(text)
         if not found:
             raise UsageError("the statement is empty", self.label)
@@ -302,10 +324,13 @@ class Link:
             raise RemoteError(f"commit error: {message}", self.label, "XX000")
 
     def _cursor_name(self, cursor: str) -> str:
+        name = None
         if _PLAIN_NAME.fullmatch(cursor):
-            return cursor.lower()
-        if quoted := _QUOTED_NAME.fullmatch(cursor):
-            return quoted[1].replace('""', '"')
+            name = "".join(c.lower() if c.isascii() else c for c in cursor)
+        elif quoted := _QUOTED_NAME.fullmatch(cursor):
+            name = quoted[1].replace('""', '"')
+        if name is not None:
+            return cut_name(name)  # as PostgreSQL does, or pg_cursors would not have it
         raise UsageError(
             f"{cursor!r} is not a cursor name",
             self.label,
@@ -322,6 +347,11 @@ class Link:
             while pgconn.get_copy_data(0)[0] > 0:
                 pass
         self.connection.wait(execute_generator(pgconn))
+
+
+def cut_name(name: str) -> str:
+    """Return *name* cut to 63 bytes on a character's edge, as PostgreSQL and dblink do."""
+    return name.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
 def _tag(result: pq.abc.PGresult) -> str:

@@ -9,11 +9,9 @@ from typing import Self
 from airflow_dblink.core.connection import Check, connect, log_notices
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link import Link
+from airflow_dblink.core.link import Link, cut_name
 
 log = logging.getLogger(__name__)
-
-_NAME_BYTES = 63  # NAMEDATALEN - 1
 
 
 class Links:
@@ -104,10 +102,9 @@ class Links:
 
 
 def _cut(connname: str | None, *, warn: bool = False) -> str | None:
-    """Return *connname* cut to 63 bytes on a character's edge, as dblink's hash key is."""
     if connname is None:
         return None
-    cut = connname.encode()[:_NAME_BYTES].decode(errors="ignore")
+    cut = cut_name(connname)
     if warn and cut != connname:
         log.warning('identifier "%s" will be truncated to "%s"', connname, cut)
     return cut

@@ -184,11 +184,11 @@ class Once:
         :raises RemoteError: what the server says.
         """
         local = {
-            # Scripts are read by our lexer as the standard has it.
-            "standard_conforming_strings": "on",
             # PostgreSQL then finishes and commits a statement whose client is gone.
             "client_connection_check_interval": "0",
             **(settings or {}),
+            # Scripts are read by our lexer as the standard has it, whatever *settings* say.
+            "standard_conforming_strings": "on",
         }
         message = sql.SQL("BEGIN; {}; {}").format(
             set_config(local.items(), local=True),

@@ -10,13 +10,13 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import pq
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
-from psycopg.generators import copy_end, copy_to, execute
+from psycopg.generators import execute, fetch
 from psycopg.waiting import Ready, Wait
 
 from airflow_dblink.core.connection import LinkConnection
@@ -66,20 +66,24 @@ def pump(source: End, destination: End, report: Report) -> Pumped:
     """
     _start(source, pq.ExecStatus.COPY_OUT)
     _start(destination, pq.ExecStatus.COPY_IN)
-    listener = _Listener(destination)
-    done = Pumped()
-    more = True
-    while more:
+    with _Listener(destination) as listener:
+        done, more = _move(source, destination, listener, report)
+        if not more:
+            done.sent = _finish(source, execute(source.connection.pgconn))
+        reason = b"the client stopped" if more else None  # ending the COPY brings the error to light
+        done.taken = _finish(destination, listener.end(reason))
+    return done
+
+
+def _move(source: End, destination: End, listener: _Listener, report: Report) -> tuple[Pumped, bool]:
+    """Move chunk by chunk; whether there may be more, which the destination doesn't want."""
+    done, more, refused = Pumped(), True, False
+    while more and not refused:
         chunk, rows, more = _wait(source, _chunk(source.connection.pgconn))
-        _wait(destination, copy_to(destination.connection.pgconn, chunk, flush=True))
+        refused = _wait(destination, listener.send(chunk))
         done.sent, done.size = done.sent + rows, done.size + len(chunk)
         report(done.sent, done.size)
-        if listener.heard_error():
-            break  # ending the COPY brings the error to light
-    else:
-        done.sent = _finish(source, execute(source.connection.pgconn))
-    done.taken = _finish(destination, copy_end(destination.connection.pgconn, b"error" if more else None))
-    return done
+    return done, more
 
 
 def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[bytes, int, bool]]:
@@ -101,27 +105,63 @@ def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[bytes, int, bool]]:
 
 
 class _Listener:
-    """Notices that a server in COPY FROM STDIN has said something that is no notice: an error."""
+    """Hears the destination out while it takes data, and notices an error among its notices.
+
+    psycopg's copy_to doesn't listen: a server that has much to say (a NOTICE per row) would wait
+    for us to read while we wait for it to take data, for ever. libpq handles notices as they
+    come, and leaves an error unread until the COPY has ended.
+    """
 
     def __init__(self, end: End) -> None:
+        self._connection = end.connection
         self._pgconn = end.connection.pgconn
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
         self._unread_chunks = 0
-        end.connection.add_notice_handler(self._on_notice)
+
+    def __enter__(self) -> Self:
+        self._connection.add_notice_handler(self._on_notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.remove_notice_handler(self._on_notice)
 
     def _on_notice(self, _: object) -> None:
         self._unread_chunks = 0
 
-    def heard_error(self) -> bool:
-        """Look, without waiting. libpq takes in notices here, and leaves an error unread."""
+    def send(self, chunk: bytes) -> PQGen[bool]:
+        """Send *chunk*; whether the server has said something that is no notice."""
         if self._unread_chunks:
             self._unread_chunks += 1
+        for start in range(0, len(chunk), _CHUNK):  # a long row in pieces: libpq would double it
+            while self._pgconn.put_copy_data(chunk[start : start + _CHUNK]) == 0:
+                yield from self._room()
+            while self._pgconn.flush():
+                yield from self._room()
         if self._poll.poll(0):
-            self._unread_chunks = self._unread_chunks or 1
-            self._pgconn.consume_input()
-            self._pgconn.is_busy()  # parses: a whole notice resets the count
+            self._listen()
         return self._unread_chunks > _CHUNKS_AFTER_UNREAD
+
+    def end(self, reason: bytes | None) -> PQGen[pq.abc.PGresult | None]:
+        """End the COPY, in failure for a *reason*; returns what the server says of it."""
+        while self._pgconn.put_copy_end(reason) == 0:
+            yield from self._room()
+        while self._pgconn.flush():
+            yield from self._room()
+        result: pq.abc.PGresult | None = yield from fetch(self._pgconn)
+        while (yield from fetch(self._pgconn)) is not None:
+            pass
+        return result
+
+    def _room(self) -> PQGen[None]:
+        ready = yield Wait.RW
+        if ready & Ready.R:
+            self._listen()
+
+    def _listen(self) -> None:
+        self._unread_chunks = self._unread_chunks or 1
+        self._pgconn.consume_input()
+        self._pgconn.is_busy()  # parses: a whole notice resets the count
 
 
 def _start(end: End, expected: pq.ExecStatus) -> None:
@@ -144,6 +184,8 @@ def _finish(end: End, gen: PQGen[Any]) -> int:
 
 
 def _wait(end: End, gen: PQGen[Any]) -> Any:
+    if end.connection.check:  # where data never keeps us waiting, nobody else asks
+        end.connection.check()
     try:
         return end.connection.wait(gen)
     except psycopg.Error as error:

@@ -48,8 +48,9 @@ _OUTSIDE_TRANSACTION = {
     ("CREATE", "INDEX", "CONCURRENTLY"),
     ("CREATE", "UNIQUE", "INDEX", "CONCURRENTLY"),
     ("DROP", "INDEX", "CONCURRENTLY"),
-    ("REFRESH", "MATERIALIZED", "VIEW", "CONCURRENTLY"),
+    ("DISCARD", "ALL"),
 }
+_REINDEX_KINDS = ("INDEX", "TABLE", "SCHEMA", "DATABASE", "SYSTEM")
 
 
 @dataclass
@@ -90,7 +91,12 @@ class Part:
 
     @property
     def outside_transaction(self) -> str | None:
-        """The command, if PostgreSQL refuses it in a transaction block."""
+        """The command, if PostgreSQL refuses it in a transaction block; not all such are known."""
+        if self.words[:1] == ["REINDEX"]:
+            kind = next((word for word in self.words if word in _REINDEX_KINDS), "")
+            if kind in ("SCHEMA", "DATABASE", "SYSTEM"):
+                return f"REINDEX {kind}"
+            return "REINDEX CONCURRENTLY" if "CONCURRENTLY" in self.words else None
         return self.begins_with(_OUTSIDE_TRANSACTION)
 
     @property

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg import pq, sql
+from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
+from psycopg.generators import execute
 from psycopg.rows import dict_row
 
 from airflow_dblink.core.connection import LinkConnection
-from airflow_dblink.core.errors import UsageError, from_psycopg
+from airflow_dblink.core.errors import RemoteError, UsageError, from_psycopg
 from airflow_dblink.core.sqlfiles import statements
 
 _SQL = statements("catalog.sql")
-# FirstNormalObjectId: types below are the same on every server.
-_FIRST_USER_OID = 16384
+# FirstGenbkiObjectId: types below have the same oid on every server. Those from here to 16383
+# are PostgreSQL's own too, but another version numbers them anew (information_schema's domains).
+_FIRST_VARYING_OID = 10000
+_NOT_A_NAME = ("0A000", "42501", "42601", "42602")  # also: another database; a schema that is closed
 _STRING = "S"  # pg_type.typcategory
 
 
@@ -89,6 +93,7 @@ class Relation:
     may_stage: bool
     has_children: bool
     row_security: bool
+    has_before_insert: bool
     rows: int
     columns: tuple[Column, ...]
 
@@ -121,6 +126,7 @@ class Type:
     type: int
     base_type: int
     name: str
+    base_name: str
     category: str
     has_binary: bool
     element: int | None
@@ -129,7 +135,7 @@ class Type:
     @property
     def built_in(self) -> bool:
         """Whether every server has this type under this oid (arrays: of such a type)."""
-        return self.base_type < _FIRST_USER_OID
+        return self.base_type < _FIRST_VARYING_OID
 
     @property
     def is_string(self) -> bool:
@@ -139,7 +145,7 @@ class Type:
     @property
     def is_catalog_reference(self) -> bool:
         """Whether it is regclass or its like: in binary an oid, and another one on each server."""
-        return (self.element_name or self.name).startswith("reg")
+        return self.built_in and (self.element_name or self.base_name).startswith("reg")
 
 
 def find_relation(side: Side, relname: str) -> Relation | None:
@@ -147,9 +153,14 @@ def find_relation(side: Side, relname: str) -> Relation | None:
 
     :param relname: read as in SQL: folded to lower case unless in double quotes, found through
         ``search_path`` unless qualified.
-    :raises RemoteError: 42602 if it isn't a name.
+    :raises UsageError: if it isn't a name, or the role may not use the schema.
     """
-    found = side.rows("relation", {"relname": relname})
+    try:
+        found = side.rows("relation", {"relname": relname})
+    except RemoteError as error:
+        if error.sqlstate not in _NOT_A_NAME:
+            raise
+        raise UsageError(f"relation {relname!r}: {error.message}", side.conn_id, error.sqlstate) from None
     if not found:
         return None
     facts = found[0]
@@ -196,11 +207,27 @@ def describe(side: Side, query: str) -> list[ResultColumn]:
     :raises UsageError: if it returns no rows.
     """
     pgconn = side.connection.pgconn
-    side.run("BEGIN", "reading the source query")  # a pooler may give each transaction another session
-    for result in (pgconn.prepare(b"", query.encode()), pgconn.describe_prepared(b"")):
-        if result.status != pq.ExecStatus.COMMAND_OK:
-            error = error_from_result(result, encoding="utf-8")
-            raise from_psycopg(error, side.conn_id, "reading the source query") from None
+    # In a transaction, since a pooler may give each its own session; the setting is what our lexer reads.
+    side.run("BEGIN; SET LOCAL standard_conforming_strings = on", "reading the source query")
+
+    def ask(send: Callable[[], None]) -> PQGen[list[pq.abc.PGresult]]:
+        send()
+        results: list[pq.abc.PGresult] = yield from execute(pgconn)
+        return results
+
+    def prepare() -> None:
+        pgconn.send_prepare(b"", query.encode())
+
+    def describe_prepared() -> None:
+        pgconn.send_describe_prepared(b"")
+
+    try:
+        for send in (prepare, describe_prepared):  # waited for, not called: the parser waits for locks
+            result = side.connection.wait(ask(send))[-1]
+            if result.status != pq.ExecStatus.COMMAND_OK:
+                raise error_from_result(result, encoding="utf-8")
+    except psycopg.Error as error:
+        raise from_psycopg(error, side.conn_id, "reading the source query") from None
     side.run("ROLLBACK", "reading the source query")
     if result.nfields == 0:
         raise UsageError("the source query returns no columns", side.conn_id)

@@ -31,6 +31,7 @@ _TEXT_FORMS = {
     "extra_float_digits": "1",
     "bytea_output": "hex",
     "lc_monetary": "C",
+    "xmloption": "content",  # read by binary input too
 }
 
 
@@ -51,12 +52,8 @@ def run(
     _begin_source(source, work, settings)
     _prepare(destination, work)
     pumped = pump(
-        End(source.connection, source.conn_id, work.copy_out.as_string(source.connection).encode()),
-        End(
-            destination.connection,
-            destination.conn_id,
-            work.copy_in.as_string(destination.connection).encode(),
-        ),
+        _end(source, work.copy_out),
+        _end(destination, work.copy_in),
         lambda rows, size: progress(rows, size, work.estimated_rows),
     )
     source.run("COMMIT", "ending the source transaction")
@@ -81,10 +78,10 @@ def _end(side: Side, copy: sql.Composed | sql.SQL) -> End:
 
 
 def _begin_source(source: Side, work: Plan, settings: Mapping[str, str]) -> None:
-    local = {**_TEXT_FORMS, **settings}
-    if work.same_database and work.spec.mode == "replace":
-        # The query may read the table that is truncated, in a transaction that waits for us:
-        # a deadlock that no server can see.
+    local = {"standard_conforming_strings": "on", **_TEXT_FORMS, **settings}
+    if work.same_database:
+        # The query may read what TRUNCATE or pre_sql has locked, and would wait for a transaction
+        # that waits for us: a deadlock that no server can see.
         local.setdefault("lock_timeout", "10s")
     source.run("BEGIN", "beginning the source transaction")
     source.run(set_config(local.items(), local=True), "setting up the source transaction")
@@ -166,14 +163,20 @@ def _reset_sequences(destination: Side, work: Plan, relation: Relation) -> None:
         if row["column_name"] not in given:
             continue
         if not row["may_set"]:
-            log.warning("no UPDATE on the sequence of %s.%s: it stays as it is", relation, row["column_name"])
+            log.warning("the role may not set the sequence of %s.%s", relation, row["column_name"])
             continue
         destination.run(
             sql.SQL(
-                "SELECT pg_catalog.setval({sequence}::oid::regclass, loaded.highest)"
+                "SELECT pg_catalog.setval({sequence}::oid::regclass, least(loaded.highest, {highest})::int8)"
                 "  FROM (SELECT pg_catalog.max({column}) AS highest FROM {table}) AS loaded"
-                " WHERE loaded.highest >"
-                "       coalesce(pg_catalog.pg_sequence_last_value({sequence}::oid::regclass), 0)"
-            ).format(sequence=row["oid"], column=sql.Identifier(row["column_name"]), table=work.target),
+                " WHERE loaded.highest >= {lowest} AND loaded.highest >"
+                "       coalesce(pg_catalog.pg_sequence_last_value({sequence}::oid::regclass), {lowest} - 1)"
+            ).format(
+                sequence=row["oid"],
+                column=sql.Identifier(row["column_name"]),
+                table=work.target,
+                lowest=row["lowest"],
+                highest=row["highest"],
+            ),
             "setting the sequence",
         )

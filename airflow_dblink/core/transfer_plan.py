@@ -13,6 +13,7 @@ from airflow_dblink.core.columns import Pair, match, route
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link import Params
 from airflow_dblink.core.once import check_script
+from airflow_dblink.core.script import parts
 from airflow_dblink.core.tables import (
     Relation,
     ResultColumn,
@@ -97,9 +98,12 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     offered = describe(source, query.as_string(source.connection))
     relation = _destination(destination, spec)
     pairs = match(offered, relation, spec.columns, source.conn_id, destination.conn_id)
-    _check_privileges(source, destination, spec, table, relation, pairs)
-    pairs, copy_format = route(source, destination, pairs)
     key = _key(destination, spec, relation, pairs)
+    _check_privileges(source, destination, spec, table, relation, pairs, key)
+    pairs, copy_format = route(source, destination, pairs)
+    same_database = source.rows("database", {}) == destination.rows("database", {})
+    if same_database and spec.mode == "replace" and table and relation and table.oid == relation.oid:
+        raise UsageError(f"{relation} would be emptied before it is read", destination.conn_id)
     schema_name, name = (
         (relation.schema_name, relation.name) if relation else split_name(destination, spec.destination_table)
     )
@@ -114,7 +118,7 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
         key=key,
         create=None if relation else _create(source, target, table, pairs),
         estimated_rows=table.rows or None if table else None,
-        same_database=source.rows("database", {}) == destination.rows("database", {}),
+        same_database=same_database,
     )
 
 
@@ -127,16 +131,29 @@ def _check_arguments(spec: Spec) -> None:
         raise UsageError(f"key is for mode='upsert', not for {spec.mode!r}")
     if spec.source_parameters is not None and spec.source_sql is None:
         raise UsageError("source_parameters belong to source_sql")
+    if isinstance(spec.key, str):
+        raise UsageError(f"key must be a list of columns, got the text {spec.key!r}")
     for name, script in (("pre_sql", spec.pre_sql), ("post_sql", spec.post_sql)):
         if script is not None:
-            check_script(script, name)
+            _check_script(name, script)
+
+
+def _check_script(name: str, script: str) -> None:
+    try:
+        check_script(script, name)
+    except UsageError as error:
+        hint = "it runs inside the transfer's transaction; run it in a task of its own"
+        raise UsageError(f"{name}: {error.message}", hint=hint) from None
 
 
 def _source_query(source: Side, spec: Spec, table: Relation | None) -> sql.Composed | sql.SQL:
     if table is not None:
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
         return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
-    text = (spec.source_sql or "").strip().rstrip(";")
+    found = parts(spec.source_sql or "")
+    if len(found) != 1:
+        raise UsageError(f"source_sql must be one statement, got {len(found)}")
+    text = found[0].text  # neither the semicolon nor a comment behind it: COPY puts it in parentheses
     if spec.source_parameters is not None:
         text = ClientCursor(source.connection).mogrify(text.encode(), spec.source_parameters)
     return sql.SQL(text)
@@ -162,6 +179,7 @@ def _check_privileges(
     table: Relation | None,
     relation: Relation | None,
     pairs: Sequence[Pair],
+    key: Sequence[str],
 ) -> None:
     wanted = {pair.source for pair in pairs}
     if table is not None:
@@ -177,9 +195,10 @@ def _check_privileges(
     if spec.mode == "replace":
         _demand(relation.may_truncate, destination, f"permission denied: no TRUNCATE on {relation}")
     if spec.mode == "upsert":
-        fixed = [c.name for c in relation.columns if c.name in given and not (c.may_update and c.may_select)]
-        names = ", ".join(fixed)
-        _demand(not fixed, destination, f"permission denied: no SELECT and UPDATE on {relation} ({names})")
+        unread = [c.name for c in relation.columns if c.name in given and not c.may_select]
+        _demand(not unread, destination, f"permission denied: no SELECT on {relation} ({', '.join(unread)})")
+        fixed = [c.name for c in relation.columns if c.name in given - {*key} and not c.may_update]
+        _demand(not fixed, destination, f"permission denied: no UPDATE on {relation} ({', '.join(fixed)})")
         _demand(relation.may_stage, destination, "permission denied: no TEMP on the database, for staging")
 
 
@@ -233,6 +252,8 @@ def _copy_out(
         else sql.Identifier(pair.source)
         for pair in pairs
     )
+    if table is not None:  # not from the query: it reads all columns, and the role may not
+        return sql.SQL("COPY (SELECT {} FROM {} AS source) {}").format(values, table.identifier, options)
     return sql.SQL("COPY (SELECT {} FROM ({}\n) AS source) {}").format(values, query, options)
 
 

@@ -20,7 +20,7 @@ def csv_batches(
     :param header: whether the column names come first; they count as no row.
     :param options: of COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :returns: (bytes, rows) per batch.
-    :raises UsageError: if *batch_rows* is below 1.
+    :raises UsageError: if *batch_rows* is below 1, or *statement* isn't one statement.
     :raises RemoteError: what the server says.
     """
     if batch_rows < 1:
@@ -28,9 +28,10 @@ def csv_batches(
     given: list[Any] = [
         sql.SQL("{} {}").format(sql.SQL(name.upper()), sql.Literal(value)) for name, value in options.items()
     ]
-    query = link.compose(statement, params).as_string(link.connection).strip().rstrip(";")
     copy = sql.SQL("COPY ({}\n) TO STDOUT (FORMAT csv, HEADER {}{})").format(
-        sql.SQL(query), sql.SQL(str(header)), sql.SQL("").join(sql.SQL(", ") + option for option in given)
+        link.one(statement, params),
+        sql.SQL(str(header)),
+        sql.SQL("").join(sql.SQL(", ") + option for option in given),
     )
     return _batches(link, copy, batch_rows, header)
 

@@ -167,6 +167,9 @@ class DblinkHook(PostgresHook):
         params = {k: str(v) for k, v in self.target().params.items() if v not in (None, "")}
         user, password = params.pop("user", None), params.pop("password", None)
         database = params.pop("dbname", None)
+        hosts = params.get("host", "").count(",") + 1
+        if "port" in params and "," not in params["port"]:  # libpq's rule: one port is all hosts'
+            params["port"] = ",".join([params["port"]] * hosts)
         return URL.create(
             self.sqlalchemy_scheme,
             username=user,

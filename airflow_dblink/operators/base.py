@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # the worker is gone.
 _SERVER_LIMIT_GRACE_S = 2.0
 _STATE_ANSWER_S = 1.5  # of the 5 s between SIGTERM and SIGKILL
+_MAX_LIMIT_MS = 2_147_483_647  # of PostgreSQL's time-outs: 24 days
 _TRANSACTION_TIMEOUT_SINCE = 170000
 
 
@@ -89,9 +90,9 @@ class DblinkBaseOperator(BaseOperator):
             limit = total if limit is None else min(limit, total)
             # statement_timeout counts each statement of a message alone.
             if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
-                settings.setdefault("transaction_timeout", f"{total * 1000:.0f}ms")
+                settings.setdefault("transaction_timeout", _milliseconds(total))
         if limit is not None:
-            settings.setdefault("statement_timeout", f"{limit * 1000:.0f}ms")
+            settings.setdefault("statement_timeout", _milliseconds(limit))
         return settings
 
     def _once(self, context: Context, connection: LinkConnection, conn_id: str, orphan: timedelta) -> Once:
@@ -132,3 +133,7 @@ class DblinkBaseOperator(BaseOperator):
             return False
         finally:
             executor.shutdown(wait=False)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{min(seconds * 1000, _MAX_LIMIT_MS):.0f}ms"

@@ -96,6 +96,17 @@ class DblinkExecOperator(DblinkBaseOperator):
             raise UsageError(f"sql must be text, got {type(self.sql).__name__}", self.conn_id)
         if self.transaction:
             check_script(self.sql, self.conn_id)
+            return
+        statements = parts(self.sql)
+        if not statements:
+            raise UsageError("sql holds no statement", self.conn_id)
+        for statement in statements:
+            if statement.is_copy_with_client:  # now, before those that stand before it are run
+                raise UsageError(
+                    f"sql contains COPY with the client (line {statement.line})",
+                    self.conn_id,
+                    hint="use DblinkTransferOperator or DblinkFetchOperator",
+                )
 
     def _bound(self, link: Link) -> str:
         if self.parameters is None:
@@ -137,11 +148,8 @@ class DblinkExecOperator(DblinkBaseOperator):
         settings = self._settings(link.connection, client_min_messages=self.client_min_messages)
         settings.pop("transaction_timeout", None)
         Side(link.connection, self.conn_id).run(set_config(settings.items(), local=False), "setting up")
-        statements = parts(script)
-        if not statements:
-            raise UsageError("sql holds no statement", self.conn_id)
         tags: list[str] = []
-        for statement in statements:
+        for statement in parts(script):
             tags.append(link.command(statement.text))
             self.log.info("%s", tags[-1])
         return tags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -167,6 +168,7 @@ class DblinkFetchOperator(DblinkBaseOperator):
                     **(self.csv_options or {}),
                 )
                 for data, count in batch_source:
+                    self._check()
                     file.write(data)
                     rows, batches = rows + count, batches + (count > 0)
                 self._check()
@@ -179,8 +181,12 @@ class DblinkFetchOperator(DblinkBaseOperator):
 
 
 def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, bytes):
+        return rf"\x{value.hex()}"  # as PostgreSQL writes it
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     if isinstance(value, dict):

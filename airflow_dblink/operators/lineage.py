@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_dblink.operators.transfer import DblinkTransferOperator
+
+_NAME = re.compile(r'"((?:[^"]|"")*)"|([^".\s]+)')
 
 
 def transfer_lineage(operator: DblinkTransferOperator) -> OperatorLineage[Any, Any] | None:
@@ -40,12 +43,18 @@ class _Place:
         self.namespace = f"{self._info.scheme}://{self._info.authority}"
 
     def dataset(self, relname: str) -> tuple[str, str]:
-        schema, _, table = relname.rpartition(".")
-        return self.namespace, f"{self._info.database}.{schema or 'public'}.{table}"
+        """Return namespace and name of a table whose name is written as in SQL."""
+        names = [
+            quoted.replace('""', '"') if quoted else bare.lower() for quoted, bare in _NAME.findall(relname)
+        ]
+        return self.namespace, ".".join(
+            [self._info.database, *(["public", *names] if len(names) < 2 else names)]
+        )
 
     def tables_of(self, sql: str) -> list[tuple[str, str]]:
         from airflow.providers.openlineage.sqlparser import SQLParser
 
         metadata = SQLParser(dialect="postgres", default_schema="public").parse(sql)
         tables = metadata.in_tables if metadata else []
-        return [self.dataset(f"{table.schema or 'public'}.{table.name}") for table in tables]
+        names = [f"{self._info.database}.{table.schema or 'public'}.{table.name}" for table in tables]
+        return [(self.namespace, name) for name in names]

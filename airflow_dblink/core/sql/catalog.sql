@@ -2,6 +2,7 @@
 -- A relation by name, read as PostgreSQL reads it (search_path, quotes). to_regclass gives
 -- NULL for an unknown name instead of an error. What the role may do is asked here, before
 -- anything is moved. reltuples is -1 where it was never analyzed; partitions are summed up.
+-- tgtype 7: for each row, before, insert.
 SELECT c.oid::int8 AS oid,
        n.nspname AS schema_name,
        c.relname AS name,
@@ -10,6 +11,9 @@ SELECT c.oid::int8 AS oid,
        pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMP') AS may_stage,
        c.relhassubclass AS has_children,
        c.relrowsecurity AND pg_catalog.row_security_active(c.oid) AS row_security,
+       EXISTS (SELECT FROM pg_catalog.pg_trigger AS trigger
+                WHERE trigger.tgrelid = c.oid AND trigger.tgenabled IN ('O', 'A')
+                  AND trigger.tgtype::int & 7 = 7) AS has_before_insert,
        (SELECT pg_catalog.sum(greatest(leaf.reltuples, 0))::int8
           FROM pg_catalog.pg_partition_tree(c.oid) AS part
           JOIN pg_catalog.pg_class AS leaf ON leaf.oid = part.relid
@@ -34,7 +38,7 @@ SELECT a.attname AS name,
        a.attnum::int AS attnum,
        a.atttypid::int8 AS type,
        pg_catalog.format_type(a.atttypid, a.atttypmod) AS type_name,
-       a.attnotnull AS not_null,
+       a.attnotnull OR t.typnotnull AS not_null,
        a.attgenerated <> '' AS generated,
        a.attidentity <> '' AS identity,
        a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS has_default,
@@ -48,7 +52,8 @@ SELECT a.attname AS name,
 
 -- name: types
 -- What decides how values of a type can travel. Domains are followed down to their base
--- type; "element" is the element type of a true array.
+-- type; "element" is the element type of a true array. An array has functions for binary even
+-- where its elements have none (aclitem[]).
 WITH RECURSIVE base AS (
     SELECT t.oid AS wanted, t.oid, t.typtype, t.typbasetype
       FROM pg_catalog.pg_type AS t
@@ -62,16 +67,17 @@ WITH RECURSIVE base AS (
 SELECT b.wanted::int8 AS type,
        t.oid::int8 AS base_type,
        declared.typname AS name,
+       t.typname AS base_name,
        t.typcategory::text AS category,
-       t.typsend::oid <> 0 AND t.typreceive::oid <> 0 AS has_binary,
-       CASE WHEN t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc THEN t.typelem::int8 END
-           AS element,
-       (SELECT e.typname FROM pg_catalog.pg_type AS e
-         WHERE e.oid = t.typelem AND t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc)
-           AS element_name
+       t.typsend::oid <> 0 AND t.typreceive::oid <> 0
+           AND (e.oid IS NULL OR e.typsend::oid <> 0 AND e.typreceive::oid <> 0) AS has_binary,
+       e.oid::int8 AS element,
+       e.typname AS element_name
   FROM base AS b
   JOIN pg_catalog.pg_type AS t ON t.oid = b.oid
   JOIN pg_catalog.pg_type AS declared ON declared.oid = b.wanted
+  LEFT JOIN pg_catalog.pg_type AS e
+    ON e.oid = t.typelem AND t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc
  WHERE b.typtype <> 'd';
 
 -- name: format_types
@@ -114,12 +120,18 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_cast
        OR (SELECT typcategory = 'S' FROM pg_catalog.pg_type WHERE oid = %(target)s);
 
 -- name: sequences
--- Sequences that belong to columns (serial or identity), and whether they may be set.
+-- Sequences that belong to columns (serial or identity), and whether the role may read and set
+-- them and read the column. Those that count down are not for us to judge.
 SELECT a.attname AS column_name,
        s.oid::int8 AS oid,
-       pg_catalog.has_sequence_privilege(s.oid, 'UPDATE') AS may_set
+       seq.seqmin AS lowest,
+       seq.seqmax AS highest,
+       pg_catalog.has_sequence_privilege(s.oid, 'UPDATE')
+           AND pg_catalog.has_sequence_privilege(s.oid, 'USAGE, SELECT')
+           AND pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_set
   FROM pg_catalog.pg_depend AS d
   JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+  JOIN pg_catalog.pg_sequence AS seq ON seq.seqrelid = s.oid AND seq.seqincrement > 0
   JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
  WHERE d.refobjid = %(oid)s AND d.classid = 'pg_catalog.pg_class'::regclass
    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i');

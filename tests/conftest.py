@@ -1,0 +1,89 @@
+"""Fixtures of all tests: real servers, a new database each, and Airflow connections that lead there.
+
+``source`` and ``warehouse`` are :class:`~tests.databases.Database`; ``AIRFLOW_CONN_SOURCE`` and
+``AIRFLOW_CONN_WAREHOUSE`` lead to them. A test that leaves a session or an open transaction in one of
+them fails. Other connections are made with ``add_connection``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+# Airflow reads it at its first import, and must not find the developer's own.
+_home = tempfile.TemporaryDirectory(prefix="airflow_dblink_home_")  # removed with this process
+os.environ["AIRFLOW_HOME"] = _home.name
+
+import pytest  # noqa: E402
+
+from airflow_dblink.core.links import Links  # noqa: E402
+from airflow_dblink.embedded.server import Server, servers  # noqa: E402
+from tests.databases import Database, new_database  # noqa: E402
+from tests.stores import MemoryStore  # noqa: E402
+
+
+class AddConnection(Protocol):
+    """Sets an Airflow connection for one test."""
+
+    def __call__(self, conn_id: str, database: Database | None = None, **fields: Any) -> str:
+        """Make *conn_id* lead to *database*, with *fields* (conn_type, host, extra, ...) changed."""
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[tuple[Server, Server]]:
+    """Two running servers, ``source`` and ``warehouse``, one pair for the session."""
+    with servers("source", "warehouse") as (source, warehouse):
+        yield source, warehouse
+
+
+@pytest.fixture
+def source(pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """Give a new, empty database on the first server; Airflow connection ``source``."""
+    with new_database(pair[0], "source") as database:
+        monkeypatch.setenv("AIRFLOW_CONN_SOURCE", database.uri)
+        yield database
+
+
+@pytest.fixture
+def warehouse(pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """Give a new, empty database on the second server; Airflow connection ``warehouse``."""
+    with new_database(pair[1], "warehouse") as database:
+        monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", database.uri)
+        yield database
+
+
+@pytest.fixture
+def add_connection(monkeypatch: pytest.MonkeyPatch) -> AddConnection:
+    """Return a function that sets an Airflow connection for this test and returns its id."""
+
+    def add(conn_id: str, database: Database | None = None, **fields: Any) -> str:
+        connection: dict[str, Any] = {"conn_type": "postgres"}
+        if database is not None:
+            params = database.params
+            connection |= {
+                "host": params["host"],
+                "port": int(params["port"]),
+                "login": params["user"],
+                "password": params["password"],
+                "schema": params["dbname"],
+            }
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({**connection, **fields}))
+        return conn_id
+
+    return add
+
+
+@pytest.fixture
+def links(source: Database, warehouse: Database) -> Iterator[Links]:
+    """Give a registry of links, closed after the test and before the databases go."""
+    with Links() as registry:
+        yield registry
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """Return an empty store of task state."""
+    return MemoryStore()

@@ -1,0 +1,115 @@
+"""A new, empty database on a running server, as the tests see it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.sql import SQL, Identifier
+
+from airflow_dblink.core.conninfo import Target
+from airflow_dblink.embedded.server import Server
+
+Row = tuple[Any, ...]
+
+_LEFT_OVER = """
+SELECT pid, application_name, state, query FROM pg_stat_activity
+ WHERE datname = %s AND backend_type IN ('client backend', 'parallel worker')
+"""
+_PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = %s"
+_LEAVES_S = 5.0  # a closed session is seen until its backend has ended
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database, owned by the job role, which isn't superuser.
+
+    :ivar conn_id: id of the Airflow connection that leads here (``AIRFLOW_CONN_...`` is set).
+    :ivar server: the server that it is on.
+    :ivar name: its name there.
+    """
+
+    conn_id: str
+    server: Server
+    name: str
+
+    @property
+    def conninfo(self) -> str:
+        """Connection string for libpq of the job role, password included."""
+        return self.server.conninfo(dbname=self.name)
+
+    @property
+    def admin_conninfo(self) -> str:
+        """Connection string for libpq of the superuser."""
+        return self.server.conninfo(dbname=self.name, superuser=True)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters for libpq of the job role."""
+        return dict(conninfo_to_dict(self.conninfo))
+
+    @property
+    def target(self) -> Target:
+        """What the core connects to."""
+        return Target(self.conn_id, self.params)
+
+    @property
+    def uri(self) -> str:
+        """Value of an ``AIRFLOW_CONN_...`` variable, of type ``postgres``."""
+        role, password = (quote(part, safe="") for part in (self.server.role, self.server.role_password))
+        return f"postgres://{role}:{password}@{self.server.host}:{self.server.port}/{self.name}"
+
+    def execute(self, statement: str, *params: Any) -> str:
+        """Run *statement* as the job role, committed at once; returns the command tag."""
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            return connection.execute(statement.encode(), params or None).statusmessage or ""
+
+    def rows(self, query: str, *params: Any) -> list[Row]:
+        """Return the rows of *query*, run as the job role."""
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            return connection.execute(query.encode(), params or None).fetchall()
+
+    def admin(self, statement: str, *params: Any) -> list[Row]:
+        """Run *statement* as the superuser, committed at once; returns its rows, if it has any."""
+        with psycopg.connect(self.admin_conninfo, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), params or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def sessions(self) -> list[Row]:
+        """Return (pid, application_name, state, query) of the sessions in this database."""
+        with psycopg.connect(self.server.conninfo(dbname="postgres", superuser=True)) as admin:
+            return admin.execute(_LEFT_OVER, (self.name,)).fetchall()
+
+    def wait_until_left(self, timeout_s: float = _LEAVES_S) -> list[Row]:
+        """Wait until no session is in this database; returns those that still are after *timeout_s*."""
+        deadline = time.monotonic() + timeout_s
+        while (left := self.sessions()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return left
+
+
+@contextmanager
+def new_database(server: Server, conn_id: str) -> Iterator[Database]:
+    """Make an empty database; drop it afterwards, by force, and fail if a session was left in it."""
+    name = f"{conn_id}_{uuid4().hex[:12]}"
+    identifier = Identifier(name)
+    admin_conninfo = server.conninfo(dbname="postgres", superuser=True)
+    with psycopg.connect(admin_conninfo, autocommit=True) as admin:
+        admin.execute(SQL("CREATE DATABASE {} OWNER {}").format(identifier, Identifier(server.role)))
+    database = Database(conn_id, server, name)
+    try:
+        yield database
+    finally:
+        left = database.wait_until_left()
+        with psycopg.connect(admin_conninfo, autocommit=True) as admin:
+            prepared = admin.execute(_PREPARED, (name,)).fetchall()
+            admin.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+    assert not left, f"sessions left in {name}: {left}"
+    assert not prepared, f"prepared transactions left in {name}: {prepared}"

@@ -1,0 +1,259 @@
+"""DblinkExecOperator's ``execute`` on real servers."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_dblink.core.errors import RemoteError, TransientError
+from airflow_dblink.core.once import KEY
+from airflow_dblink.exceptions import DblinkTaskKilledError
+from airflow_dblink.operators.execute import DblinkExecOperator
+from tests.conftest import AddConnection
+from tests.databases import Database
+from tests.integration.tasks import context, kill_when_active
+from tests.stores import MemoryStore, StaleTryError
+
+INSERT = "INSERT INTO t VALUES (1)"
+
+
+@pytest.fixture
+def table(source: Database) -> Database:
+    source.execute("CREATE TABLE t (a int)")
+    return source
+
+
+def _operator(sql: str, **arguments: Any) -> DblinkExecOperator:
+    return DblinkExecOperator(task_id="task", conn_id="source", sql=sql, **arguments)
+
+
+def _count(database: Database) -> int:
+    return int(database.rows("SELECT count(*) FROM t")[0][0])
+
+
+def test_the_last_tag_is_returned_and_all_are_pushed(table: Database) -> None:
+    task = context()
+
+    assert _operator("INSERT INTO t VALUES (1); UPDATE t SET a = a + 1; SELECT 1").execute(task) == "SELECT 1"
+
+    assert task["ti"].xcoms == {"command_tags": ["INSERT 0 1", "UPDATE 1", "SELECT 1"]}
+    assert table.rows("SELECT a FROM t") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters"),
+    [("INSERT INTO t VALUES (%s), (%s)", [1, None]), ("INSERT INTO t VALUES (%(a)s), (%(a)s)", {"a": 5})],
+)
+def test_parameters_are_bound(table: Database, sql: str, parameters: Any) -> None:
+    assert _operator(sql, parameters=parameters).execute(context()) == "INSERT 0 2"
+
+
+def test_a_retry_adopts_what_the_first_try_committed(table: Database) -> None:
+    store = MemoryStore(refuse_at=2)  # it dies after COMMIT, before it could say so
+    with pytest.raises(StaleTryError):
+        _operator(INSERT, retries=1).execute(context(store, max_tries=1))
+    store.refuse_at = None
+
+    retry = context(store, try_number=2, max_tries=1)
+    assert _operator(INSERT, retries=1).execute(retry) == "COMMIT"
+
+    assert retry["ti"].xcoms == {"command_tags": []}
+    assert _count(table) == 1
+
+
+def test_a_cleared_task_runs_anew(table: Database, store: MemoryStore) -> None:
+    _operator(INSERT).execute(context(store, max_tries=0))
+    _operator(INSERT).execute(context(store, max_tries=0))
+    assert _count(table) == 1
+
+    _operator(INSERT).execute(context(store, max_tries=1, try_number=2))
+    assert _count(table) == 2
+
+
+def test_a_stale_try_changes_nothing(table: Database) -> None:
+    with pytest.raises(StaleTryError):
+        _operator(INSERT).execute(context(MemoryStore(refuse_at=1)))
+
+    assert _count(table) == 0
+
+
+def test_an_unknown_outcome_fails_without_retries(table: Database, store: MemoryStore) -> None:
+    _operator(INSERT).execute(context(store))
+    state = store.get(KEY)
+    del state["ended"]
+    state["ticket"]["system_identifier"] = "1"
+    store.set(KEY, state)
+
+    with pytest.raises(AirflowFailException, match="may have committed"):
+        _operator(INSERT).execute(context(store))
+    assert _count(table) == 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "arguments", "why"),
+    [
+        ("", {}, "no statement"),
+        (f"{INSERT}; COMMIT", {}, "COMMIT"),
+        ("VACUUM t", {}, "transaction=False"),
+        ("COPY t FROM STDIN", {}, "COPY"),
+        (f"{INSERT}; COPY t FROM STDIN", {"transaction": False}, "COPY"),
+        ("-- x", {"transaction": False}, "no statement"),
+        ("INSERT INTO t VALUES (%s)", {"parameters": [1, 2]}, "parameters do not fit"),
+        ("INSERT INTO t VALUES (%s)", {"parameters": {"a": 1}}, "parameters do not fit"),
+        (INSERT, {"session_settings": {"a b": 1}}, "session_settings"),
+        (5, {}, "sql must be text"),
+    ],
+)
+def test_mistakes_fail_without_retries_and_change_nothing(
+    table: Database, sql: Any, arguments: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(AirflowFailException, match=why):
+        _operator(sql, **arguments).execute(context())
+    assert _count(table) == 0
+
+
+def test_a_wrong_password_may_be_retried_and_is_not_shown(
+    table: Database, add_connection: AddConnection
+) -> None:
+    add_connection("source", table, password="geheim")
+
+    with pytest.raises(TransientError, match="password authentication failed") as caught:
+        _operator(INSERT).execute(context())
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_missing_credential_fails_without_retries(table: Database, add_connection: AddConnection) -> None:
+    add_connection("source", table, password=None)
+
+    with pytest.raises(AirflowFailException, match="2F003"):
+        _operator(INSERT).execute(context())
+
+
+def test_the_servers_error_rolls_everything_back(table: Database) -> None:
+    with pytest.raises(RemoteError, match="division by zero"):
+        _operator(f"{INSERT}; SELECT 1/0").execute(context())
+    assert _count(table) == 0
+
+
+def test_a_procedure_that_commits_is_explained(table: Database) -> None:
+    table.execute("CREATE PROCEDURE p() LANGUAGE plpgsql AS $$BEGIN COMMIT; END$$")
+
+    with pytest.raises(RemoteError, match="transaction=False"):
+        _operator("CALL p()").execute(context())
+    assert _operator("CALL p()", transaction=False).execute(context()) == "CALL"
+
+
+def test_without_a_transaction_each_statement_is_by_itself(
+    table: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = context()
+    script = f"VACUUM t; {INSERT}; CREATE INDEX CONCURRENTLY i ON t (a); SELECT 1; -- end"
+
+    assert _operator(script, transaction=False).execute(task) == "SELECT 1"
+
+    assert task["ti"].xcoms["command_tags"] == ["VACUUM", "INSERT 0 1", "CREATE INDEX", "SELECT 1"]
+    assert "at least once" in capsys.readouterr().out
+    with pytest.raises(RemoteError, match="division"):
+        _operator(f"{INSERT}; SELECT 1/0", transaction=False).execute(context())
+    assert _count(table) == 2
+
+
+def test_without_a_transaction_a_transaction_pooler_is_refused(
+    table: Database, add_connection: AddConnection
+) -> None:
+    add_connection("source", table, conn_type="dblink", extra={"pooling_mode": "transaction"})
+
+    with pytest.raises(AirflowFailException, match="pooler"):
+        _operator("VACUUM t", transaction=False).execute(context())
+    assert _operator(INSERT).execute(context()) == "INSERT 0 1"
+
+
+# -- limits and settings
+
+
+KEEP = """CREATE TABLE seen AS SELECT name, setting FROM pg_settings
+ WHERE name IN ('statement_timeout', 'transaction_timeout', 'work_mem', 'client_min_messages')"""
+
+
+def _seen(database: Database) -> dict[str, str]:
+    return {name: setting for name, setting in database.rows("SELECT name, setting FROM seen")}
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+def test_limits_and_settings_reach_the_server(table: Database, transaction: bool) -> None:
+    _operator(
+        KEEP,
+        transaction=transaction,
+        execution_timeout=timedelta(minutes=1),
+        session_settings={"work_mem": "7MB"},
+        client_min_messages="error",
+    ).execute(context())
+
+    seen = _seen(table)
+    if "transaction_timeout" in seen:  # since PostgreSQL 17
+        assert seen["transaction_timeout"] == ("62000" if transaction else "0")
+    assert (seen["statement_timeout"], seen["work_mem"]) == ("62000", "7168")
+    assert seen["client_min_messages"] == "error"
+
+
+def test_the_smaller_limit_holds_and_none_is_too_big(table: Database) -> None:
+    _operator(KEEP, execution_timeout=timedelta(days=60), statement_timeout=timedelta(seconds=5)).execute(
+        context()
+    )
+
+    assert _seen(table)["statement_timeout"] == "5000"
+    assert _operator(INSERT, execution_timeout=timedelta(days=60)).execute(context()) == "INSERT 0 1"
+
+
+def test_statement_timeout_ends_the_statement(table: Database) -> None:
+    started = time.monotonic()
+    with pytest.raises(RemoteError, match="statement timeout"):
+        _operator(f"{INSERT}; SELECT pg_sleep(60)", statement_timeout=timedelta(seconds=1)).execute(context())
+
+    assert time.monotonic() - started < 10
+    assert _count(table) == 0
+
+
+# -- kills
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+def test_a_kill_cancels_within_five_seconds_and_is_no_success(table: Database, transaction: bool) -> None:
+    operator = _operator("SELECT pg_sleep(60)", transaction=transaction)
+    killer = kill_when_active(operator, table)
+
+    with pytest.raises(DblinkTaskKilledError):
+        operator.execute(context(max_tries=3, wanted="failed"))
+
+    killer.join()
+    assert table.wait_until_left(timeout_s=3) == []
+
+
+def test_a_worker_that_only_stops_leaves_the_statement_to_the_next_try(
+    table: Database, store: MemoryStore
+) -> None:
+    sql = f"SELECT pg_sleep(3); {INSERT}"
+    operator = _operator(sql, retries=1)
+    killer = kill_when_active(operator, table)
+    with pytest.raises(DblinkTaskKilledError, match="the next try takes it over"):
+        operator.execute(context(store, max_tries=1))
+    killer.join()
+    assert _count(table) == 0
+
+    assert _operator(sql, retries=1).execute(context(store, max_tries=1, try_number=2)) == "COMMIT"
+    assert _count(table) == 1
+
+
+def test_a_stopping_worker_cancels_where_no_try_is_left(table: Database) -> None:
+    operator = _operator("SELECT pg_sleep(60)")
+    killer = kill_when_active(operator, table)
+
+    with pytest.raises(DblinkTaskKilledError, match="told to stop"):
+        operator.execute(context(max_tries=0))
+
+    killer.join()
+    assert table.wait_until_left(timeout_s=3) == []

@@ -1,0 +1,79 @@
+"""Memory of a transfer does not grow with the rows; measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import airflow_dblink
+from tests.databases import Database
+
+ROOT = Path(airflow_dblink.__file__).parents[1]
+MB = 1024 * 1024
+LIMIT = 64 * MB  # over what the imports take
+
+# Peak of the resident memory, first after the imports and a transfer of one row, then after the big one.
+RUN = """
+import json, resource, sys
+from tests.transfers import transfer
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+transfer(source_sql="SELECT 0::bigint AS id, '' AS filler")
+before = peak()
+result = transfer(source_sql=sys.argv[1], mode=sys.argv[2])
+print(json.dumps({"rows": result["rows"], "bytes": result["bytes"], "grown": peak() - before}))
+"""
+
+
+@pytest.fixture
+def item(source: Database, warehouse: Database) -> None:
+    warehouse.execute("CREATE UNLOGGED TABLE item (id bigint PRIMARY KEY, filler text)")
+
+
+def moved(query: str, mode: str = "replace") -> dict[str, int]:
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, query, mode],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    result: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    return result
+
+
+SERIES = "SELECT i AS id, {} AS filler FROM generate_series(1::bigint, {}) AS i"
+
+
+@pytest.mark.usefixtures("item")
+def test_ten_times_the_rows_take_the_same_memory() -> None:
+    some = moved(SERIES.format("'narrow'", 150_000))
+    many = moved(SERIES.format("'narrow'", 1_500_000))
+    assert (some["rows"], many["rows"]) == (150_000, 1_500_000)
+    assert many["grown"] < LIMIT
+    assert abs(many["grown"] - some["grown"]) < 8 * MB, (some, many)
+
+
+@pytest.mark.usefixtures("item")
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_rows_of_2_kb_stay_within_the_limit(mode: str) -> None:
+    result = moved(SERIES.format("repeat('x', 2000)", 60_000), mode)
+    assert result["bytes"] > 120_000_000
+    assert result["grown"] < LIMIT, result
+
+
+@pytest.mark.usefixtures("item")
+def test_one_row_of_50_mb_arrives(warehouse: Database) -> None:
+    result = moved(SERIES.format("repeat('x', 50000000)", 1))
+    assert warehouse.rows("SELECT id, length(filler) FROM item") == [(1, 50_000_000)]
+    assert result["grown"] < 5 * 50 * MB, result

@@ -1,0 +1,114 @@
+"""A transfer over TLS, on the system's PostgreSQL: the embedded one has no TLS."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from airflow_dblink.core.errors import RemoteError
+from airflow_dblink.embedded.server import Server, servers
+from tests.conftest import AddConnection
+from tests.databases import Database, new_database
+from tests.transfers import transfer
+
+
+def self_signed(server: Server, home: Path) -> Path:
+    """Give *server* a certificate for its address, and return the file that clients trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, server.name)])
+    now = datetime.now(UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    for file, content in (
+        (server.data / "server.crt", pem),
+        (server.data / "server.key", key.private_bytes(serialization.Encoding.PEM, *form)),
+    ):
+        file.touch(0o600)
+        file.write_bytes(content)
+        owner = server.data.stat()
+        os.chown(file, owner.st_uid, owner.st_gid)
+    trusted = home / f"{server.name}.crt"
+    trusted.write_bytes(pem)
+    return trusted
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Database, Path]]]:
+    """Give two databases on servers with TLS, and the certificates that they show."""
+    told = subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True)
+    home = tmp_path_factory.mktemp("certificates")
+    with servers("source", "warehouse", bindir=Path(told.stdout.strip())) as pair:
+        trusted = [self_signed(server, home) for server in pair]
+        for server in pair:
+            with (server.data / "postgresql.conf").open("a") as file:
+                file.write("ssl = on\n")
+            (server.data / "pg_hba.conf").write_text(
+                "hostssl all all all scram-sha-256\nhostnossl all postgres all scram-sha-256\n"
+            )
+            server.restart()
+        with new_database(pair[0], "source") as source, new_database(pair[1], "warehouse") as warehouse:
+            yield list(zip((source, warehouse), trusted, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["append", "replace", "upsert"])
+def test_a_transfer_over_tls(
+    encrypted: list[tuple[Database, Path]], add_connection: AddConnection, mode: str
+) -> None:
+    (source, _), (warehouse, trusted) = encrypted
+    add_connection("source", source, extra={"sslmode": "require"})
+    verified = {"sslmode": "verify-full", "sslrootcert": str(trusted)}
+    add_connection("warehouse", warehouse, host="localhost", extra={**verified, "hostaddr": "127.0.0.1"})
+    tls = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+    assert source.rows(tls) == [(True,)]
+    source.execute("CREATE TABLE IF NOT EXISTS item (id int PRIMARY KEY, name text, over_tls boolean)")
+    warehouse.execute("CREATE TABLE IF NOT EXISTS item (id int PRIMARY KEY, name text, over_tls boolean)")
+    warehouse.execute("TRUNCATE item")
+    rows = "SELECT i AS id, repeat('x', 2000) AS name, ({}) AS over_tls FROM generate_series(1, 20000) AS i"
+    result = transfer(
+        source_sql=rows.format(tls),
+        mode=mode,
+        post_sql=f"DO $$ BEGIN ASSERT ({tls}); END $$",
+    )
+    assert result["rows"] == result["changed"] == 20000
+    assert warehouse.rows("SELECT count(*), bool_and(over_tls), sum(length(name)) FROM item") == [
+        (20000, True, 40_000_000)
+    ]
+
+
+def test_an_error_over_tls_is_heard_and_notices_are_none(
+    encrypted: list[tuple[Database, Path]], add_connection: AddConnection
+) -> None:
+    (source, _), (warehouse, _) = encrypted
+    for database in (source, warehouse):
+        add_connection(database.conn_id, database, extra={"sslmode": "require"})
+    warehouse.execute(
+        """CREATE TABLE loud (id int, name text);
+        CREATE FUNCTION loud() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE NOTICE 'row % %', NEW.id, repeat('n', 1000);
+            IF NEW.id = 15000 THEN RAISE EXCEPTION 'enough'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER loud BEFORE INSERT ON loud FOR EACH ROW EXECUTE FUNCTION loud()"""
+    )
+    query = "SELECT i AS id, repeat('x', 2000) AS name FROM generate_series(1, {}) AS i"
+    assert transfer("loud", source_sql=query.format(14999))["changed"] == 14999
+    with pytest.raises(RemoteError, match=r"'warehouse'.*enough"):
+        transfer("loud", source_sql=query.format(100_000))

@@ -1,0 +1,68 @@
+"""How the tests run the transfer operator: as a task would, from database ``source`` to ``warehouse``."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from airflow_dblink.operators.transfer import DblinkTransferOperator
+from tests.stores import MemoryStore
+
+
+def operator(**arguments: Any) -> DblinkTransferOperator:
+    """Return the operator, between the two databases unless *arguments* say otherwise."""
+    given = {"source_conn_id": "source", "destination_conn_id": "warehouse", **arguments}
+    return DblinkTransferOperator(task_id="move", **given)
+
+
+def execute(task: DblinkTransferOperator, store: MemoryStore | None = None, max_tries: int = 0) -> Any:
+    """Execute *task* as its first try."""
+    context: Any = {
+        "ti": SimpleNamespace(max_tries=max_tries, try_number=1),
+        "task_state_store": store or MemoryStore(),
+    }
+    return task.execute(context)
+
+
+def transfer(table: str = "item", **arguments: Any) -> Any:
+    """Execute the operator: from *table* to *table* unless *arguments* say otherwise."""
+    if "source_sql" not in arguments:
+        arguments.setdefault("source_table", table)
+    arguments.setdefault("destination_table", table)
+    return execute(operator(**arguments))
+
+
+@contextmanager
+def meanwhile(
+    action: Callable[[], object], when: Callable[[], object], timeout_s: float = 20
+) -> Iterator[None]:
+    """Do *action* in another thread, as soon as *when* gives something true; fails if it never does."""
+    happened: list[bool] = []
+    failures: list[BaseException] = []
+    left = threading.Event()
+
+    def act() -> None:
+        deadline = time.monotonic() + timeout_s
+        try:
+            while time.monotonic() < deadline and not left.is_set():
+                if when():
+                    action()
+                    happened.append(True)
+                    return
+                time.sleep(0.02)
+        except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
+            failures.append(error)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
+        assert not failures, failures
+        assert happened, "what the test waits for did not happen"
