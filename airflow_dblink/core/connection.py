@@ -69,13 +69,23 @@ def _watched(gen: PQGen[RV], check: Check) -> Generator[Any, Any, RV]:
         return result
 
 
+def check_credential(target: Target, *, own_identity: bool) -> bool:
+    """Refuse *target*, before connecting, if it needs the worker's own identity; whether it may.
+
+    :raises CredentialError: 2F003.
+    """
+    free = own_identity or not target.password_required
+    if not free and not target.brings_credential:
+        raise _no_credential(target)
+    return free
+
+
 def connect(
     target: Target,
     *,
     application_name: str | None = None,
     own_identity: bool = False,
     check: Check | None = None,
-    cursor_factory: type[psycopg.Cursor[TupleRow]] | None = None,
     row_factory: Any = None,
     autocommit: bool = True,
 ) -> LinkConnection:
@@ -95,9 +105,7 @@ def connect(
 
     Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
     """
-    free = own_identity or not target.password_required
-    if not free and not target.brings_credential:
-        raise _no_credential(target)
+    free = check_credential(target, own_identity=own_identity)
     conninfo = target.conninfo(application_name=application_name, direct=_needs_direct(target))
     options: dict[str, Any] = {"row_factory": row_factory} if row_factory else {}
     try:
@@ -105,7 +113,6 @@ def connect(
             conninfo,
             autocommit=True,
             prepare_threshold=None,  # prepared statements break behind transaction poolers
-            cursor_factory=cursor_factory,
             **options,
         )
     except psycopg.Error as error:

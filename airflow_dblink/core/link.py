@@ -33,6 +33,15 @@ _MARK = "airflow_dblink.cursor_transaction"
 
 _NAME_BYTES = 63  # NAMEDATALEN - 1
 
+# Types whose values Python can't always hold: dates and times, alone, in arrays and in ranges.
+_LIMITED = frozenset(
+    psycopg.adapters.types[name].oid
+    for name in ("date", "time", "timetz", "timestamp", "timestamptz", "interval", "daterange", "tsrange")
+) | frozenset(
+    psycopg.adapters.types[name].array_oid
+    for name in ("date", "time", "timetz", "timestamp", "timestamptz", "interval")
+)
+
 _Status = pq.ExecStatus
 _FAILED = (_Status.FATAL_ERROR, _Status.BAD_RESPONSE)
 _COPY = (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)
@@ -315,7 +324,20 @@ class Link:
     def _rows(self, result: pq.abc.PGresult) -> list[Row]:
         transformer = Transformer(self.connection)
         transformer.set_pgresult(result)
-        return transformer.load_rows(0, result.ntuples, tuple)
+        try:
+            return transformer.load_rows(0, result.ntuples, tuple)
+        except (ValueError, psycopg.Error):  # an infinite date, a year beyond 9999; the message holds it
+            columns = ", ".join(
+                repr((result.fname(i) or b"").decode())
+                for i in range(result.nfields)
+                if result.ftype(i) in _LIMITED
+            )
+            raise RemoteError(
+                f"a value of column {columns or '?'} is beyond what Python's type holds",
+                self.label,
+                "22000",
+                hint="cast the column to text in the query; a transfer or a fetch to a file takes all values",
+            ) from None
 
     def _commit(self) -> None:
         result = self._send(sql.SQL("COMMIT"), None)[-1]

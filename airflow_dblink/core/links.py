@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Self
 
-from airflow_dblink.core.connection import Check, connect, log_notices
+from airflow_dblink.core.connection import Check, check_credential, connect, log_notices
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link import Link, cut_name
@@ -42,6 +42,7 @@ class Links:
         Model: ``dblink_connect`` and, with *own_identity*, ``dblink_connect_u``.
         """
         name = _cut(connname, warn=True)
+        check_credential(target, own_identity=own_identity)  # dblink looks at it before the name
         if name is not None and name in self._links:
             raise UsageError(
                 "duplicate connection name",

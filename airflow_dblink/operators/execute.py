@@ -157,7 +157,8 @@ class DblinkExecOperator(DblinkBaseOperator):
 
 def _explained(error: RemoteError) -> RemoteError:
     """Add what to do where PostgreSQL's own message doesn't say it."""
-    if error.hint or error.sqlstate not in ("2D000", "25001"):
+    # 25001 is also SET TRANSACTION's, which is no matter of transaction=False.
+    if error.hint or error.sqlstate not in ("2D000", "25001") or "SET TRANSACTION" in error.message:
         return error
     hint = "use transaction=False; it is then run at least once, not exactly once"
     return type(error)(error.message, error.connname, error.sqlstate, error.detail, hint, error.context)

@@ -735,3 +735,18 @@ def test_a_stop_while_a_batch_is_awaited_is_what_the_caller_sees(source: Databas
 
     link.abort()
     assert source.wait_until_left() == []
+
+
+@pytest.mark.parametrize("value", ["'infinity'::date", "'24:00'::time", "'{0044-03-15 BC}'::date[]"])
+def test_a_value_that_python_cannot_hold_is_named_by_its_column_not_by_itself(
+    links: Links, source: Database, value: str
+) -> None:
+    links.connect(None, source.target)
+    link = links.get(None)
+    with pytest.raises(RemoteError) as caught:
+        link.query(f'SELECT 1 AS "One", {value} AS "Odd"')  # noqa: S608
+    assert "'Odd'" in str(caught.value)
+    assert "'One'" not in str(caught.value)
+    assert "infinity" not in str(caught.value)
+    assert caught.value.sqlstate == "22000"
+    assert link.query("SELECT 1") == [(1,)]

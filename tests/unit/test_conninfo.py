@@ -161,3 +161,7 @@ def test_a_target_does_not_show_its_password() -> None:
 )
 def test_what_counts_as_a_credential_of_the_connection(params: dict[str, Any], brings: bool) -> None:
     assert Target("c", params).brings_credential is brings
+
+
+def test_what_airflows_form_sends_for_a_masked_field_is_the_safe_side() -> None:
+    assert target_from_extra("c", {}, {"password_required": "***"}).password_required is True
