@@ -29,9 +29,9 @@ def _without_values(message: str, sqlstate: str | None) -> str:
     """Return the server's *message* without what may be a row's value.
 
     In class 22 (data exception) what stands in quotes is the value that didn't fit, except
-    in 22P04, which quotes column names.
+    in 22P04, which quotes column names, and 22P05, which quotes encodings.
     """
-    if sqlstate and sqlstate.startswith("22") and sqlstate != "22P04":
+    if sqlstate and sqlstate.startswith("22") and sqlstate not in ("22P04", "22P05"):
         return _QUOTED.sub('"..."', message)
     return message
 

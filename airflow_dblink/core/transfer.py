@@ -83,7 +83,8 @@ def _begin_source(source: Side, work: Plan, settings: Mapping[str, str]) -> None
         # The query may read what TRUNCATE or pre_sql has locked, and would wait for a transaction
         # that waits for us: a deadlock that no server can see.
         local.setdefault("lock_timeout", "10s")
-    source.run("BEGIN", "beginning the source transaction")
+    # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
+    source.run("BEGIN READ ONLY", "beginning the source transaction")
     source.run(set_config(local.items(), local=True), "setting up the source transaction")
 
 

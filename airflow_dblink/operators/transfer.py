@@ -28,8 +28,8 @@ class DblinkTransferOperator(DblinkBaseOperator):
     name. Everything is checked before a row moves; then one destination transaction does it all,
     so a failure leaves the destination as it was, and a retry never doubles rows.
 
-    The source is read by one statement, hence from one snapshot. Where all types are built-in and
-    the same on both sides the data travels in binary, else as text.
+    The source is read by one statement, hence from one snapshot, in a read-only transaction. Where
+    all types are built-in and the same on both sides the data travels in binary, else as text.
 
     :param source_conn_id: Airflow connection that is read. (templated)
     :param destination_conn_id: Airflow connection that is written. (templated)

@@ -398,3 +398,12 @@ def test_an_exception_out_of_a_signal_handler_ends_both_sessions_in_time(
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_source_query_that_writes_is_refused(both: tuple[Database, Database]) -> None:
+    """Its deletion would be committed apart from the destination: a retry would find no rows."""
+    source, _ = both
+    with pytest.raises(RemoteError, match="read-only transaction") as caught:
+        transfer(source_sql="DELETE FROM item RETURNING *", destination_table="item")
+    assert caught.value.connname == "source"
+    assert len(source.admin("TABLE item")) == 2
