@@ -175,8 +175,12 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
         if given.element and wanted.element:  # arrays are assigned as their elements are
             params = {"source": given.element, "target": wanted.element}
         if next(iter(source.rows("assignable", params)[0].values())):
-            names = destination.rows("format_types", {"types": [wanted.base_type], "modifiers": [-1]})
+            _refuse_other_time_zone(source, destination, pair, given, wanted)
+            # Asked of the source, whose statement it becomes; built-in types are the same there.
+            names = source.rows("format_types", {"types": [wanted.base_type], "modifiers": [-1]})
             return str(names[0]["format_type"])
+    elif given.attributes and wanted.attributes and given.attributes != wanted.attributes:
+        pass  # composites of one name, but other or reordered attributes
     elif (
         wanted.is_string
         or {given.name, given.base_name} & {wanted.name, wanted.base_name}
@@ -191,6 +195,20 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
         "42804",
         hint=f"cast it in source_sql: {pair.source}::{wanted.name}",
     )
+
+
+def _refuse_other_time_zone(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> None:
+    """Refuse a cast whose result depends on the session's TimeZone, where the sessions' differ."""
+    zones = [side.connection.info.parameter_status("TimeZone") for side in (source, destination)]
+    with_zone = {given.base_name, wanted.base_name} & {"timestamptz", "timetz"}
+    if with_zone and not wanted.is_string and zones[0] != zones[1]:
+        raise UsageError(
+            f"column {pair.destination!r} is of type {wanted.name}, {pair.source!r} of {source.conn_id!r} is"
+            f" {given.name}, and the TimeZone there is {zones[0]}, but here {zones[1]}",
+            destination.conn_id,
+            "42804",
+            hint=f"say which zone is meant in source_sql: {pair.source} AT TIME ZONE '...'",
+        )
 
 
 def _route_to_new_table(

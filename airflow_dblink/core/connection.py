@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 RV = TypeVar("RV")
 Check = Callable[[], None]
 
-_CANCEL_S = 3.0  # Airflow's supervisor follows SIGTERM with SIGKILL after 5 s
+_CANCEL_S = 2.0  # of each of two; Airflow's supervisor follows SIGTERM with SIGKILL after 5 s
 
 
 class LinkConnection(psycopg.Connection[TupleRow]):

@@ -33,7 +33,6 @@ class Target:
     :ivar conn_id: name used in errors and logs.
     :ivar params: libpq parameters (host, port, user, password, dbname, sslmode, ...).
     :ivar password_required: dblink's credential rule; see :mod:`airflow_dblink.core.links`.
-    :ivar token: the password is a short-lived token (IAM, Entra) made for this connection.
     :ivar direct_host: address that doesn't lead through the pooler, ``None`` for the same.
     :ivar direct_port: port of that address.
     :ivar pooling_mode: ``none``, or the pool mode of the pooler that *params* lead to.
@@ -43,7 +42,6 @@ class Target:
     conn_id: str
     params: Mapping[str, Any] = field(repr=False)
     password_required: bool = True
-    token: bool = False
     direct_host: str | None = None
     direct_port: int | None = None
     pooling_mode: PoolingMode = "none"

@@ -17,10 +17,11 @@ import psycopg
 _TRANSIENT_PREFIXES = ("08", "40", "53", "57P")
 # From the first quote to the last: PostgreSQL doesn't double the quotes inside of a value.
 # A setting's name is no value: 'invalid value for parameter "work_mem": "much"'.
-_QUOTED = re.compile(r'(?<!parameter )"(?!: ").*"', re.DOTALL)
-_CONTEXT_VALUE = re.compile(r"((?:COPY .*?|JSON data), line \d+(?:, column [^:]+)?):.*", re.DOTALL)
+# Servers speak other languages, too, with quotes of their own.
+_QUOTED = re.compile(r'(?<!parameter )["»«„“](?!: ").*["»«“”]', re.DOTALL)
+_CONTEXT_VALUE = re.compile(r"((?:COPY [^:]*|JSON data, line \d+[^:]*)):.*", re.DOTALL)
 _CREDENTIAL = re.compile(
-    r"(?i)\b(password|passfile|sslpassword|oauth_client_secret)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)"
+    r"(?i)\b(password|passfile|sslpassword|oauth_client_secret)(?:\s*=\s*('(?:[^'\\]|\\.)*'|\S+)|\s+'(?:[^']|'')*')"
 )
 _URI_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s@]*@")
 
@@ -76,7 +77,7 @@ class DblinkError(Exception):
             parts.append("\nCONTEXT:  " + _CONTEXT_VALUE.sub(r"\1", self.context))
         if self.hint:
             parts.append(f"\nHINT:  {self.hint}")
-        return "".join(parts)
+        return without_credentials("".join(parts))
 
 
 class UsageError(DblinkError):

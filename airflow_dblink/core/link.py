@@ -250,12 +250,7 @@ class Link:
     def compose(self, statement: Statement, params: Params | None) -> sql.Composable:
         """Return *statement* with *params* bound on this side, as one text."""
         if params is not None:
-            query: Any = statement.encode() if isinstance(statement, str) else statement
-            try:
-                text = ClientCursor(self.connection).mogrify(query, params)
-            except (psycopg.Error, TypeError) as error:
-                raise UsageError(f"parameters do not fit the statement: {error}", self.label) from None
-            return sql.SQL(text)
+            return sql.SQL(bind(self.connection, self.label, statement, params))
         return sql.SQL(statement) if isinstance(statement, str) else statement
 
     def one(self, statement: Statement, params: Params | None) -> sql.SQL:
@@ -314,7 +309,7 @@ class Link:
         error = self._error(result, action)
         if fail_on_error:
             raise error
-        log.warning("%s%s", error, f"\nDETAIL:  {error.detail}" if error.detail else "")
+        log.warning("%s", error)
         return False
 
     def _error(self, result: pq.abc.PGresult, action: str) -> RemoteError:
@@ -369,6 +364,18 @@ class Link:
             while pgconn.get_copy_data(0)[0] > 0:
                 pass
         self.connection.wait(execute_generator(pgconn))
+
+
+def bind(connection: LinkConnection, conn_id: str, statement: Statement, params: Params) -> str:
+    """Return *statement* with *params* as literals in it.
+
+    :raises UsageError: if they don't fit its placeholders.
+    """
+    query: Any = statement.encode() if isinstance(statement, str) else statement
+    try:
+        return ClientCursor(connection).mogrify(query, params)
+    except (psycopg.Error, TypeError) as error:
+        raise UsageError(f"parameters do not fit the statement: {error}", conn_id) from None
 
 
 def cut_name(name: str) -> str:

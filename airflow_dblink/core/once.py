@@ -25,7 +25,13 @@ from psycopg.generators import fetch, send
 from psycopg.rows import dict_row, tuple_row
 
 from airflow_dblink.core.connection import LinkConnection, set_config
-from airflow_dblink.core.errors import OutcomeUnknownError, UsageError, from_psycopg
+from airflow_dblink.core.errors import (
+    OutcomeUnknownError,
+    RemoteError,
+    TransientError,
+    UsageError,
+    from_psycopg,
+)
 from airflow_dblink.core.script import parts
 from airflow_dblink.core.sqlfiles import statements
 
@@ -38,6 +44,7 @@ _SERVER = ("system_identifier", "database", "timeline")
 _POLL_S = 0.5
 _CLIENT_GRACE_S = 2.0  # an orphan that waits for its dead client may just be between two messages
 _CANCEL_GRACE_S = 5.0
+_KILL_GRACE_S = 1.0  # a kill has 5 s in all
 
 
 class Store(Protocol):
@@ -57,9 +64,10 @@ class Once:
     :ivar connection: open, in autocommit mode, not in a transaction.
     :ivar conn_id: for errors and logs.
     :ivar store: survives the process; refuses a superseded try, which makes it the fence.
-    :ivar life: changes when the user clears the task: what an earlier life finished is done
+    :ivar life: grows when the user clears the task: what an earlier life finished is done
         anew, what it left unfinished is looked into.
     :ivar orphan_timeout_s: how long an earlier try's transaction may go on, in seconds.
+    :ivar awaited: the ticket of the transaction whose end :meth:`recall` asks or waits for.
     """
 
     connection: LinkConnection
@@ -67,6 +75,7 @@ class Once:
     store: Store
     life: int = 0
     orphan_timeout_s: float = 3600.0
+    awaited: Mapping[str, Any] | None = None
     _ticket: dict[str, Any] | None = None
 
     @property
@@ -91,11 +100,11 @@ class Once:
         state = self.store.get(KEY)
         if not isinstance(state, dict):
             return None
-        if state.get("ended") and state.get("life") != self.life:
+        if state.get("ended") and state["life"] < self.life:
             return None  # cleared by the user, who has seen the end
         if state.get("ended") == "returned":
             return dict(state.get("result") or {})
-        ticket = state["ticket"]
+        ticket = self.awaited = state["ticket"]
         try:
             outcome = self._outcome(ticket)
         except OutcomeUnknownError:
@@ -103,6 +112,7 @@ class Once:
             raise
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, "asking for the outcome of an earlier try") from None
+        self.awaited = None
         log.info("Transaction %s of an earlier try on %s: %s.", ticket["xid"], self.conn_id, outcome)
         if outcome == "aborted":
             return None
@@ -144,9 +154,28 @@ class Once:
                 self._one("cancel_orphan", ticket)
                 cancelled_at = now
             if now >= deadline + 6 * _CANCEL_GRACE_S:
-                raise self._unknown(ticket, "the transaction is still in progress and could not be ended")
+                raise TransientError(
+                    f"transaction {ticket['xid']} of an earlier try still runs, and this role can't end it",
+                    self.conn_id,
+                    hint=f"end it on the server: SELECT pg_terminate_backend({ticket['pid']})",
+                )
             self._sleep()
         return outcome
+
+    def end_awaited(self) -> None:
+        """End the transaction that :meth:`recall` was waiting for: cancel, then terminate.
+
+        On a connection that isn't the one that was waiting.
+        """
+        if (ticket := self.awaited) is None:
+            return
+        self._one("cancel_orphan", ticket)
+        deadline = time.monotonic() + _KILL_GRACE_S
+        while self._status(ticket) == "in progress":
+            if time.monotonic() >= deadline:
+                self._one("terminate_orphan", ticket)
+                return
+            time.sleep(0.05)
 
     def _sleep(self) -> None:
         until = time.monotonic() + _POLL_S
@@ -213,10 +242,11 @@ class Once:
         """
         self.store.set(KEY, {"ticket": self._ticket, "life": self.life, "result": dict(result)})
         try:
-            self.connection.execute("COMMIT")
+            tag = self.connection.execute("COMMIT").statusmessage
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, "committing") from None
-        self._returned(result)
+        if tag != "COMMIT":
+            raise RemoteError("the transaction was rolled back instead of committed", self.conn_id, "25P02")
 
     def run(self, script: str) -> list[str]:
         """Run *script* and commit, as one message that the server finishes even if we die.
@@ -232,7 +262,6 @@ class Once:
         tags = self._message(f"{script}\n; COMMIT")
         if not tags or tags.pop() != "COMMIT":
             raise UsageError("the script ended its own transaction", self.conn_id)
-        self._returned({"tags": tags})
         return tags
 
     def _message(self, text: str) -> list[str]:
@@ -254,7 +283,11 @@ class Once:
             raise from_psycopg(failure, self.conn_id, "executing command") from None
         return tags
 
-    def _returned(self, result: Mapping[str, Any]) -> None:
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Note that the task is about to succeed: the last thing it does.
+
+        Cleared after that it runs anew; cleared before that, the outcome is looked into.
+        """
         state = {"ticket": self._ticket, "life": self.life, "result": dict(result), "ended": "returned"}
         self.store.set(KEY, state)
 

@@ -109,15 +109,19 @@ def parts(script: str) -> list[Part]:
     """Return the statements of *script*, empty ones left out."""
     found: list[Part] = []
     current: Part | None = None
-    depth = 0  # of BEGIN ATOMIC bodies and the CASEs in them, whose semicolons end nothing
+    # Semicolons end nothing in BEGIN ATOMIC bodies, with the CASEs in them, and in parentheses
+    # (CREATE RULE ... DO (...; ...)).
+    depth = parentheses = 0
     for kind, start, end in _tokens(script):
-        if kind == "end" and depth == 0:
+        if kind == "end" and depth == 0 and parentheses == 0:
             current = None
             continue
         if current is None:
             current = Part(script, start, end)
             found.append(current)
         current.end = end
+        if kind == "other" and script[start] in "()":
+            parentheses = max(0, parentheses + (1 if script[start] == "(" else -1))
         if kind == "word":
             word = script[start:end].upper()
             depth = _depth(depth, current, word)

@@ -60,21 +60,15 @@ class Column:
     """A live column of a relation; ``type_name`` is ``format_type``'s, modifier included."""
 
     name: str
-    attnum: int
     type: int
     type_name: str
     not_null: bool
     generated: bool
-    identity: bool
+    always_identity: bool
     has_default: bool
     may_insert: bool
     may_update: bool
     may_select: bool
-
-    @property
-    def needs_value(self) -> bool:
-        """Whether a row can't do without a value for it."""
-        return self.not_null and not self.has_default and not self.generated
 
 
 @dataclass(frozen=True)
@@ -131,6 +125,7 @@ class Type:
     has_binary: bool
     element: int | None
     element_name: str | None
+    attributes: list[str]
 
     @property
     def built_in(self) -> bool:
@@ -201,14 +196,12 @@ def split_name(side: Side, relname: str) -> tuple[str, str]:
 
 
 def describe(side: Side, query: str) -> list[ResultColumn]:
-    """Return the columns of *query* without running it.
+    """Return the columns of *query* without running it; in a transaction, or a pooler splits it.
 
     :raises RemoteError: what the server's parser says.
     :raises UsageError: if it returns no rows.
     """
     pgconn = side.connection.pgconn
-    # In a transaction, since a pooler may give each its own session; the setting is what our lexer reads.
-    side.run("BEGIN; SET LOCAL standard_conforming_strings = on", "reading the source query")
 
     def ask(send: Callable[[], None]) -> PQGen[list[pq.abc.PGresult]]:
         send()
@@ -228,7 +221,6 @@ def describe(side: Side, query: str) -> list[ResultColumn]:
                 raise error_from_result(result, encoding="utf-8")
     except psycopg.Error as error:
         raise from_psycopg(error, side.conn_id, "reading the source query") from None
-    side.run("ROLLBACK", "reading the source query")
     if result.nfields == 0:
         raise UsageError("the source query returns no columns", side.conn_id)
     found = [(result.fname(i) or b"", result.ftype(i), result.fmod(i)) for i in range(result.nfields)]

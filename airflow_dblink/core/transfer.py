@@ -18,7 +18,7 @@ from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.once import Once
 from airflow_dblink.core.pump import End, pump
 from airflow_dblink.core.tables import Relation, Side
-from airflow_dblink.core.transfer_plan import STAGE, Plan
+from airflow_dblink.core.transfer_plan import STAGE, Plan, Spec, plan
 
 Progress = Callable[[int, int, int | None], None]
 
@@ -35,13 +35,49 @@ _TEXT_FORMS = {
 }
 
 
+def prepare(
+    source: Side,
+    destination: Side,
+    spec: Spec,
+    source_settings: Mapping[str, str],
+    destination_settings: Mapping[str, str],
+) -> Plan:
+    """Begin the source's transaction and return the plan, checked under the settings of the run.
+
+    The source's transaction stays open for :func:`run`, so what was looked at can't be altered
+    before it is read. The destination's ends again: it must not wait for a retry's look back.
+
+    :param source_settings: run-time parameters, local to the transaction.
+    :param destination_settings: the same for the destination.
+    :raises UsageError: what can't work; see :func:`airflow_dblink.core.transfer_plan.plan`.
+    :raises RemoteError: what a server says.
+    """
+    # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
+    source.run("BEGIN READ ONLY", "beginning the source transaction")
+    _set_local(source, source_settings)
+    destination.run("BEGIN READ ONLY", "checking the destination")
+    _set_local(destination, destination_settings)
+    work = plan(source, destination, spec)
+    destination.run("ROLLBACK", "checking the destination")
+    if work.same_database and "lock_timeout" not in source_settings:
+        # The query may read what TRUNCATE or pre_sql has locked, and would wait for a transaction
+        # that waits for us: a deadlock that no server can see.
+        source.run("SET LOCAL lock_timeout = '10s'", "setting up the source transaction")
+    return work
+
+
+def _set_local(side: Side, settings: Mapping[str, str]) -> None:
+    local = {**_TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
+    side.run(set_config(local.items(), local=True), "setting up the transaction")
+
+
 def run(
     source: Side, destination: Side, work: Plan, once: Once, settings: Mapping[str, str], progress: Progress
 ) -> dict[str, Any]:
-    """Move the rows in one destination transaction, exactly once.
+    """Move the rows in one destination transaction, exactly once, after :func:`prepare`.
 
     :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
-    :param settings: run-time parameters for both sessions, local to the transaction.
+    :param settings: run-time parameters of the destination, local to the transaction.
     :param progress: called with rows, bytes and the estimated total, often.
     :returns: ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
         ``format`` and ``xid``.
@@ -49,8 +85,7 @@ def run(
     """
     started = time.monotonic()
     once.begin({**_TEXT_FORMS, **settings})
-    _begin_source(source, work, settings)
-    _prepare(destination, work)
+    _make_room(destination, work)
     pumped = pump(
         _end(source, work.copy_out),
         _end(destination, work.copy_in),
@@ -77,18 +112,7 @@ def _end(side: Side, copy: sql.Composed | sql.SQL) -> End:
     return End(side.connection, side.conn_id, copy.as_string(side.connection).encode())
 
 
-def _begin_source(source: Side, work: Plan, settings: Mapping[str, str]) -> None:
-    local = {"standard_conforming_strings": "on", **_TEXT_FORMS, **settings}
-    if work.same_database:
-        # The query may read what TRUNCATE or pre_sql has locked, and would wait for a transaction
-        # that waits for us: a deadlock that no server can see.
-        local.setdefault("lock_timeout", "10s")
-    # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
-    source.run("BEGIN READ ONLY", "beginning the source transaction")
-    source.run(set_config(local.items(), local=True), "setting up the source transaction")
-
-
-def _prepare(destination: Side, work: Plan) -> None:
+def _make_room(destination: Side, work: Plan) -> None:
     if work.spec.pre_sql:
         destination.run(work.spec.pre_sql, "executing pre_sql")
     if work.create is not None:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from psycopg import ClientCursor, sql
+from psycopg import sql
 
 from airflow_dblink.core.columns import Pair, match, route
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link import Params
+from airflow_dblink.core.link import Params, bind
 from airflow_dblink.core.once import check_script
 from airflow_dblink.core.script import parts
 from airflow_dblink.core.tables import (
@@ -155,7 +155,7 @@ def _source_query(source: Side, spec: Spec, table: Relation | None) -> sql.Compo
         raise UsageError(f"source_sql must be one statement, got {len(found)}")
     text = found[0].text  # neither the semicolon nor a comment behind it: COPY puts it in parentheses
     if spec.source_parameters is not None:
-        text = ClientCursor(source.connection).mogrify(text.encode(), spec.source_parameters)
+        text = bind(source.connection, source.conn_id, text, spec.source_parameters)
     return sql.SQL(text)
 
 
@@ -195,6 +195,15 @@ def _check_privileges(
     if spec.mode == "replace":
         _demand(relation.may_truncate, destination, f"permission denied: no TRUNCATE on {relation}")
     if spec.mode == "upsert":
+        always = [c.name for c in relation.columns if c.name in given - {*key} and c.always_identity]
+        if always:
+            raise UsageError(
+                f"{relation} gives column {', '.join(map(repr, always))} its values (GENERATED ALWAYS),"
+                " and can't update it",
+                destination.conn_id,
+                "428C9",
+                hint="leave it out of columns, or make it the key",
+            )
         unread = [c.name for c in relation.columns if c.name in given and not c.may_select]
         _demand(not unread, destination, f"permission denied: no SELECT on {relation} ({', '.join(unread)})")
         fixed = [c.name for c in relation.columns if c.name in given - {*key} and not c.may_update]

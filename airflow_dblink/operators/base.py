@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.connection import LinkConnection, connect
 from airflow_dblink.core.conninfo import parse_session_settings
-from airflow_dblink.core.errors import OutcomeUnknownError, StoppedError, UsageError
+from airflow_dblink.core.errors import DblinkError, OutcomeUnknownError, StoppedError, UsageError
 from airflow_dblink.core.once import Once
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -81,9 +83,9 @@ class DblinkBaseOperator(BaseOperator):
     def _hook(self, conn_id: str) -> DblinkHook:
         return DblinkHook(dblink_conn_id=conn_id, password_required=self.password_required, check=self._check)
 
-    def _settings(self, connection: LinkConnection, **more: str) -> dict[str, str]:
+    def _settings(self, connection: LinkConnection, conn_id: str, **more: str) -> dict[str, str]:
         """Return the run-time parameters of the task's transaction, time limits among them."""
-        settings = {**more, **parse_session_settings("session_settings", self.session_settings)}
+        settings = {**more, **parse_session_settings(conn_id, self.session_settings)}
         limit = self.statement_timeout.total_seconds() if self.statement_timeout else None
         if self.execution_timeout is not None:
             total = self.execution_timeout.total_seconds() + _SERVER_LIMIT_GRACE_S
@@ -102,9 +104,22 @@ class DblinkBaseOperator(BaseOperator):
             conn_id,
             context["task_state_store"],
             # Clearing a finished task raises max_tries: retries within one life don't.
-            life=ti.max_tries - (self.retries or 0),
+            life=ti.max_tries,
             orphan_timeout_s=orphan.total_seconds(),
         )
+
+    def _recall(self, context: Context, hook: DblinkHook, once: Once) -> dict[str, Any] | None:
+        """Return what an earlier try committed; a kill while it still runs ends that, too."""
+        try:
+            return once.recall()
+        except BaseException as error:
+            killed = isinstance(error, StoppedError) and not self._is_still_wanted(context)
+            timed_out = not isinstance(error, Exception)  # AirflowTaskTimeout
+            if once.awaited is not None and (killed or timed_out):
+                # The waiting connection may be in the middle of a statement.
+                with suppress(DblinkError, psycopg.Error), connect(hook.target()) as connection:
+                    replace(once, connection=connection).end_awaited()
+            raise
 
     def _is_still_wanted(self, context: Context) -> bool:
         """Return whether the task is to be tried again: a worker that stops, not a user's kill.

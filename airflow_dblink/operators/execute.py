@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_dblink.core.connection import set_config
 from airflow_dblink.core.errors import RemoteError, StoppedError, UsageError
 from airflow_dblink.core.link import Link
-from airflow_dblink.core.once import check_script
+from airflow_dblink.core.once import Once, check_script
 from airflow_dblink.core.script import parts
 from airflow_dblink.core.tables import Side
 from airflow_dblink.exceptions import DblinkTaskKilledError
+from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.base import DblinkBaseOperator
 
 if TYPE_CHECKING:
@@ -87,8 +88,15 @@ class DblinkExecOperator(DblinkBaseOperator):
             self._refuse_early()
             link = hook.link()
             script = self._bound(link)
-            tags = self._exactly_once(context, link, script) if self.transaction else self._each(link, script)
+            if not self.transaction:
+                tags = self._each(link, script)
+                context["ti"].xcom_push("command_tags", tags)
+                return tags[-1]
+            once = self._once(context, link.connection, self.conn_id, self.orphan_timeout)
+            tags = self._exactly_once(context, hook, once, script)
             context["ti"].xcom_push("command_tags", tags)
+            self._check()
+            once.finish({"tags": tags})
             return tags[-1] if tags else ADOPTED
 
     def _refuse_early(self) -> None:
@@ -113,20 +121,19 @@ class DblinkExecOperator(DblinkBaseOperator):
             return self.sql
         return link.compose(self.sql, self.parameters).as_string(link.connection)
 
-    def _exactly_once(self, context: Context, link: Link, script: str) -> list[str]:
-        once = self._once(context, link.connection, self.conn_id, self.orphan_timeout)
-        if (result := once.recall()) is not None:
+    def _exactly_once(self, context: Context, hook: DblinkHook, once: Once, script: str) -> list[str]:
+        if (result := self._recall(context, hook, once)) is not None:
             tags: list[str] = result.get("tags") or []
             self.log.info("An earlier try has committed: nothing is run. %s", ", ".join(tags))
             return tags
-        settings = self._settings(link.connection, client_min_messages=self.client_min_messages)
-        once.begin(settings)
+        more = {"client_min_messages": self.client_min_messages}
+        once.begin(self._settings(once.connection, self.conn_id, **more))
         self.log.info("Transaction %s on %s", once.xid, self.conn_id)
         try:
             tags = once.run(script)
         except StoppedError:
             if self._is_still_wanted(context):
-                link.connection.close()  # and no cancel: the next try adopts it
+                once.connection.close()  # and no cancel: the next try adopts it
                 raise DblinkTaskKilledError(
                     f"the worker is stopping; transaction {once.xid} goes on, the next try takes it over"
                 ) from None
@@ -145,8 +152,10 @@ class DblinkExecOperator(DblinkBaseOperator):
                 self.conn_id,
                 hint="use a connection that leads around the pooler",
             )
-        settings = self._settings(link.connection, client_min_messages=self.client_min_messages)
+        more = {"client_min_messages": self.client_min_messages}
+        settings = self._settings(link.connection, self.conn_id, **more)
         settings.pop("transaction_timeout", None)
+        settings["standard_conforming_strings"] = "on"  # what the script is taken apart by
         Side(link.connection, self.conn_id).run(set_config(settings.items(), local=False), "setting up")
         tags: list[str] = []
         for statement in parts(script):

@@ -103,9 +103,10 @@ class DblinkFetchOperator(DblinkBaseOperator):
             with self._hook(self.conn_id) as hook:
                 link = hook.link()
                 side = Side(link.connection, self.conn_id)
-                side.run("BEGIN", "beginning the transaction")
+                # What a query deletes would be gone, and its rows lost to a retry.
+                side.run("BEGIN READ ONLY", "beginning the transaction")
                 # All rows are read: the planner should not favour the first, as it does for cursors.
-                settings = self._settings(link.connection, cursor_tuple_fraction="1")
+                settings = self._settings(link.connection, self.conn_id, cursor_tuple_fraction="1")
                 side.run(set_config(settings.items(), local=True), "setting up the transaction")
                 result = self._to_file(link, self.path) if self.path else self._to_handler(link)
                 side.run("COMMIT", "ending the transaction")

@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.tables import Side
-from airflow_dblink.core.transfer import run
-from airflow_dblink.core.transfer_plan import Mode, Spec, plan
+from airflow_dblink.core.transfer import prepare, run
+from airflow_dblink.core.transfer_plan import Mode, Spec
 from airflow_dblink.operators.base import DblinkBaseOperator
 from airflow_dblink.operators.lineage import transfer_lineage
 
@@ -131,11 +131,14 @@ class DblinkTransferOperator(DblinkBaseOperator):
         ):
             destination = Side(destination_hook.link().connection, self.destination_conn_id)
             once = self._once(context, destination.connection, destination.conn_id, self.orphan_timeout)
-            if (result := once.recall()) is not None:
+            if (result := self._recall(context, destination_hook, once)) is not None:
                 self.log.info("An earlier try has committed: nothing is moved. %s", result)
+                once.finish(result)
                 return result
             source = Side(source_hook.link().connection, self.source_conn_id)
-            work = plan(source, destination, self._spec())
+            settings = self._settings(destination.connection, destination.conn_id)
+            source_settings = self._settings(source.connection, source.conn_id)
+            work = prepare(source, destination, self._spec(), source_settings, settings)
             self.log.info(
                 "%s -> %s.%s: %s columns, %s, mode %s",
                 self.source_conn_id,
@@ -145,9 +148,10 @@ class DblinkTransferOperator(DblinkBaseOperator):
                 work.format,
                 self.mode,
             )
-            settings = self._settings(destination.connection)
             result = run(source, destination, work, once, settings, self._progress())
             self._say("Moved", result["rows"], result["bytes"], result["seconds"])
+            self._check()
+            once.finish(result)
             return result
 
     def _spec(self) -> Spec:

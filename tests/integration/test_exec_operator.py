@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_dblink.core.connection import connect
 from airflow_dblink.core.errors import RemoteError, TransientError
-from airflow_dblink.core.once import KEY
+from airflow_dblink.core.once import KEY, Once
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.operators.execute import DblinkExecOperator
 from tests.conftest import AddConnection
@@ -257,3 +258,53 @@ def test_a_stopping_worker_cancels_where_no_try_is_left(table: Database) -> None
 
     killer.join()
     assert table.wait_until_left(timeout_s=3) == []
+
+
+def test_a_kill_while_waiting_for_an_orphan_ends_that_too(table: Database, store: MemoryStore) -> None:
+    """The first try's statement goes on without its worker; then a user marks the retry as failed."""
+    worker = connect(table.target)
+    orphan = Once(worker, "source", store)
+    orphan.begin()
+    worker.pgconn.send_query(b"INSERT INTO t VALUES (1); SELECT pg_sleep(60); COMMIT")
+    task = _operator("INSERT INTO t VALUES (2)", retries=2)
+    killer = kill_when_active(task, table)
+    began = time.monotonic()
+    with pytest.raises(DblinkTaskKilledError):
+        task.execute(context(store, try_number=2, max_tries=2, wanted="failed"))
+    killer.join()
+
+    assert time.monotonic() - began < 8
+    assert table.admin("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == []
+    assert _count(table) == 0
+    worker.abort()
+
+
+def test_a_stopping_worker_leaves_an_orphan_to_the_next_try(table: Database, store: MemoryStore) -> None:
+    worker = connect(table.target)
+    orphan = Once(worker, "source", store)
+    orphan.begin()
+    worker.pgconn.send_query(b"INSERT INTO t VALUES (1); SELECT pg_sleep(4); COMMIT")
+    task = _operator("INSERT INTO t VALUES (2)", retries=2)
+    killer = kill_when_active(task, table)
+    with pytest.raises(DblinkTaskKilledError):
+        task.execute(context(store, try_number=2, max_tries=2))
+    killer.join()
+    again = _operator("INSERT INTO t VALUES (2)", retries=2)
+
+    assert again.execute(context(store, try_number=3, max_tries=2)) == "COMMIT"
+    assert table.rows("SELECT a FROM t") == [(1,)]
+    worker.abort()
+
+
+def test_a_kill_after_the_commit_is_looked_into_when_the_task_is_cleared(
+    table: Database, store: MemoryStore
+) -> None:
+    """The task failed, but its effect is there: clearing it must not double that."""
+    task = _operator("INSERT INTO t VALUES (1)")
+    killed = context(store)
+    killed["ti"].xcom_push = lambda *_: task.on_kill()
+    with pytest.raises(DblinkTaskKilledError):
+        task.execute(killed)
+
+    _operator("INSERT INTO t VALUES (1)").execute(context(store, try_number=2, max_tries=1))
+    assert _count(table) == 1

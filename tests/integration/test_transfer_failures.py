@@ -16,8 +16,8 @@ from airflow_dblink.core.connection import connect
 from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.once import Once
 from airflow_dblink.core.tables import Side
-from airflow_dblink.core.transfer import run
-from airflow_dblink.core.transfer_plan import Spec, plan
+from airflow_dblink.core.transfer import prepare, run
+from airflow_dblink.core.transfer_plan import Spec
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from tests.conftest import AddConnection
 from tests.databases import Database
@@ -270,7 +270,7 @@ def test_an_error_at_the_first_row_is_heard_long_before_the_last(both: tuple[Dat
         sides = Side(there, "source"), Side(here, "warehouse")
         once = Once(here, "warehouse", MemoryStore())
         with pytest.raises(RemoteError, match=r"'warehouse'.*at once"):
-            run(*sides, plan(*sides, spec), once, {}, lambda rows, size, total: sizes.append(size))
+            run(*sides, prepare(*sides, spec, {}, {}), once, {}, lambda rows, size, total: sizes.append(size))
         there.abort()
         here.abort()
     assert sizes[-1] < 60_000_000  # of 300 MB

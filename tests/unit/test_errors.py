@@ -134,3 +134,28 @@ def test_an_error_without_text_gets_dblinks() -> None:
     error = from_psycopg(psycopg.OperationalError(), "crm")
 
     assert error.message == "could not obtain message string for remote error"
+
+
+@pytest.mark.parametrize(
+    ("message", "context"),
+    [
+        ("ungültige Eingabesyntax für Typ integer: »geheim«", "COPY t, Zeile 1, Spalte a: »geheim«"),
+        ('неверный синтаксис для типа integer: "geheim"', 'COPY t, строка 1, столбец a: "geheim"'),
+    ],
+)
+def test_servers_that_speak_other_languages_show_no_values_either(message: str, context: str) -> None:
+    text = str(RemoteError(message, "c", "22P02", context=context))
+    assert "geheim" not in text
+    assert "COPY t" in text
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "SQL statement \"SELECT dblink_connect('host=h password=hunter2')\"",
+        "SQL statement \"CREATE USER MAPPING FOR u SERVER s OPTIONS (user 'u', password 'hunter2')\"",
+        "SQL statement \"ALTER ROLE u PASSWORD 'hunter2'\"",
+    ],
+)
+def test_no_password_in_the_context(context: str) -> None:
+    assert "hunter2" not in str(RemoteError("failed", "c", "XX000", context=context))

@@ -202,3 +202,8 @@ def test_five_megabytes_are_read_in_seconds() -> None:
 
     assert len(found) == 5_000_000 // 45
     assert time.process_time() - started < 30
+
+
+def test_semicolons_in_parentheses_end_nothing() -> None:
+    rule = "CREATE RULE r AS ON INSERT TO a DO ALSO (INSERT INTO b VALUES (1); INSERT INTO c VALUES (2))"
+    assert [part.text for part in parts(f"{rule}; SELECT 1")] == [rule, "SELECT 1"]

@@ -35,12 +35,11 @@ SELECT system_identifier::text AS system_identifier, pg_catalog.current_database
 -- Live columns in table order. A domain is sent in its base type's format, so base_type is
 -- what counts for binary COPY.
 SELECT a.attname AS name,
-       a.attnum::int AS attnum,
        a.atttypid::int8 AS type,
        pg_catalog.format_type(a.atttypid, a.atttypmod) AS type_name,
        a.attnotnull OR t.typnotnull AS not_null,
        a.attgenerated <> '' AS generated,
-       a.attidentity <> '' AS identity,
+       a.attidentity = 'a' AS always_identity,
        a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS has_default,
        pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'INSERT') AS may_insert,
        pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update,
@@ -53,7 +52,7 @@ SELECT a.attname AS name,
 -- name: types
 -- What decides how values of a type can travel. Domains are followed down to their base
 -- type; "element" is the element type of a true array. An array has functions for binary even
--- where its elements have none (aclitem[]).
+-- where its elements have none (aclitem[]). "attributes" are a composite's, or its array's.
 WITH RECURSIVE base AS (
     SELECT t.oid AS wanted, t.oid, t.typtype, t.typbasetype
       FROM pg_catalog.pg_type AS t
@@ -72,7 +71,11 @@ SELECT b.wanted::int8 AS type,
        t.typsend::oid <> 0 AND t.typreceive::oid <> 0
            AND (e.oid IS NULL OR e.typsend::oid <> 0 AND e.typreceive::oid <> 0) AS has_binary,
        e.oid::int8 AS element,
-       e.typname AS element_name
+       e.typname AS element_name,
+       ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
+              WHERE a.attrelid = greatest(t.typrelid, e.typrelid) AND a.attrelid <> 0
+                AND a.attnum > 0 AND NOT a.attisdropped
+              ORDER BY a.attnum) AS attributes
   FROM base AS b
   JOIN pg_catalog.pg_type AS t ON t.oid = b.oid
   JOIN pg_catalog.pg_type AS declared ON declared.oid = b.wanted
@@ -121,7 +124,8 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_cast
 
 -- name: sequences
 -- Sequences that belong to columns (serial or identity), and whether the role may read and set
--- them and read the column. Those that count down are not for us to judge.
+-- them and read the column. Those that count down are not for us to judge, nor those owned by a
+-- column that isn't a number ('INV-' || nextval(...)).
 SELECT a.attname AS column_name,
        s.oid::int8 AS oid,
        seq.seqmin AS lowest,
@@ -133,5 +137,6 @@ SELECT a.attname AS column_name,
   JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
   JOIN pg_catalog.pg_sequence AS seq ON seq.seqrelid = s.oid AND seq.seqincrement > 0
   JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+   AND pg_catalog.format_type(a.atttypid, NULL) IN ('smallint', 'integer', 'bigint', 'numeric')
  WHERE d.refobjid = %(oid)s AND d.classid = 'pg_catalog.pg_class'::regclass
    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i');
