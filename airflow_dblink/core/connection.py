@@ -185,7 +185,8 @@ def _demand_used_credential(target: Target, connection: LinkConnection) -> None:
         target.conn_id,
         "2F003",
         "The server let the worker in without the connection's credential.",
-        "make the server ask for it (pg_hba.conf), or allow it: connect_u or password_required=False",
+        "the server let the worker in without asking: make it ask (pg_hba.conf), or allow it: connect_u"
+        " or password_required=False",
     )
 
 
