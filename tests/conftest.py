@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 # Airflow reads it at its first import, and must not find the developer's own.
 _home = tempfile.TemporaryDirectory(prefix="airflow_dblink_home_")  # removed with this process
 os.environ["AIRFLOW_HOME"] = _home.name
+# A shell's background job begins with SIGINT ignored, and so would every program that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 
