@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo ui test test-postgres check format bench clean
+.PHONY: demo ui test test-postgres fuzz check format bench clean
 
 # Installed anew only when what it is made from has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -23,7 +23,11 @@ test: $(VENV)/.installed  ## every test, on the embedded PostgreSQL
 
 # Another PostgreSQL: make test-postgres PG_BINDIR=$$(pg_config --bindir)
 test-postgres: $(VENV)/.installed  ## the tests that need a server, on the PostgreSQL in PG_BINDIR
-	AIRFLOW_DBLINK_PG_BINDIR="$(PG_BINDIR)" $(BIN)/python -m pytest tests/integration
+	AIRFLOW_DBLINK_PG_BINDIR="$(PG_BINDIR)" $(BIN)/python -m pytest tests/integration tests/differential
+
+# Until a difference is found, or for make fuzz MINUTES=10.
+fuzz: $(VENV)/.installed  ## the builders beside the extension's, on random tables
+	$(BIN)/python -m tests.differential $(if $(MINUTES),--minutes $(MINUTES))
 
 check: $(VENV)/.installed  ## lint, format and types
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import batches, memory, once_exec, report, transfer
+from benchmarks import batches, builders, memory, once_exec, report, transfer
 from benchmarks.lab import Lab, laboratory
 from benchmarks.measure import BenchmarkError, Outcome
 
@@ -39,6 +39,7 @@ def _benchmarks(options: argparse.Namespace) -> Sequence[Callable[[Lab], Outcome
         "transfer": lambda lab: transfer.run(lab, rows, repeat, _say),
         "memory": lambda lab: memory.run(lab, rows, large=not options.no_large, say=_say),
         "batches": lambda lab: batches.run(lab, rows, repeat, _say),
+        "builders": lambda lab: builders.run(lab, repeat, _say),
         "exec": lambda lab: once_exec.run(lab, repeat, _say),
     }
     return [every[options.only]] if options.only else list(every.values())
@@ -50,7 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=_positive, default=5, help="rounds, after a discarded one (5)")
     parser.add_argument(
         "--only",
-        choices=["transfer", "batches", "exec", "memory"],
+        choices=["transfer", "batches", "builders", "exec", "memory"],
         help="run one benchmark; neither README nor results.md is written then",
     )
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import resource
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _SOURCE = "bench_source"
 _DESTINATION = "bench_destination"
 _MB = 1e6
+_Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class _Store(dict[str, Any]):
@@ -133,6 +135,55 @@ def _psycopg_batches(query: str, batch_rows: int) -> Iterator[list[tuple[Any, ..
             yield batch
 
 
+def get_result(measured: _Meter, *, query: str, batch_rows: int) -> dict[str, Any]:
+    """Read the result of an asynchronous query in lists; returns their number of rows."""
+
+    def consume() -> int:
+        with DblinkHook(dblink_conn_id=_SOURCE) as hook:
+            hook.send_query(query)
+            return sum(len(batch) for batch in hook.get_result(batch_rows=batch_rows))
+
+    return measured(consume)
+
+
+def builders(measured: _Meter, *, way: str, kind: str, table: str, rows: int) -> dict[str, Any]:
+    """Build a statement for each of the first *rows* keys; returns a digest of the texts."""
+    keys = [str(key) for key in range(1, rows + 1)]
+    with DblinkHook(dblink_conn_id=_SOURCE) as hook:
+        hook.build_sql_delete(table, [1], ["1"])  # connected, and the table is known
+        connection = hook.link().connection  # one session for all: on which CPU it runs counts as much
+        work = {
+            "dblink": lambda: _dblink_one(connection, kind, table, keys),
+            "dblink_set": lambda: _dblink_set(connection, kind, table, keys),
+            "hook": lambda: _hook_one(hook, kind, table, keys),
+            "hook_many": lambda: getattr(hook, f"build_sql_{kind}_many")(table, [1], [[key] for key in keys]),
+        }[way]
+        answer = measured(work)
+    answer["returned"] = hashlib.sha256("\n".join(answer["returned"]).encode()).hexdigest()
+    return answer
+
+
+def _dblink_one(connection: _Connection, kind: str, table: str, keys: list[str]) -> list[str]:
+    keyed = "%s, %s" if kind != "delete" else "%s"
+    call = f"SELECT dblink_build_sql_{kind}(%s, '1', 1, {keyed})".encode()
+    given = 1 if kind == "delete" else 2
+    rows = (connection.execute(call, [table, *[[key]] * given]).fetchone() for key in keys)
+    return [row[0] for row in rows if row]
+
+
+def _dblink_set(connection: _Connection, kind: str, table: str, keys: list[str]) -> list[str]:
+    keyed = "ARRAY[key], ARRAY[key]" if kind != "delete" else "ARRAY[key]"
+    call = f"SELECT dblink_build_sql_{kind}(%s, '1', 1, {keyed}) FROM unnest(%s::text[]) AS key"  # noqa: S608 - constants
+    return [row[0] for row in connection.execute(call.encode(), [table, keys])]
+
+
+def _hook_one(hook: DblinkHook, kind: str, table: str, keys: list[str]) -> list[str]:
+    build = getattr(hook, f"build_sql_{kind}")
+    if kind == "delete":
+        return [build(table, [1], [key]) for key in keys]
+    return [build(table, [1], [key], [key]) for key in keys]
+
+
 def exec_round_trips(measured: _Meter, *, statement: str) -> dict[str, Any]:
     """Count the round trips of both ways, those of connecting left out."""
     target = DblinkHook(dblink_conn_id=_DESTINATION).target().params
@@ -188,11 +239,20 @@ def _execute_once(conn_id: str, statement: str) -> None:
     operator.execute(_context())
 
 
-def _connect(conn_id: str) -> psycopg.Connection[tuple[Any, ...]]:
+def _connect(conn_id: str) -> _Connection:
     return psycopg.connect(os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"])
 
 
-_JOBS = (transfer, generic_transfer, batches, exec_round_trips, exec_connected, exec_whole)
+_JOBS = (
+    transfer,
+    generic_transfer,
+    batches,
+    get_result,
+    builders,
+    exec_round_trips,
+    exec_connected,
+    exec_whole,
+)
 
 
 def main() -> None:

@@ -152,6 +152,7 @@ def laboratory() -> Iterator[Lab]:
     """Run the two servers, with dblink and postgres_fdw ready in the destination."""
     with servers("source", "destination", settings=_SETTINGS) as (source, destination):
         lab = Lab(source, destination)
+        lab.rows(source, "CREATE EXTENSION dblink", superuser=True)
         for statement in _link_by_fdw(source, destination):
             with psycopg.connect(destination.conninfo(superuser=True), autocommit=True) as connection:
                 connection.execute(statement)

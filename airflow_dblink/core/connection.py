@@ -11,6 +11,7 @@ from psycopg import pq, sql
 from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 
+from airflow_dblink.core import styles
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import (
     CredentialError,
@@ -20,6 +21,7 @@ from airflow_dblink.core.errors import (
     from_psycopg,
     without_credentials,
 )
+from airflow_dblink.core.waits import Observe, WaitEvent, waiting
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +39,21 @@ class LinkConnection(psycopg.Connection[TupleRow]):
     """
 
     check: Check | None = None
+    observe: Observe | None = None
+    #: Abort when anything but the server ends a wait (a time-out, a kill); set where nobody else will.
+    abort_when_stopped = False
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Consume *gen* as psycopg does, asking *check* in between."""
-        # Passed on as they come: psycopg 3.3 got another argument on the way.
-        return super().wait(_watched(gen, self.check) if self.check else gen, *args, **kwargs)
+        try:
+            # Passed on as they come: psycopg 3.3 got another argument on the way.
+            return super().wait(_watched(gen, self.check) if self.check else gen, *args, **kwargs)
+        except psycopg.Error:
+            raise
+        except BaseException:
+            if self.abort_when_stopped:
+                self.abort()
+            raise
 
     def abort(self) -> None:
         """Cancel what runs on the server and close, within some seconds; never raises.
@@ -86,6 +98,8 @@ def connect(
     application_name: str | None = None,
     own_identity: bool = False,
     check: Check | None = None,
+    observe: Observe | None = None,
+    event: WaitEvent = "DblinkConnect",
     row_factory: Any = None,
     autocommit: bool = True,
 ) -> LinkConnection:
@@ -98,6 +112,8 @@ def connect(
     :param application_name: what ``pg_stat_activity`` shows, at most 63 bytes.
     :param own_identity: ``dblink_connect_u``: the worker's own identity is fine.
     :param check: asked about ten times a second while waiting; raises to stop.
+    :param observe: told of every wait.
+    :param event: what connecting counts as.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
@@ -109,12 +125,13 @@ def connect(
     conninfo = target.conninfo(application_name=application_name, direct=_needs_direct(target))
     options: dict[str, Any] = {"row_factory": row_factory} if row_factory else {}
     try:
-        connection = LinkConnection.connect(
-            conninfo,
-            autocommit=True,
-            prepare_threshold=None,  # prepared statements break behind transaction poolers
-            **options,
-        )
+        with waiting(event, target.conn_id, observe):
+            connection = LinkConnection.connect(
+                conninfo,
+                autocommit=True,
+                prepare_threshold=None,  # prepared statements break behind transaction poolers
+                **options,
+            )
     except psycopg.Error as error:
         raise _not_established(target, error) from None
     try:
@@ -126,7 +143,9 @@ def connect(
     except BaseException:
         connection.close()
         raise
+    styles.register(connection)
     connection.check = check
+    connection.observe = observe
     return connection
 
 
@@ -146,6 +165,11 @@ def set_config(settings: Iterable[tuple[str, str]], *, local: bool) -> sql.Compo
         sql.SQL("pg_catalog.set_config({}, {}, {})").format(name, value, local) for name, value in settings
     ]
     return sql.SQL("SELECT ") + sql.SQL(", ").join(calls)
+
+
+def leads_through_pooler(target: Target) -> bool:
+    """Whether sessions of *target* are a pooler's in transaction mode, and keep nothing."""
+    return target.pooling_mode == "transaction" and not _needs_direct(target)
 
 
 def _needs_direct(target: Target) -> bool:
@@ -191,13 +215,13 @@ def _demand_used_credential(target: Target, connection: LinkConnection) -> None:
 
 
 def _not_established(target: Target, error: psycopg.Error) -> RemoteError:
-    """Return dblink's 08001, with what libpq said as message so that the log tells the reason."""
-    reason = without_credentials(" ".join(str(error).split()))
+    """Return dblink's 08001, which has libpq's reason as its detail."""
     return TransientError(
-        f"could not establish connection: {reason}",
+        "could not establish connection",
         target.conn_id,
         "08001",
-        hint="check host, port, database, login and password of the Airflow connection",
+        without_credentials(" ".join(str(error).split())),
+        hint="check host, port, database, login and password of the connection",
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from psycopg.conninfo import make_conninfo
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from airflow_dblink.core.errors import UsageError
 
@@ -23,6 +24,8 @@ OWN_OPTIONS = frozenset(
 _NAME_BYTES = 63
 # "scheduled__2026-11-22T06:00:00+00:00" tells nothing that "2026-11-22T06:00:00" doesn't.
 _RUN_ID = re.compile(r"^[a-z_]+?__(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
+_QUOTED = re.compile(r'".*"', re.DOTALL)
+_PORTS = re.compile(r"[\d,]*")
 _SETTING = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$", re.IGNORECASE)
 
 
@@ -117,6 +120,37 @@ def target_from_extra(conn_id: str, params: Mapping[str, Any], extra: Mapping[st
         pooling_mode=cast("PoolingMode", pooling),
         session_settings=parse_session_settings(conn_id, extra.get("session_settings")),
     )
+
+
+def is_conninfo(text: str) -> bool:
+    """Whether *text* can only be a libpq connection string or URI, and no Airflow connection's id."""
+    return "=" in text or "://" in text
+
+
+def target_from_conninfo(conninfo: str, extra: Mapping[str, Any]) -> Target:
+    """Return the :class:`Target` of a libpq connection string or URI, with our own options in *extra*.
+
+    :raises UsageError: 08001 where libpq can't read it; and as :func:`target_from_extra`.
+    """
+    if "\0" in conninfo:
+        raise _unreadable("the connection string holds a NUL character")
+    try:
+        params = conninfo_to_dict(conninfo)
+    except psycopg.Error as error:
+        reason = str(error).strip()
+        # What libpq quotes may be a part of the password.
+        raise _unreadable(_QUOTED.sub('"..."', reason) if is_conninfo(conninfo) else reason) from None
+    host = str(params.get("host") or params.get("hostaddr") or params.get("service") or "local")
+    # A password with "@" or "/" in it, not percent-encoded, is taken for host or port.
+    if "@" in host or not _PORTS.fullmatch(str(params.get("port") or "")):
+        raise _unreadable("host or port is none: in a URI, percent-encode the password")
+    port = f":{params['port']}" if params.get("port") else ""
+    database = f"/{params['dbname']}" if params.get("dbname") and "@" not in str(params["dbname"]) else ""
+    return target_from_extra(f"{host}{port}{database}", params, extra)
+
+
+def _unreadable(reason: str) -> UsageError:
+    return UsageError("could not establish connection", None, "08001", reason)
 
 
 def _bad_field(conn_id: str, name: str, value: object, allowed: str) -> UsageError:

@@ -2,7 +2,7 @@
 
 What PostgreSQL says may hold row values (``DETAIL: Key (id)=(5) already exists``). The
 attributes keep all of it, as dblink does; ``str()``, which ends up in task logs, leaves
-the values out.
+the values out: ``Key (id)=(...) already exists``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _TRANSIENT_PREFIXES = ("08", "40", "53", "57P")
 # A setting's name is no value: 'invalid value for parameter "work_mem": "much"'.
 # Servers speak other languages, too, with quotes of their own.
 _QUOTED = re.compile(r'(?<!parameter )["»«„“](?!: ").*["»«“”]', re.DOTALL)
+# What stands in the last parentheses of a DETAIL, the columns' names in "Key (id)=(5)" left alone.
+_IN_PARENTHESES = re.compile(r"((?:\([^()]*\) ?= ?)?)\(.*\)", re.DOTALL)
 _CONTEXT_VALUE = re.compile(r"((?:COPY [^:]*|JSON data, line \d+[^:]*)):.*", re.DOTALL)
+_CONTEXT_STATEMENT = re.compile(r'(SQL (?:statement|expression)) ".*?"(?=\n|$)', re.DOTALL)
 _CREDENTIAL = re.compile(
     r"(?i)\b(password|passfile|sslpassword|oauth_client_secret)(?:\s*=\s*('(?:[^'\\]|\\.)*'|\S+)|\s+'(?:[^']|'')*')"
 )
@@ -27,11 +30,18 @@ _URI_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s@]*@")
 
 
 def _without_values(message: str, sqlstate: str | None) -> str:
-    """Return the server's *message* without what may be a row's value.
+    """Return the server's *message*, or DETAIL, without what may be a row's value.
 
     In class 22 (data exception) what stands in quotes is the value that didn't fit, except
-    in 22P04, which quotes column names, and 22P05, which quotes encodings.
+    in 22P04, which quotes column names, and 22P05, which quotes encodings. In classes 23
+    (constraint) and 44 (WITH CHECK OPTION) values stand in parentheses; so they do in a DETAIL
+    that is a part of the message (dblink's "commit error: ...").
     """
+    primary, line, detail = message.partition("\nDETAIL:  ")
+    if line:
+        return primary + line + _IN_PARENTHESES.sub(r"\1(...)", detail)
+    if sqlstate and sqlstate.startswith(("23", "44")):
+        return _IN_PARENTHESES.sub(r"\1(...)", message)
     if sqlstate and sqlstate.startswith("22") and sqlstate not in ("22P04", "22P05"):
         return _QUOTED.sub('"..."', message)
     return message
@@ -43,7 +53,7 @@ class DblinkError(Exception):
     :ivar message: the primary message, as PostgreSQL or dblink words it.
     :ivar connname: link or connection the error belongs to; ``None`` for the unnamed link.
     :ivar sqlstate: five characters, or ``None`` where the error isn't PostgreSQL's.
-    :ivar detail: PostgreSQL's DETAIL; may hold row values, therefore not in ``str()``.
+    :ivar detail: PostgreSQL's DETAIL; may hold row values, which ``str()`` leaves out.
     :ivar hint: what to do.
     :ivar context: PostgreSQL's CONTEXT, then what we did, as dblink appends it.
     """
@@ -73,8 +83,11 @@ class DblinkError(Exception):
             parts.insert(0, f"connection {self.connname!r}: ")
         if self.sqlstate:
             parts.append(f" [SQLSTATE {self.sqlstate}]")
+        if self.detail:
+            parts.append("\nDETAIL:  " + _without_values(self.detail, self.sqlstate))
         if self.context:
-            parts.append("\nCONTEXT:  " + _CONTEXT_VALUE.sub(r"\1", self.context))
+            context = _CONTEXT_STATEMENT.sub(r'\1 "..."', self.context)
+            parts.append("\nCONTEXT:  " + _CONTEXT_VALUE.sub(r"\1", context))
         if self.hint:
             parts.append(f"\nHINT:  {self.hint}")
         return without_credentials("".join(parts))
@@ -114,8 +127,8 @@ def from_psycopg(
     :param connname: link or connection where it happened.
     :param unnamed: it is the unnamed link, and *connname* its Airflow connection.
     :param action: as dblink says it: ``executing query``, ``opening cursor "c"``, ...
-    :returns: :class:`TransientError` for a lost connection and for SQLSTATE classes 08, 40,
-        53 and 57P, else :class:`RemoteError`. An error without SQLSTATE gets 08006, as dblink
+    :returns: :class:`TransientError` for a lost connection (any FATAL error) and for SQLSTATE classes
+        08, 40, 53 and 57P, else :class:`RemoteError`. An error without SQLSTATE gets 08006, as dblink
         reports it.
 
     Source: ``dblink_res_error`` of contrib/dblink.
@@ -125,13 +138,20 @@ def from_psycopg(
     message = diag.message_primary or str(error).strip() or "could not obtain message string for remote error"
     context = diag.context
     if action:
-        where = "unnamed dblink connection" if unnamed else f'dblink connection named "{connname}"'
-        line = f"while {action} on {where}"
+        line = context_line(action, None if unnamed else connname)
         context = f"{context}\n{line}" if context else line
-    kind = TransientError if sqlstate.startswith(_TRANSIENT_PREFIXES) else RemoteError
-    return kind(
-        without_credentials(message), connname, sqlstate, diag.message_detail, diag.message_hint, context
-    )
+    fatal = diag.severity_nonlocalized in ("FATAL", "PANIC")
+    hint = diag.message_hint
+    if sqlstate == "25P02":
+        hint = hint or 'an earlier statement failed: exec("ROLLBACK") ends the transaction'
+    kind = TransientError if fatal or sqlstate.startswith(_TRANSIENT_PREFIXES) else RemoteError
+    return kind(without_credentials(message), connname, sqlstate, diag.message_detail, hint, context)
+
+
+def context_line(action: str, connname: str | None) -> str:
+    """Return the line that dblink appends to the CONTEXT of a remote error."""
+    where = "unnamed dblink connection" if connname is None else f'dblink connection named "{connname}"'
+    return f"while {action} on {where}"
 
 
 def without_credentials(text: str) -> str:

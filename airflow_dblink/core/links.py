@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Self
 
 from airflow_dblink.core.connection import Check, check_credential, connect, log_notices
 from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.errors import UsageError, without_credentials
 from airflow_dblink.core.link import Link, cut_name
+from airflow_dblink.core.waits import Observe
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +21,19 @@ class Links:
     """The registry of one session's links: the unnamed one and named ones.
 
     :param check: asked about ten times a second while any link waits; raises to stop.
+    :param observe: told of every wait (dblink's wait events).
     """
 
-    def __init__(self, *, application_name: str | None = None, check: Check | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        application_name: str | None = None,
+        check: Check | None = None,
+        observe: Observe | None = None,
+    ) -> None:
         self.application_name = application_name
         self._check = check
+        self._observe = observe
         self._links: dict[str | None, Link] = {}
 
     def __enter__(self) -> Self:
@@ -41,17 +52,20 @@ class Links:
 
         Model: ``dblink_connect`` and, with *own_identity*, ``dblink_connect_u``.
         """
+        if connname is not None and without_credentials(connname) != connname:
+            raise UsageError(
+                "the name of the link holds a password",
+                hint="the name comes first, then the Airflow connection's id or the connection string",
+            )
         name = _cut(connname, warn=True)
         check_credential(target, own_identity=own_identity)  # dblink looks at it before the name
-        if name is not None and name in self._links:
-            raise UsageError(
-                "duplicate connection name",
-                name,
-                "42710",
-                hint=f"disconnect({name!r}) first, or use another name",
-            )
+        self.refuse_duplicate(connname)
         connection = connect(
-            target, application_name=self.application_name, own_identity=own_identity, check=self._check
+            target,
+            application_name=self.application_name,
+            own_identity=own_identity,
+            check=self._check,
+            observe=self._observe,
         )
         log_notices(connection, target.conn_id)
         if (replaced := self._links.pop(name, None)) is not None:
@@ -59,17 +73,61 @@ class Links:
         self._links[name] = Link(name, target, connection)
         return "OK"
 
+    def refuse_duplicate(self, connname: str | None) -> None:
+        """Raise if there is a link of that name.
+
+        :raises UsageError: 42710 ``duplicate connection name``.
+        """
+        name = _cut(connname)
+        if name is not None and name in self._links:
+            hint = f"disconnect({name!r}) first, or use another name"
+            raise UsageError("duplicate connection name", name, "42710", hint=hint)
+
+    @contextmanager
+    def one_shot(self, target: Target) -> Iterator[Link]:
+        """Give a link for one call: what it left open is rolled back after it.
+
+        :raises CredentialError: as :meth:`connect`.
+        :raises TransientError: as :meth:`connect`.
+
+        Model: ``dblink`` and ``dblink_exec`` with a connection string.
+        """
+        connection = connect(
+            target,
+            application_name=self.application_name,
+            check=self._check,
+            observe=self._observe,
+            event="DblinkGetConnect",
+        )
+        log_notices(connection, target.conn_id)
+        link = Link(None, target, connection)
+        try:
+            yield link
+        finally:
+            link.abort()
+
     def get(self, connname: str | None) -> Link:
         """Return the link.
 
         :raises UsageError: 08003 if there is none of that name.
         """
         name = _cut(connname)
-        if name in self._links:
-            return self._links[name]
-        names = ", ".join(map(repr, self.names())) or "none"
-        message = "connection not available" if name is None else f'connection "{name}" not available'
-        raise UsageError(message, None, "08003", hint=f"open named links: {names}; open one with connect()")
+        if name not in self._links:
+            raise self.not_available(connname)
+        return self._links[name]
+
+    def not_available(self, connname: str | None, hint: str = "open one with connect()") -> UsageError:
+        """Return the error for a name that no link has."""
+        name = _cut(connname)
+        message = "connection not available"
+        if name is not None:  # somebody may have taken it for a connection string's place
+            message = f'connection "{without_credentials(name)}" not available'
+        return UsageError(message, None, "08003", hint=f"{self.open_names()}; {hint}")
+
+    def open_names(self) -> str:
+        """Return which named links are open, for errors."""
+        names = (repr(without_credentials(name)) for name in self.names())
+        return f"open named links: {', '.join(names) or 'none'}"
 
     def __contains__(self, connname: str | None) -> bool:
         return _cut(connname) in self._links
@@ -91,15 +149,16 @@ class Links:
 
     def close_all(self) -> None:
         """Close every link."""
-        self._end_all(Link.disconnect)
+        while self._links:
+            self._links.popitem()[1].disconnect()
 
     def abort_all(self) -> None:
         """Cancel what runs on every link and close them, within some seconds; never raises."""
-        self._end_all(Link.abort)
-
-    def _end_all(self, end: Callable[[Link], None]) -> None:
-        while self._links:
-            end(self._links.popitem()[1])
+        links = list(self._links.values())
+        self._links.clear()
+        if links:  # all at the same time: SIGKILL may follow in 5 s
+            with ThreadPoolExecutor(len(links), thread_name_prefix="abort") as threads:
+                list(threads.map(Link.abort, links))
 
 
 def _cut(connname: str | None, *, warn: bool = False) -> str | None:

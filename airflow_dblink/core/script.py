@@ -12,20 +12,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 # One alternative per lexical form that may hide a semicolon or a keyword (PostgreSQL's
-# scan.l). An unfinished form runs to the end; the server will say so.
+# scan.l). An unfinished form runs to the end; the server will say so. The quantifiers are
+# possessive, since what can be tried again costs memory, for each character of a string.
 _TOKEN = re.compile(
     r"""
       (?P<space>\s+ | --[^\r\n]*)
     | (?P<comment>/\*)
-    | (?P<estring>[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z))
-    | (?P<string>(?:[bBxXnN]|[uU]&)?'(?:[^']|'')*(?:'|\Z))
-    | (?P<quoted>(?:[uU]&)?"(?:[^"]|"")*(?:"|\Z))
+    | (?P<estring>[eE]'(?:[^'\\]++|\\.|'')*+(?:'|\Z)(?:[ \t\f\v]*[\r\n]\s*'(?:[^'\\]++|\\.|'')*+(?:'|\Z))*+)
+    | (?P<string>(?:[bBxXnN]|[uU]&)?'(?:[^']++|'')*+(?:'|\Z))
+    | (?P<quoted>(?:[uU]&)?"(?:[^"]++|"")*+(?:"|\Z))
     | (?P<dollar>\$(?P<tag>[^\W\d][\w]*)?\$)
     | (?P<word>[^\W\d][\w$]*)
     | (?P<end>;)
     | (?P<other>\d[\w.]*|.)
     """,
     re.VERBOSE | re.DOTALL,
+)
+# The same where standard_conforming_strings is off: a backslash escapes in every string.
+_TOKEN_BACKSLASHES = re.compile(
+    _TOKEN.pattern.replace(r"'(?:[^']++|'')*+", r"'(?:[^'\\]++|\\.|'')*+"),
+    _TOKEN.flags,
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 
@@ -105,14 +111,17 @@ class Part:
         return self.words[:1] == ["COPY"] and bool({"STDIN", "STDOUT"} & set(self.words))
 
 
-def parts(script: str) -> list[Part]:
-    """Return the statements of *script*, empty ones left out."""
+def parts(script: str, *, backslashes: bool = False) -> list[Part]:
+    """Return the statements of *script*, empty ones left out.
+
+    :param backslashes: ``standard_conforming_strings`` is off: a backslash escapes in every string.
+    """
     found: list[Part] = []
     current: Part | None = None
     # Semicolons end nothing in BEGIN ATOMIC bodies, with the CASEs in them, and in parentheses
     # (CREATE RULE ... DO (...; ...)).
     depth = parentheses = 0
-    for kind, start, end in _tokens(script):
+    for kind, start, end in _tokens(script, _TOKEN_BACKSLASHES if backslashes else _TOKEN):
         if kind == "end" and depth == 0 and parentheses == 0:
             current = None
             continue
@@ -139,11 +148,11 @@ def _depth(depth: int, part: Part, word: str) -> int:
     return depth - 1 if word == "END" else depth
 
 
-def _tokens(script: str) -> Iterator[tuple[str, int, int]]:
+def _tokens(script: str, token: re.Pattern[str]) -> Iterator[tuple[str, int, int]]:
     """Yield ``(kind, start, end)`` without white space and comments."""
     position = 0
     while position < len(script):
-        match = _TOKEN.match(script, position)
+        match = token.match(script, position)
         if match is None:  # the last alternative takes any character
             return
         kind, end = match.lastgroup or "other", match.end()

@@ -11,7 +11,6 @@ from psycopg import sql
 
 from airflow_dblink.core.columns import Pair, match, route
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link import Params, bind
 from airflow_dblink.core.once import check_script
 from airflow_dblink.core.script import parts
 from airflow_dblink.core.tables import (
@@ -25,6 +24,7 @@ from airflow_dblink.core.tables import (
     split_name,
     unique_keys,
 )
+from airflow_dblink.core.wire import Params, bind
 
 Mode = Literal["append", "replace", "upsert", "create"]
 Columns = Sequence[str] | Mapping[str, str]

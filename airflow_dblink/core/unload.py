@@ -9,11 +9,11 @@ import psycopg
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError, from_psycopg
-from airflow_dblink.core.link import Link, Params, Statement
+from airflow_dblink.core.wire import Params, Statement, Wire
 
 
 def csv_batches(
-    link: Link, statement: Statement, params: Params | None, *, batch_rows: int, header: bool, **options: str
+    link: Wire, statement: Statement, params: Params | None, *, batch_rows: int, header: bool, **options: str
 ) -> Iterator[tuple[bytes, int]]:
     """Yield the rows of *statement* as CSV, *batch_rows* rows at a time, all from one snapshot.
 
@@ -36,7 +36,7 @@ def csv_batches(
     return _batches(link, copy, batch_rows, header)
 
 
-def _batches(link: Link, copy: sql.Composed, batch_rows: int, header: bool) -> Iterator[tuple[bytes, int]]:
+def _batches(link: Wire, copy: sql.Composed, batch_rows: int, header: bool) -> Iterator[tuple[bytes, int]]:
     # libpq hands out one row at a time; the header comes as a row of its own.
     rows = -1 if header else 0
     lines: list[bytes] = []

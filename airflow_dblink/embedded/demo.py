@@ -63,7 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def connections(source: Server, warehouse: Server) -> dict[str, str]:
     """Return the Airflow connections that ``dags_examples`` use, by id."""
-    return {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
+    return {
+        "source_db": source.airflow_uri(),
+        "warehouse_db": warehouse.airflow_uri(),
+        "archive_db": warehouse.airflow_uri(dbname="postgres"),  # that server's other database
+    }
 
 
 def environment(source: Server, files: Path) -> dict[str, str]:

@@ -118,10 +118,13 @@ class Server:
             password=self.superuser_password if superuser else self.role_password,
         )
 
-    def airflow_uri(self, *, conn_type: str = "postgres") -> str:
-        """Return the value of an ``AIRFLOW_CONN_...`` variable for the role, password included."""
+    def airflow_uri(self, *, conn_type: str = "postgres", dbname: str | None = None) -> str:
+        """Return the value of an ``AIRFLOW_CONN_...`` variable for the role, password included.
+
+        :param dbname: another database than :attr:`dbname`.
+        """
         role, password, dbname = (
-            quote(part, safe="") for part in (self.role, self.role_password, self.dbname)
+            quote(part, safe="") for part in (self.role, self.role_password, dbname or self.dbname)
         )
         return f"{conn_type}://{role}:{password}@{self.host}:{self.port}/{dbname}"
 

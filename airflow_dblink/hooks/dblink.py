@@ -3,38 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow.providers.common.compat.sdk import BaseHook, Connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, Connection
 from airflow.providers.postgres.hooks.postgres import PostgresHook
+from airflow.sdk.log import mask_secret
+from airflow.sdk.observability.stats import normalize_name_for_stats, timing
 from psycopg.types.json import Json
 
-from airflow_dblink.core.connection import LinkConnection, connect
-from airflow_dblink.core.conninfo import OWN_OPTIONS, Target, application_name, target_from_extra
+from airflow_dblink.core.connection import LinkConnection, check_credential, connect
+from airflow_dblink.core.conninfo import (
+    OWN_OPTIONS,
+    Target,
+    application_name,
+    is_conninfo,
+    target_from_conninfo,
+    target_from_extra,
+)
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link import Link, Params, Row, Statement
+from airflow_dblink.core.link import Link
 from airflow_dblink.core.links import Links
+from airflow_dblink.core.vocabulary import Vocabulary, given_text
+from airflow_dblink.core.waits import WaitEvent
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
+    from sqlalchemy.engine import URL, Engine
 
 
-class DblinkHook(PostgresHook):
+# Of PostgresHook and what it is made from.
+_PASSED_ON = {
+    "connection",
+    "database",
+    "enable_log_db_messages",
+    "log_sql",
+    "logger_name",
+    "options",
+    "return_last",
+    "schema",
+}
+# The others say where the hook's own connection leads.
+_OF_EVERY_LINK = ("password_required", "session_settings")
+
+
+class DblinkHook(Vocabulary, PostgresHook):
     """dblink's vocabulary over Airflow connections of type ``postgres`` or ``dblink``.
 
     A context manager: leaving it closes all links, and cancels what still runs when it is left
     by an exception. The unnamed link opens by itself, to *dblink_conn_id*, when first used.
 
     Functions of one link take ``connname`` first; all others take it last, by keyword.
-    ``connname=None`` is the unnamed link.
+    ``connname=None`` is the unnamed link. What a link waits for is reported to Airflow's stats as
+    the timers ``DblinkConnect``, ``DblinkGetConnect`` and ``DblinkGetResult``, tagged with
+    ``conn_id``, and to the log at debug.
 
     :param dblink_conn_id: Airflow connection of the unnamed link.
     :param password_required: dblink's credential rule: the credential must come from the Airflow
         connection. ``None``: what the connection says, else true.
-    :param direct_host: address that doesn't lead through the pooler.
+    :param direct_host: of *dblink_conn_id*: address that doesn't lead through the pooler.
     :param direct_port: port of that address.
-    :param pooling_mode: ``none``, ``session`` or ``transaction``: the pooler's mode.
-    :param session_settings: run-time parameters for every session, by name.
+    :param pooling_mode: of *dblink_conn_id*: ``none``, ``session`` or ``transaction``, the pooler's mode.
+    :param session_settings: run-time parameters for every session of every link, by name.
     :param check: called about ten times a second while a link waits; raises to stop.
     :param kwargs: of :class:`~airflow.providers.postgres.hooks.postgres.PostgresHook`.
     """
@@ -56,7 +86,14 @@ class DblinkHook(PostgresHook):
         check: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
+        if unknown := sorted(set(kwargs) - _PASSED_ON - {self.conn_name_attr}):  # HookBase drops them
+            raise TypeError(
+                f"DblinkHook takes no {', '.join(unknown)}; the connection is dblink_conn_id, and run-time"
+                " parameters such as statement_timeout are session_settings"
+            )
+        database = kwargs.pop("schema", None)  # DbApiHook's word
         super().__init__(*args, **kwargs)
+        self.database = self.database or database
         self._own = {
             "password_required": password_required,
             "direct_host": direct_host,
@@ -84,10 +121,19 @@ class DblinkHook(PostgresHook):
         return str(self.get_conn_id())
 
     @property
+    def schema(self) -> str | None:
+        """The database, where it isn't the connection's: stock operators set it by this name."""
+        return self.database
+
+    @schema.setter
+    def schema(self, database: str | None) -> None:
+        self.database = database
+
+    @property
     def links(self) -> Links:
         """The links of this hook."""
         if self._links is None:
-            self._links = Links(application_name=_task_name(), check=self._check)
+            self._links = Links(application_name=_task_name(), check=self._check, observe=_report)
         return self._links
 
     def link(self, connname: str | None = None) -> Link:
@@ -97,7 +143,53 @@ class DblinkHook(PostgresHook):
         """
         if connname is None and None not in self.links:
             self.links.connect(None, self.target())
+        if connname is not None:
+            given_text("connname", connname)
+        if connname not in self.links:
+            raise self.links.not_available(connname, self._about(connname))
         return self.links.get(connname)
+
+    @contextmanager
+    def _reach(self, connname: str | None) -> Iterator[Link]:
+        """Give the link or, where no link has that name, a connection for this one call."""
+        if connname is None or given_text("connname", connname) in self.links:
+            yield self.link(connname)
+            return
+        with self.links.one_shot(self._place(connname)) as link:
+            yield link
+
+    def _place(self, conn_id: str) -> Target:
+        """Return what an Airflow connection's id, a libpq connection string or a URI leads to.
+
+        :raises UsageError: 08001 if it is none of them.
+        """
+        # A string with a password is not for the connection store to see.
+        if conn_id and not is_conninfo(conn_id):
+            try:
+                return self.target(conn_id)
+            except AirflowNotFoundException:
+                pass
+        try:
+            target = target_from_conninfo(conn_id, self._given_options(conn_id))
+        except UsageError as error:
+            hint = "give host=... dbname=..., or a URI (percent-encode what is special in the password)"
+            if not is_conninfo(conn_id):
+                hint = f"there is no Airflow connection {conn_id!r} either; {self.links.open_names()}"
+            raise UsageError(error.message, None, error.sqlstate, error.detail, hint) from None
+        for secret in ("password", "sslpassword", "oauth_client_secret"):
+            if value := target.params.get(secret):
+                mask_secret(value)
+        return target
+
+    def _about(self, name: str | None) -> str:
+        """Say whether *name*, which no link has, is an Airflow connection's id."""
+        if not name or is_conninfo(name):
+            return "open one with connect()"
+        try:
+            BaseHook.get_connection(name)
+        except AirflowNotFoundException:
+            return f"there is no Airflow connection {name!r} either"
+        return f"{name!r} is an Airflow connection: open a link to it with connect()"
 
     def target(self, conn_id: str | None = None) -> Target:
         """Return where and how *conn_id* connects (default: the hook's connection).
@@ -105,12 +197,12 @@ class DblinkHook(PostgresHook):
         :raises UsageError: names the field of the connection whose value is wrong.
         :raises AirflowNotFoundException: if no secrets backend knows *conn_id*.
         """
-        conn_id = conn_id or self.conn_id
+        conn_id = self.conn_id if conn_id is None else conn_id
         return self._target(conn_id, BaseHook.get_connection(conn_id))
 
     async def atarget(self, conn_id: str | None = None) -> Target:
         """Return the same as :meth:`target`, asked for without blocking; for triggers."""
-        conn_id = conn_id or self.conn_id
+        conn_id = self.conn_id if conn_id is None else conn_id
         return self._target(conn_id, await BaseHook.aget_connection(conn_id))
 
     def _target(self, conn_id: str, connection: Connection) -> Target:
@@ -133,40 +225,92 @@ class DblinkHook(PostgresHook):
             "password": password,
             "dbname": (self.database if conn_id == self.conn_id else None) or connection.schema,
         }
-        if self.options:
+        if self.options and conn_id == self.conn_id:
             params["options"] = self.options
-        given = {name: value for name, value in self._own.items() if value is not None}
-        return target_from_extra(conn_id, params, {**extra, **given})
+        return target_from_extra(conn_id, params, {**extra, **self._given_options(conn_id)})
+
+    def _given_options(self, conn_id: str) -> dict[str, Any]:
+        """Our own options as the constructor got them, which come before a connection's.
+
+        An address is only the hook's own connection's.
+        """
+        return {
+            name: value
+            for name, value in self._own.items()
+            if value is not None and (conn_id == self.conn_id or name in _OF_EVERY_LINK)
+        }
 
     def get_conn(self) -> LinkConnection:
         """Return a new psycopg 3 connection, not in autocommit mode, under the credential rule.
 
         For :class:`~airflow.providers.common.sql.hooks.sql.DbApiHook` and its users, who close
-        it: never a link's.
+        it: never a link's. An ``execution_timeout`` cancels what it runs.
 
         :raises CredentialError: 2F003, see :meth:`connect`.
         :raises TransientError: 08001 where the server can't be reached or refuses.
         """
         cursor = self.connection.extra_dejson.get("cursor")
-        self.conn = connection = connect(
-            self.target(),
-            application_name=_task_name(),
-            row_factory=self._get_cursor(cursor) if cursor else None,
-            autocommit=False,
-            check=self._check,
-        )
+        self.conn = connection = self._new_connection(self._get_cursor(cursor) if cursor else None)
         if self.enable_log_db_messages:
             connection.add_notice_handler(self._notice_handler)
         return connection
 
+    def _new_connection(self, row_factory: Any = None) -> LinkConnection:
+        connection = connect(
+            self.target(),
+            application_name=_task_name(),
+            row_factory=row_factory,
+            autocommit=False,
+            check=self._check,
+            observe=_report,
+            event="DblinkGetConnect",
+        )
+        connection.abort_when_stopped = True
+        return connection
+
+    def get_sqlalchemy_engine(self, engine_kwargs: dict[str, Any] | None = None) -> Engine:
+        """Return an engine whose connections are made as :meth:`get_conn` makes them.
+
+        Under the credential rule, that is, and with the connection's session settings.
+
+        :param engine_kwargs: of :func:`sqlalchemy.create_engine`.
+        """
+        return super().get_sqlalchemy_engine({"creator": self._new_connection, **(engine_kwargs or {})})
+
+    def insert_rows(
+        self,
+        table: str,
+        rows: Any,
+        target_fields: Any = None,
+        commit_every: int = 1000,
+        replace: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Insert rows as :meth:`DbApiHook.insert_rows`, also all of them in one transaction.
+
+        :param commit_every: rows per transaction; 0 for one transaction (DbApiHook, which says the
+            same, then inserts nothing).
+        """
+        super().insert_rows(  # type: ignore[no-untyped-call] # Airflow's
+            table, rows, target_fields, commit_every or None, replace, **kwargs
+        )
+
     @property
     def sqlalchemy_url(self) -> URL:
-        """The URL for SQLAlchemy, with every libpq option of the connection (TLS, several hosts)."""
+        """The URL for SQLAlchemy, with every libpq option of the connection (TLS, several hosts).
+
+        :raises CredentialError: 2F003 where the connection brings no credential; see :meth:`connect`.
+        """
         from sqlalchemy.engine import URL
 
-        params = {k: str(v) for k, v in self.target().params.items() if v not in (None, "")}
+        target = self.target()
+        check_credential(target, own_identity=False)
+        params = {k: str(v) for k, v in target.params.items() if v not in (None, "")}
         user, password = params.pop("user", None), params.pop("password", None)
         database = params.pop("dbname", None)
+        more = self.connection.extra_dejson.get("sqlalchemy_query") or {}
+        if not isinstance(more, Mapping):
+            raise UsageError("field 'sqlalchemy_query' of the connection must be an object", self.conn_id)
         hosts = params.get("host", "").count(",") + 1
         if "port" in params and "," not in params["port"]:  # libpq's rule: one port is all hosts'
             params["port"] = ",".join([params["port"]] * hosts)
@@ -175,13 +319,16 @@ class DblinkHook(PostgresHook):
             username=user,
             password=password,
             database=database,
-            query={**params, **self.connection.extra_dejson.get("sqlalchemy_query", {})},
+            query={**params, **more},
         )
 
     @staticmethod
     def _serialize_cell(cell: object, conn: Any = None) -> Any:
-        """Leave values to psycopg, lists too (arrays); only mappings are JSON."""
-        return Json(cell) if isinstance(cell, dict) else cell
+        """Leave values to psycopg, lists too (arrays); mappings, and lists of them, are JSON."""
+        is_json = isinstance(cell, dict) or (
+            isinstance(cell, list) and any(isinstance(element, dict) for element in cell)
+        )
+        return Json(cell) if is_json else cell
 
     def test_connection(self) -> tuple[bool, str]:  # type: ignore[override] # the base has no annotation
         """Connect under the credential rule and say what answered; for the UI and CLI."""
@@ -203,6 +350,8 @@ class DblinkHook(PostgresHook):
 
         :param connname: any text; cut to 63 bytes with a warning. ``None``: the unnamed link, which
             is replaced after the new one is open.
+        :param conn_id: an Airflow connection's id or, as dblink has it, a libpq connection string
+            or URI. The former keeps passwords out of code.
         :returns: ``OK``.
         :raises UsageError: 42710 if a link of that name is open; or a field of the connection is wrong.
         :raises CredentialError: 2F003 unless the credential comes from the Airflow connection and
@@ -211,7 +360,7 @@ class DblinkHook(PostgresHook):
 
         Model: ``dblink_connect``.
         """
-        return self.links.connect(connname, self.target(_text("conn_id", conn_id)))
+        return self._open_link(connname, conn_id, own_identity=False)
 
     def connect_u(self, connname: str | None, conn_id: str) -> str:
         """Open a link as :meth:`connect` does, where the worker's own identity may be used.
@@ -224,7 +373,17 @@ class DblinkHook(PostgresHook):
 
         Model: ``dblink_connect_u``.
         """
-        return self.links.connect(connname, self.target(_text("conn_id", conn_id)), own_identity=True)
+        return self._open_link(connname, conn_id, own_identity=True)
+
+    def _open_link(self, connname: str | None, conn_id: str, *, own_identity: bool) -> str:
+        if connname is not None:
+            given_text("connname", connname)
+        try:
+            target = self._place(given_text("conn_id", conn_id))
+        except UsageError:
+            self.links.refuse_duplicate(connname)  # of the two mistakes dblink tells this one
+            raise
+        return self.links.connect(connname, target, own_identity=own_identity)
 
     def disconnect(self, connname: str | None = None) -> str:
         """Close a link; an open remote transaction is lost.
@@ -243,134 +402,6 @@ class DblinkHook(PostgresHook):
         """
         return self.links.names()
 
-    # -- dblink's vocabulary: statements
-
-    def query(
-        self,
-        sql: Statement,
-        params: Params | None = None,
-        *,
-        connname: str | None = None,
-        fail_on_error: bool = True,
-    ) -> list[Row]:
-        """Run *sql* and return the rows of its last result, typed by psycopg.
-
-        All rows are held in memory: :meth:`batches` is for many. Values are bound on this side,
-        so *sql* may hold several statements; they are one transaction.
-
-        :returns: tuples; for a command without rows one tuple with its tag. After an error with
-            ``fail_on_error=False`` the rows of what came before it.
-        :raises UsageError: 08003 if the link isn't open; for COPY, an empty statement, ``None``.
-        :raises RemoteError: what the server says; with ``fail_on_error=False`` a warning in the log
-            instead, unless the connection was lost.
-
-        Model: ``dblink``.
-        """
-        return self.link(connname).query(_given("sql", sql), params, fail_on_error=fail_on_error)
-
-    def exec(
-        self,
-        sql: Statement,
-        params: Params | None = None,
-        *,
-        connname: str | None = None,
-        fail_on_error: bool = True,
-    ) -> str:
-        """Run *sql* and return the command tag of its last statement.
-
-        :returns: ``INSERT 0 1``, ``UPDATE 3``, ``CREATE TABLE``, ...; ``ERROR`` after an error with
-            ``fail_on_error=False``.
-        :raises UsageError: as :meth:`query`.
-        :raises RemoteError: as :meth:`query`; 2F003 if the last statement returned rows, although
-            it has run.
-
-        Model: ``dblink_exec``.
-        """
-        return self.link(connname).exec(_given("sql", sql), params, fail_on_error=fail_on_error)
-
-    def error_message(self, connname: str | None = None) -> str:
-        """Return the last message of the link, ``OK`` if there is none.
-
-        :raises UsageError: 08003 if no link of that name is open.
-
-        Model: ``dblink_error_message``.
-        """
-        return self.link(connname).error_message()
-
-    # -- dblink's vocabulary: cursors
-
-    def open(
-        self,
-        cursor: str,
-        sql: Statement,
-        params: Params | None = None,
-        *,
-        connname: str | None = None,
-        fail_on_error: bool = True,
-    ) -> str:
-        """Open a cursor on a link; begins a transaction if none is open.
-
-        The :meth:`close` of the last cursor opened in that transaction commits it. A transaction
-        that you began (``exec("BEGIN")``) is left to you.
-
-        :param cursor: folded to lower case unless ``"quoted"``.
-        :returns: ``OK``; ``ERROR`` after an error with ``fail_on_error=False``: the transaction is
-            then aborted, and waits for ``exec("ABORT")``.
-        :raises UsageError: as :meth:`query`; 42601 if *cursor* isn't a name.
-        :raises RemoteError: what the server says.
-
-        Model: ``dblink_open``.
-        """
-        link = self.link(connname)
-        return link.open(_text("cursor", cursor), _given("sql", sql), params, fail_on_error=fail_on_error)
-
-    def fetch(
-        self, cursor: str, howmany: int, *, connname: str | None = None, fail_on_error: bool = True
-    ) -> list[Row]:
-        """Return the next *howmany* rows of a cursor, fewer at its end.
-
-        :param howmany: rows; 0 reads the current row again, a negative number goes back.
-        :raises UsageError: 08003 if no link of that name is open; if *howmany* is no integer.
-        :raises RemoteError: 34000 if there is no such cursor.
-
-        Model: ``dblink_fetch``.
-        """
-        return self.link(connname).fetch(_text("cursor", cursor), howmany, fail_on_error=fail_on_error)
-
-    def close(self, cursor: str, *, connname: str | None = None, fail_on_error: bool = True) -> str:
-        """Close a cursor; the last one that :meth:`open` opened commits the transaction it began.
-
-        :returns: ``OK``; ``ERROR`` after an error with ``fail_on_error=False``.
-        :raises UsageError: 08003 if no link of that name is open.
-        :raises RemoteError: 34000 if there is no such cursor; XX000 ``commit error: ...``.
-
-        Model: ``dblink_close``.
-        """
-        return self.link(connname).close(_text("cursor", cursor), fail_on_error=fail_on_error)
-
-    def batches(
-        self,
-        sql: Statement,
-        params: Params | None = None,
-        *,
-        batch_rows: int = 10_000,
-        connname: str | None = None,
-    ) -> Iterator[list[Row]]:
-        """Yield the rows of *sql* in lists, all from one snapshot; memory here is one batch.
-
-        A server-side cursor holds the result. Its transaction, unless you opened one, stays open
-        until the iterator is exhausted (then it is committed) or closed (rolled back).
-
-        :param batch_rows: rows per list, at least 1; the last list may be shorter.
-        :returns: nothing for an empty result.
-        :raises UsageError: as :meth:`query`; if *batch_rows* is below 1.
-        :raises TransientError: if the connection is lost. Batches already given stay valid, but to
-            go on would be a new snapshot.
-
-        Model: ``dblink_open``, ``dblink_fetch``, ``dblink_close``.
-        """
-        return self.link(connname).batches(_given("sql", sql), params, batch_rows)
-
 
 def _task_name() -> str | None:
     """Return what ``pg_stat_activity`` shows for the running task, ``None`` outside of one."""
@@ -383,14 +414,7 @@ def _task_name() -> str | None:
     return application_name(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index)
 
 
-def _given(argument: str, value: Any) -> Any:
-    """Return *value*; dblink's functions are STRICT, and NULL would do nothing, silently."""
-    if value is None:
-        raise UsageError(f"{argument} must not be None")
-    return value
-
-
-def _text(argument: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{argument} must be text, got {type(value).__name__}")
-    return value
+def _report(event: WaitEvent, conn_id: str, seconds: float) -> None:
+    """Tell Airflow's stats of a wait."""
+    tag = normalize_name_for_stats(conn_id, log_warning=False)  # "host:5432/db" would break StatsD's lines
+    timing(event, timedelta(seconds=seconds), tags={"conn_id": tag})

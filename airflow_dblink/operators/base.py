@@ -38,6 +38,8 @@ class DblinkBaseOperator(BaseOperator):
     :param statement_timeout: the server ends each statement after it; by default what
         ``execution_timeout`` says.
     :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param connname: refused, with the reason: a link ends with the task that opened it.
+    :raises UsageError: if *connname* is given, or *statement_timeout* is no timedelta.
     """
 
     ui_color = "#d7e6f3"
@@ -49,9 +51,19 @@ class DblinkBaseOperator(BaseOperator):
         session_settings: Mapping[str, Any] | None = None,
         statement_timeout: timedelta | None = None,
         password_required: bool | None = None,
+        connname: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if connname is not None:
+            raise UsageError(
+                f"{type(self).__name__} takes no connname ({connname!r}): a link ends with the task that"
+                " opened it, and an operator is a task of its own",
+                hint="name the Airflow connection; several calls on one link are for DblinkHook in a @task",
+            )
+        if not isinstance(statement_timeout, timedelta | None):
+            kind = type(statement_timeout).__name__
+            raise UsageError(f"statement_timeout must be a timedelta, got {kind}")
         self.session_settings = session_settings
         self.statement_timeout = statement_timeout
         self.password_required = password_required

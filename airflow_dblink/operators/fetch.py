@@ -13,9 +13,10 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_dblink.core.connection import set_config
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link import Link, Row
+from airflow_dblink.core.link import Link
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.unload import csv_batches
+from airflow_dblink.core.wire import Row
 from airflow_dblink.operators.base import DblinkBaseOperator
 
 if TYPE_CHECKING:

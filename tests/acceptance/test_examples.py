@@ -20,7 +20,7 @@ import pytest
 from airflow_dblink.embedded.demo import DAGS_FOLDER
 from tests.acceptance.conftest import AirflowEnv, execute, rows
 
-TESTED = {"dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"}
+TESTED = {"dblink_async", "dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"}
 DEMO = [sys.executable, "-m", "airflow_dblink.embedded.demo"]
 
 
@@ -107,6 +107,13 @@ def test_hook(airflow_env: AirflowEnv) -> None:
     log = airflow_env.airflow.log("dblink_hook", run, "compare_servers")
     assert "[(9,), (10,)]" in log
     assert 'As expected: ERROR:  column "nonsense" does not exist' in log
+
+
+def test_async(airflow_env: AirflowEnv) -> None:
+    run = airflow_env.run("dblink_async")
+    answers = airflow_env.airflow.xcom("dblink_async", run, "count_everywhere")
+    assert answers == [[name, 200_000, 6_400_000] for name in ("source", "warehouse", "archive")]
+    assert airflow_env.airflow.xcom("dblink_async", run, "copy_one_row") == "Saint-Paul-d'Oueil"
 
 
 def test_no_password_is_in_any_log_or_file(airflow_env: AirflowEnv) -> None:

@@ -40,12 +40,34 @@ def test_all_classes_are_tested() -> None:
     }
 
 
-def test_text_has_everything_but_the_detail() -> None:
-    error = RemoteError("no such table", "crm", "42P01", "Key (id)=(secret)", "create it", "while executing")
+def test_text_has_everything() -> None:
+    error = RemoteError("no such table", "crm", "42P01", "It was dropped.", "create it", "while executing")
 
     assert str(error) == (
-        "connection 'crm': no such table [SQLSTATE 42P01]\nCONTEXT:  while executing\nHINT:  create it"
+        "connection 'crm': no such table [SQLSTATE 42P01]\nDETAIL:  It was dropped."
+        "\nCONTEXT:  while executing\nHINT:  create it"
     )
+
+
+@pytest.mark.parametrize(
+    ("detail", "sqlstate", "shown"),
+    [
+        ("Key (id)=(geheim) already exists.", "23505", "Key (id)=(...) already exists."),
+        ("Key (a, b)=(1, ge)(heim) is gone.", "23503", "Key (a, b)=(...) is gone."),
+        ("Key (lower(a))=(geheim) already exists.", "23505", "Key (...) already exists."),
+        ("Failing row contains (1, ge\nheim, null).", "23514", "Failing row contains (...)."),
+        ("Fehlgeschlagene Zeile enthält (geheim).", "23502", "Fehlgeschlagene Zeile enthält (...)."),
+        ("Failing row contains (geheim).", "44000", "Failing row contains (...)."),
+        ("Partition key of the failing row contains (a) = (geheim).", "23514", "contains (a) = (...)."),
+        ('Token "geheim" is invalid.', "22P02", 'Token "..." is invalid.'),
+    ],
+)
+def test_the_detail_in_the_text_has_no_values(detail: str, sqlstate: str, shown: str) -> None:
+    error = RemoteError("failed", "crm", sqlstate, detail)
+
+    assert "heim" not in str(error)
+    assert shown in str(error)
+    assert error.detail == detail
 
 
 @pytest.mark.parametrize(

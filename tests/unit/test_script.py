@@ -207,3 +207,15 @@ def test_five_megabytes_are_read_in_seconds() -> None:
 def test_semicolons_in_parentheses_end_nothing() -> None:
     rule = "CREATE RULE r AS ON INSERT TO a DO ALSO (INSERT INTO b VALUES (1); INSERT INTO c VALUES (2))"
     assert [part.text for part in parts(f"{rule}; SELECT 1")] == [rule, "SELECT 1"]
+
+
+@pytest.mark.parametrize("gap", ["\n", " \n ", "\r\n\n"])
+def test_an_escape_string_goes_on_after_a_line_break(gap: str) -> None:
+    assert len(parts(rf"SELECT E'a'{gap}'b\'; COMMIT; --'")) == 1
+    assert len(parts(rf"SELECT 'a'{gap}'b\'; COMMIT; --'")) == 2
+    assert len(parts(r"SELECT E'a' 'b\'; COMMIT; --'")) == 2
+
+
+def test_a_backslash_escapes_where_strings_do_not_conform() -> None:
+    assert len(parts(r"SELECT 'a\'; COMMIT; --'", backslashes=True)) == 1
+    assert len(parts(r"SELECT 'a\'; COMMIT; --'")) == 2

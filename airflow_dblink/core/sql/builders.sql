@@ -1,0 +1,52 @@
+-- name: privilege
+-- Reads the name as dblink does (textToQualifiedNameList) and raises the same errors.
+SELECT pg_catalog.has_table_privilege(%(value)s::pg_catalog.text, 'SELECT');
+
+-- name: relation
+-- to_regclass reads names likewise, but for a number, which is an oid to it, and "-": hence the
+-- space. The first four columns are the state that a cached shape depends on.
+SELECT c.oid,
+       pg_catalog.pg_table_is_visible(c.oid),
+       pg_catalog.has_table_privilege(c.oid, 'SELECT'),
+       pg_catalog.current_setting('quote_all_identifiers'),
+       c.relkind,
+       c.relname,
+       pg_catalog.quote_ident(c.relname),
+       c.relnamespace::pg_catalog.regnamespace,
+       c.reltype <> 0
+  FROM pg_catalog.pg_class AS c
+ WHERE c.oid = pg_catalog.to_regclass(' ' || %(value)s::pg_catalog.text)::pg_catalog.oid;
+
+-- name: columns
+-- Live columns in table order.
+SELECT a.attname, pg_catalog.quote_ident(a.attname)
+  FROM pg_catalog.pg_attribute AS a
+ WHERE a.attrelid = pg_catalog.to_regclass(' ' || %(value)s::pg_catalog.text)::pg_catalog.oid
+   AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attnum;
+
+-- name: primary_key
+-- Key columns in index order. INCLUDE columns are in indkey too: indnkeyatts cuts them off.
+SELECT key.position, a.attname
+  FROM pg_catalog.pg_index AS i
+ CROSS JOIN LATERAL pg_catalog.unnest(i.indkey) WITH ORDINALITY AS key (attnum, position)
+  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = key.attnum
+ WHERE i.indrelid = pg_catalog.to_regclass(' ' || %(value)s::pg_catalog.text)::pg_catalog.oid
+   AND i.indisprimary AND key.position <= i.indnkeyatts
+ ORDER BY key.position;
+
+-- name: key_types
+-- What type PostgreSQL gives a literal that is compared with each key column: a parameter's type
+-- is found as that of a literal. The second column: whether a cast from text reads a value as the
+-- type's input function does, which a cast with a function of its own (name, "char") need not, and
+-- a pseudo-type (record) can't.
+SELECT t.typnamespace::pg_catalog.regnamespace || '.' || pg_catalog.quote_ident(t.typname),
+       t.typtype <> 'p'
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_cast AS c
+                        WHERE c.castsource = 'pg_catalog.text'::pg_catalog.regtype
+                          AND c.casttarget = t.oid AND c.castmethod = 'f')
+  FROM pg_catalog.pg_prepared_statements AS p
+ CROSS JOIN LATERAL pg_catalog.unnest(p.parameter_types) WITH ORDINALITY AS key (type, position)
+  JOIN pg_catalog.pg_type AS t ON t.oid = key.type
+ WHERE p.name = %(value)s
+ ORDER BY key.position;

@@ -1,0 +1,126 @@
+"""Memory of queries and results, measured in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import airflow_dblink
+from airflow_dblink.core.link import Link
+from airflow_dblink.core.links import Links
+from airflow_dblink.embedded.server import Server
+from tests.databases import Database, new_database
+from tests.oracle import emptied
+
+ROOT = Path(airflow_dblink.__file__).parents[1]
+MB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def database(pair: tuple[Server, Server]) -> Iterator[Database]:
+    with new_database(pair[0], "source") as made:
+        yield made
+
+
+@pytest.fixture
+def source(database: Database) -> Iterator[Database]:
+    """Lend the module's database, in place of one for each test."""
+    with emptied(database) as lent:
+        yield lent
+
+
+@pytest.fixture
+def links(source: Database) -> Iterator[Links]:
+    with Links() as registry:
+        yield registry
+
+
+@pytest.fixture
+def link(links: Links, source: Database) -> Link:
+    links.connect("x", source.target)
+    return links.get("x")
+
+
+# -- memory, in a process of its own
+
+# Not getrusage(), whose peak begins with what the parent had when it made the process.
+RUN = """
+import json, re, sys
+from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.links import Links
+
+def peak():
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1]) * 1024
+
+with Links() as links:
+    links.connect("x", Target("source", dict(json.loads(sys.argv[1]))))
+    link = links.get("x")
+    link.query("SELECT 1")
+    link.pending.send("SELECT 1")
+    link.pending.result(), link.pending.result()
+    before = peak()
+    got = eval(sys.argv[2])
+    print(json.dumps({"got": got, "grown": peak() - before}))
+"""
+
+
+def _measured(source: Database, expression: str) -> dict[str, int]:
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(source.params), expression],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    measured: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    return measured
+
+
+def test_a_million_narrow_rows_stream_in_flat_memory(source: Database) -> None:
+    measured = _measured(
+        source,
+        "link.pending.send(\"SELECT g, 'narrow' FROM generate_series(1, 1000000) g\")"
+        " and sum(len(batch) for batch in link.pending.batches(5000))",
+    )
+    assert measured["got"] == 1_000_000
+    assert measured["grown"] < 16 * MB
+
+
+def test_an_abandoned_stream_is_read_past_in_flat_memory(source: Database) -> None:
+    measured = _measured(
+        source,
+        "link.pending.send(\"SELECT repeat('x', 1000) FROM generate_series(1, 200000); SELECT 7\")"
+        " and len(next(link.pending.batches(10))) and link.pending.result()[0][0]",
+    )
+    assert measured["got"] == 7
+    assert measured["grown"] < 16 * MB
+
+
+def test_fail_on_error_false_takes_no_more_memory_than_true(source: Database) -> None:
+    query = "len(link.query(\"SELECT g, 'narrow' FROM generate_series(1, 100000) g\", fail_on_error={}))"
+    kept, plain = (_measured(source, query.format(fail)) for fail in (False, True))
+    assert kept["got"] == plain["got"] == 100_000
+    assert kept["grown"] < 2 * plain["grown"] + 16 * MB, (kept, plain)
+
+
+@pytest.mark.parametrize(
+    "quoted", ["\"'\" + 'x' * {0} + \"'\"", "\"E'\" + 'x' * {0} + \"'\"", '"$$" + \'x\' * {0} + "$$"']
+)
+def test_a_large_literal_is_sent_in_memory_of_its_size(source: Database, quoted: str) -> None:
+    size = 5 * MB
+    measured = _measured(
+        source,
+        f"link.pending.send('SELECT length(' + {quoted.format(size)} + ')') and link.pending.result()[0][0]",
+    )
+    assert measured["got"] == size
+    assert measured["grown"] < 20 * size

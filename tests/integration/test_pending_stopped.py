@@ -1,0 +1,139 @@
+"""The asynchronous query of a link, stopped: by a check, a cancel, an abort, a time-out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import airflow_dblink
+from airflow_dblink.core.connection import connect
+from airflow_dblink.core.errors import RemoteError, TransientError
+from airflow_dblink.core.link import Link
+from airflow_dblink.core.links import Links
+from airflow_dblink.embedded.server import Server
+from tests.databases import Database, new_database
+from tests.oracle import emptied, state, wait_until
+
+ROOT = Path(airflow_dblink.__file__).parents[1]
+MB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def database(pair: tuple[Server, Server]) -> Iterator[Database]:
+    with new_database(pair[0], "source") as made:
+        yield made
+
+
+@pytest.fixture
+def source(database: Database) -> Iterator[Database]:
+    """Lend the module's database, in place of one for each test."""
+    with emptied(database) as lent:
+        yield lent
+
+
+@pytest.fixture
+def links(source: Database) -> Iterator[Links]:
+    with Links() as registry:
+        yield registry
+
+
+@pytest.fixture
+def link(links: Links, source: Database) -> Link:
+    links.connect("x", source.target)
+    return links.get("x")
+
+
+class StopNowError(Exception):
+    """What a check raises in these tests."""
+
+
+def test_a_stop_while_a_result_is_awaited_and_abort_ends_the_servers_statement(source: Database) -> None:
+    wanted = [True]
+
+    def check() -> None:
+        if not wanted[0]:
+            raise StopNowError
+
+    link = Link("x", source.target, connect(source.target, check=check))
+    link.pending.send("SELECT pg_sleep(120)")
+    wanted[0] = False
+
+    with pytest.raises(StopNowError):
+        link.pending.result()
+
+    wait_until(lambda: state(source) == "active")
+    link.abort()
+    assert source.wait_until_left() == []
+
+
+def test_a_stop_keeps_the_pending_result(source: Database) -> None:
+    stop = threading.Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise StopNowError
+
+    link = Link("x", source.target, connect(source.target, check=check))
+    link.pending.send("SELECT 42 FROM pg_sleep(0.5)")
+    stop.set()
+    with pytest.raises(StopNowError):
+        link.pending.result()
+    stop.clear()
+
+    assert link.pending.result() == [(42,)]
+    assert link.pending.result() == []
+    link.disconnect()
+
+
+def test_abort_of_a_stream_ends_the_servers_statement(link: Link, links: Links, source: Database) -> None:
+    link.pending.send("SELECT g, repeat('x', 1000) FROM generate_series(1, 10000000) g")
+    next(link.pending.batches(5))
+    links.abort_all()
+    assert source.wait_until_left() == []
+
+
+def test_abort_with_finished_but_unread_results_closes(link: Link, links: Links, source: Database) -> None:
+    link.pending.send("SELECT 1")
+    wait_until(lambda: link.pending.is_busy() == 0)
+    links.abort_all()
+    assert source.wait_until_left() == []
+
+
+def test_a_cancelled_stream_tells_it_and_leaves_the_link_usable(link: Link) -> None:
+    link.pending.send("SELECT g, repeat('x', 1000) FROM generate_series(1, 10000000) g")
+    batches = link.pending.batches(100)
+    next(batches)
+    assert link.pending.cancel() == "OK"
+    with pytest.raises(RemoteError) as caught:
+        list(batches)
+    assert caught.value.sqlstate == "57014"
+    assert not isinstance(caught.value, TransientError)
+    assert link.pending.result() == []
+    assert link.query("SELECT 1") == [(1,)]
+
+
+def test_cancel_from_another_thread_ends_the_wait(link: Link, source: Database) -> None:
+    link.pending.send("SELECT pg_sleep(120)")
+    wait_until(lambda: state(source) == "active")
+    said: list[str] = []
+    canceller = threading.Thread(target=lambda: said.append(link.pending.cancel()))
+    canceller.start()
+    with pytest.raises(RemoteError, match="canceling statement due to user request"):
+        link.pending.result()
+    canceller.join()
+    assert said == ["OK"]
+    assert link.pending.result() == []
+
+
+def test_a_statement_timeout_is_told_when_its_result_is_read(link: Link) -> None:
+    link.exec("SET statement_timeout = '200ms'")
+    link.pending.send("SELECT pg_sleep(60)")
+    time.sleep(0.4)
+    with pytest.raises(RemoteError, match="statement timeout"):
+        link.pending.result()
+    assert link.pending.result() == []
+    assert link.query("SELECT 1") == [(1,)]
