@@ -76,7 +76,7 @@ class Target:
         try:
             return make_conninfo("", **{k: str(v) for k, v in params.items()})
         except Exception:  # noqa: BLE001 - libpq's message may hold the string, password included
-            unknown = [key for key in params if not _is_libpq_option(key)]
+            unknown = [key for key in params if not is_libpq_option(key)]
             names = ", ".join(sorted(unknown)) or "unreadable"
             raise UsageError(
                 f"connection parameters that libpq does not know: {names}",
@@ -95,7 +95,8 @@ class Target:
         return str(self.params.get("gssdelegation", "")).strip() in ("1", "true")
 
 
-def _is_libpq_option(key: str) -> bool:
+def is_libpq_option(key: str) -> bool:
+    """Whether libpq knows a connection parameter of that name."""
     try:
         make_conninfo("", **{key: "1"})
     except Exception:  # noqa: BLE001 - any failure means "not an option"

@@ -19,6 +19,7 @@ from airflow_dblink.core.conninfo import (
     Target,
     application_name,
     is_conninfo,
+    is_libpq_option,
     target_from_conninfo,
     target_from_extra,
 )
@@ -86,7 +87,9 @@ class DblinkHook(Vocabulary, PostgresHook):
         check: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        if unknown := sorted(set(kwargs) - _PASSED_ON - {self.conn_name_attr}):  # HookBase drops them
+        # The base would drop them. Airflow's own SQL operators pass on what the connection's Extra has.
+        known = _PASSED_ON | self.ignored_extra_options | {self.conn_name_attr}
+        if unknown := sorted(name for name in kwargs if name not in known and not is_libpq_option(name)):
             raise TypeError(
                 f"DblinkHook takes no {', '.join(unknown)}; the connection is dblink_conn_id, and run-time"
                 " parameters such as statement_timeout are session_settings"

@@ -66,7 +66,7 @@ def test_more_rows_than_allowed_fail_without_retries() -> None:
         ({"max_xcom_rows": 5, "batch_rows": 0}, "batch_rows"),
         ({"max_xcom_rows": 5, "csv_options": {"format": "binary"}}, "csv_options has no format"),
         ({"max_xcom_rows": 5, "sql": "SELECT 1; SELECT 2"}, "one statement"),
-        ({"max_xcom_rows": 5, "sql": ""}, "one statement"),
+        ({"max_xcom_rows": 5, "sql": ""}, "the statement is empty"),
         ({"max_xcom_rows": 5, "sql": "SELECT %s", "parameters": []}, "parameters do not fit"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
@@ -263,14 +264,22 @@ def test_a_link_comes_before_a_connection_of_the_same_name(hook: DblinkHook, war
 
 
 def test_three_databases_work_at_the_same_time(
-    hook: DblinkHook, warehouse: Database, add_connection: AddConnection
+    hook: DblinkHook, source: Database, warehouse: Database
 ) -> None:
-    for connname, conn_id in (("a", "source"), ("b", "warehouse"), ("c", "source")):
-        hook.connect(connname, conn_id)
-        assert hook.send_query("SELECT %s, pg_sleep(0.2)", [connname], connname=connname) == 1
+    with psycopg.connect(source.conninfo) as one, psycopg.connect(warehouse.conninfo) as other:
+        for holder in (one, other):  # until both transactions end
+            holder.execute("SELECT pg_advisory_xact_lock(1)")
+        for connname, conn_id in (("a", "source"), ("b", "warehouse"), ("c", "source")):
+            hook.connect(connname, conn_id)
+            query = "SELECT %s FROM pg_advisory_xact_lock_shared(1)"
+            assert hook.send_query(query, [connname], connname=connname) == 1
+        assert [hook.is_busy(connname) for connname in hook.get_connections()] == [1, 1, 1]
 
-    assert [hook.is_busy(connname) for connname in hook.get_connections()] == [1, 1, 1]
-    assert [hook.get_result(connname)[0][0] for connname in hook.get_connections()] == ["a", "b", "c"]
+    assert [hook.get_result(connname) for connname in hook.get_connections()] == [
+        [("a",)],
+        [("b",)],
+        [("c",)],
+    ]
     assert [hook.get_result(connname) for connname in hook.get_connections()] == [[], [], []]
 
 

@@ -389,7 +389,6 @@ def test_a_stream_whose_link_was_closed_is_no_end(link: Link) -> None:
 
 
 def test_a_session_that_the_server_ended_is_lost_whatever_the_sqlstate(link: Link, source: Database) -> None:
-    source.execute(f"ALTER ROLE {source.server.role} IN DATABASE {source.name} SET work_mem = '1MB'")
     link.exec("SET idle_in_transaction_session_timeout = '100ms'")
     link.exec("BEGIN")
     assert source.wait_until_left() == []

@@ -78,7 +78,7 @@ def test_a_stop_keeps_the_pending_result(source: Database) -> None:
             raise StopNowError
 
     link = Link("x", source.target, connect(source.target, check=check))
-    link.pending.send("SELECT 42 FROM pg_sleep(0.5)")
+    link.pending.send("SELECT 42 FROM pg_sleep(1)")
     stop.set()
     with pytest.raises(StopNowError):
         link.pending.result()
