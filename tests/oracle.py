@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -59,7 +60,7 @@ class _Heard(logging.Handler):
             self.notices.append((None, message, None, None))
 
 
-class _Side:
+class _Side(ABC):
     """What is done behind both sides' back."""
 
     database: Database
@@ -99,11 +100,11 @@ class _Side:
         wait_until(lambda: self.is_busy(name) == 0)
         return 0
 
-    def query(self, text: str, columns: str, name: str | None = "x", fail: bool = True) -> list[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def query(self, text: str, columns: str, name: str | None = "x", fail: bool = True) -> list[Any]: ...
 
-    def is_busy(self, name: str = "x") -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def is_busy(self, name: str = "x") -> int: ...
 
     def _of(self, name: str | None) -> list[int]:
         return [pid for pid, of in self._pids.items() if of == name]

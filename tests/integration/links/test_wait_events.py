@@ -13,9 +13,8 @@ from airflow_dblink.core.connection import connect
 from airflow_dblink.core.errors import DblinkError, TransientError
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.links import Links
-from airflow_dblink.embedded.server import Server
-from tests.databases import Database, new_database
-from tests.oracle import emptied, wait_until
+from tests.databases import Database
+from tests.oracle import wait_until
 
 RESULT = ("DblinkGetResult", "source")
 SLEEP = "SELECT pg_sleep(0.3)"
@@ -30,19 +29,6 @@ class Observed(list[tuple[str, str, float]]):
     @property
     def events(self) -> list[tuple[str, str]]:
         return [(event, conn_id) for event, conn_id, _ in self]
-
-
-@pytest.fixture(scope="module")
-def database(pair: tuple[Server, Server]) -> Iterator[Database]:
-    with new_database(pair[0], "source") as made:
-        yield made
-
-
-@pytest.fixture
-def source(database: Database) -> Iterator[Database]:
-    """Lend the module's database, in place of one for each test."""
-    with emptied(database) as lent:
-        yield lent
 
 
 @pytest.fixture

@@ -4,47 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-import airflow_dblink
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError
 from airflow_dblink.core.link import Link
-from airflow_dblink.core.links import Links
-from airflow_dblink.embedded.server import Server
-from tests.databases import Database, new_database
-from tests.oracle import emptied, wait_until
+from tests.databases import Database
+from tests.oracle import wait_until
 
-ROOT = Path(airflow_dblink.__file__).parents[1]
 MB = 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def database(pair: tuple[Server, Server]) -> Iterator[Database]:
-    with new_database(pair[0], "source") as made:
-        yield made
-
-
-@pytest.fixture
-def source(database: Database) -> Iterator[Database]:
-    """Lend the module's database, in place of one for each test."""
-    with emptied(database) as lent:
-        yield lent
-
-
-@pytest.fixture
-def links(source: Database) -> Iterator[Links]:
-    with Links() as registry:
-        yield registry
-
-
-@pytest.fixture
-def link(links: Links, source: Database) -> Link:
-    links.connect("x", source.target)
-    return links.get("x")
 
 
 @pytest.fixture(params=["chunks", "single rows"])
