@@ -35,14 +35,9 @@ if TYPE_CHECKING:
 
 # Of PostgresHook and what it is made from.
 _PASSED_ON = {
-    "connection",
-    "database",
-    "enable_log_db_messages",
-    "log_sql",
-    "logger_name",
-    "options",
-    "return_last",
-    "schema",
+    *("connection", "database", "options", "schema", "sqlalchemy_scheme"),
+    *("enable_log_db_messages", "log_sql"),
+    *("escape_column_names", "escape_word_format", "insert_statement_format", "replace_statement_format"),
 }
 # The others say where the hook's own connection leads.
 _OF_EVERY_LINK = ("password_required", "session_settings")

@@ -226,6 +226,18 @@ def test_unknown_arguments_are_refused() -> None:
         DblinkHook(dblink_conn_id="source", statement_timeout="1s")
     with pytest.raises(TypeError, match=r"takes no postgres_conn_id.*dblink_conn_id"):
         DblinkHook(postgres_conn_id="source")
+    hook = DblinkHook(
+        dblink_conn_id="source",
+        database="d",
+        options="-c work_mem=1MB",
+        enable_log_db_messages=True,
+        log_sql=False,
+        sqlalchemy_scheme="postgresql+psycopg",
+        sslmode="prefer",
+        escape_column_names=True,
+        insert_statement_format="INSERT INTO {} {} VALUES ({})",
+    )
+    assert (hook.schema, hook.sqlalchemy_scheme) == ("d", "postgresql+psycopg")
 
 
 def test_notifications_are_refused_where_a_pooler_loses_them(
