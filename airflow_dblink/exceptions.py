@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 
 class DblinkTaskKilledError(AirflowException):
     """The task was told to stop. Never a success, whatever the server managed to do before."""
+
+
+class DblinkJobError(AirflowFailException):
+    """The job that a sensor waits for has failed, was cancelled or lost; no retry of the sensor helps.
+
+    A subclass of what sensors treat alike in all modes: ``soft_fail`` and ``never_fail`` skip the task.
+    """

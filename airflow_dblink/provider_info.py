@@ -40,10 +40,18 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "airflow_dblink.operators.execute",
                     "airflow_dblink.operators.fetch",
+                    "airflow_dblink.operators.jobs",
                     "airflow_dblink.operators.transfer",
                 ],
             }
         ],
+        "sensors": [
+            {"integration-name": "PostgreSQL dblink", "python-modules": ["airflow_dblink.sensors.job"]}
+        ],
+        "triggers": [
+            {"integration-name": "PostgreSQL dblink", "python-modules": ["airflow_dblink.triggers.job"]}
+        ],
+        "extra-links": ["airflow_dblink.links.job.DblinkJobLink"],
     }
 
 
@@ -77,6 +85,11 @@ def _connection_fields() -> dict[str, Any]:
             "label": "Direct port",
             "description": "Port that doesn't lead through the pooler; empty: the same port.",
             "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 65535},
+        },
+        "job_schema": {
+            "label": "Job schema",
+            "description": "Schema of the table of remote jobs; empty: airflow_dblink.",
+            "schema": {"type": ["string", "null"]},
         },
         "session_settings": {
             "label": "Session settings",

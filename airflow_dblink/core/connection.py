@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import pq, sql
+from psycopg import BaseConnection, pq, sql
 from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 
@@ -47,7 +47,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
         """Consume *gen* as psycopg does, asking *check* in between."""
         try:
             # Passed on as they come: psycopg 3.3 got another argument on the way.
-            return super().wait(_watched(gen, self.check) if self.check else gen, *args, **kwargs)
+            return super().wait(watched(gen, self.check) if self.check else gen, *args, **kwargs)
         except psycopg.Error:
             raise
         except BaseException:
@@ -69,7 +69,8 @@ class LinkConnection(psycopg.Connection[TupleRow]):
             self.close()
 
 
-def _watched(gen: PQGen[RV], check: Check) -> Generator[Any, Any, RV]:
+def watched(gen: PQGen[RV], check: Check) -> Generator[Any, Any, RV]:
+    """Do what *gen* does, calling *check* whenever it waits."""
     try:
         waits_for = next(gen)
         while True:
@@ -102,6 +103,7 @@ def connect(
     event: WaitEvent = "DblinkConnect",
     row_factory: Any = None,
     autocommit: bool = True,
+    direct: bool = False,
 ) -> LinkConnection:
     """Return an open connection to *target*.
 
@@ -114,6 +116,7 @@ def connect(
     :param check: asked about ten times a second while waiting; raises to stop.
     :param observe: told of every wait.
     :param event: what connecting counts as.
+    :param direct: around the pooler, where the target has an address for that.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
@@ -122,7 +125,7 @@ def connect(
     Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
     """
     free = check_credential(target, own_identity=own_identity)
-    conninfo = target.conninfo(application_name=application_name, direct=_needs_direct(target))
+    conninfo = target.conninfo(application_name=application_name, direct=direct or _needs_direct(target))
     options: dict[str, Any] = {"row_factory": row_factory} if row_factory else {}
     try:
         with waiting(event, target.conn_id, observe):
@@ -146,6 +149,33 @@ def connect(
     styles.register(connection)
     connection.check = check
     connection.observe = observe
+    return connection
+
+
+async def aconnect(
+    target: Target, *, application_name: str | None = None, direct: bool = False
+) -> psycopg.AsyncConnection[TupleRow]:
+    """Return an open connection to *target* as :func:`connect` does, for an event loop.
+
+    :raises CredentialError, UsageError, TransientError: as :func:`connect`.
+    """
+    free = check_credential(target, own_identity=False)
+    conninfo = target.conninfo(application_name=application_name, direct=direct or _needs_direct(target))
+    try:
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as error:
+        raise _not_established(target, error) from None
+    try:
+        if not free:
+            _demand_used_credential(target, connection)
+        if target.session_settings:
+            await connection.execute(set_config(target.session_settings.items(), local=False))
+    except psycopg.Error as error:
+        await connection.close()
+        raise from_psycopg(error, target.conn_id, "applying session_settings") from None
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 
@@ -195,7 +225,7 @@ def _no_credential(target: Target) -> CredentialError:
     )
 
 
-def _demand_used_credential(target: Target, connection: LinkConnection) -> None:
+def _demand_used_credential(target: Target, connection: BaseConnection[Any]) -> None:
     pgconn = connection.pgconn
     if pgconn.used_password:
         used = bool(target.params.get("password"))  # else it was PGPASSWORD's or .pgpass's

@@ -17,7 +17,7 @@ PoolingMode = Literal["none", "session", "transaction"]
 
 #: Extra fields of an Airflow connection that are ours and never reach libpq.
 OWN_OPTIONS = frozenset(
-    {"password_required", "direct_host", "direct_port", "pooling_mode", "session_settings"}
+    {"password_required", "direct_host", "direct_port", "pooling_mode", "session_settings", "job_schema"}
 )
 
 # NAMEDATALEN - 1: PostgreSQL cuts application_name silently after this many bytes.
@@ -40,6 +40,7 @@ class Target:
     :ivar direct_port: port of that address.
     :ivar pooling_mode: ``none``, or the pool mode of the pooler that *params* lead to.
     :ivar session_settings: run-time parameters for every session.
+    :ivar job_schema: schema of the table of remote jobs.
     """
 
     conn_id: str
@@ -49,6 +50,7 @@ class Target:
     direct_port: int | None = None
     pooling_mode: PoolingMode = "none"
     session_settings: Mapping[str, str] = field(default_factory=dict)
+    job_schema: str = "airflow_dblink"
 
     @property
     def has_direct_address(self) -> bool:
@@ -120,6 +122,7 @@ def target_from_extra(conn_id: str, params: Mapping[str, Any], extra: Mapping[st
         direct_port=_port(conn_id, extra.get("direct_port")),
         pooling_mode=cast("PoolingMode", pooling),
         session_settings=parse_session_settings(conn_id, extra.get("session_settings")),
+        job_schema=_schema_name(conn_id, extra.get("job_schema")),
     )
 
 
@@ -169,6 +172,14 @@ def _boolean(conn_id: str, name: str, value: object) -> bool:
     if text in ("false", "f", "no", "off", "0"):
         return False
     raise _bad_field(conn_id, name, value, "true or false")
+
+
+def _schema_name(conn_id: str, value: object) -> str:
+    if value is None or value == "":
+        return Target.job_schema
+    if not isinstance(value, str) or "\0" in value or len(value.encode()) > _NAME_BYTES:
+        raise _bad_field(conn_id, "job_schema", value, "the name of a schema, of at most 63 bytes")
+    return value
 
 
 def _port(conn_id: str, value: object) -> int | None:

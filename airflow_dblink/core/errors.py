@@ -144,8 +144,13 @@ def from_psycopg(
     hint = diag.message_hint
     if sqlstate == "25P02":
         hint = hint or 'an earlier statement failed: exec("ROLLBACK") ends the transaction'
-    kind = TransientError if fatal or sqlstate.startswith(_TRANSIENT_PREFIXES) else RemoteError
+    kind = TransientError if fatal else kind_of(sqlstate)
     return kind(without_credentials(message), connname, sqlstate, diag.message_detail, hint, context)
+
+
+def kind_of(sqlstate: str | None) -> type[RemoteError]:
+    """Return the class of an error that the server raised with that SQLSTATE."""
+    return TransientError if sqlstate and sqlstate.startswith(_TRANSIENT_PREFIXES) else RemoteError
 
 
 def context_line(action: str, connname: str | None) -> str:

@@ -292,9 +292,10 @@ class Once:
         self.store.set(KEY, state)
 
 
-def check_script(script: str, conn_id: str) -> None:
+def check_script(script: str, conn_id: str, *, alternative: str = "transaction=False") -> None:
     """Refuse what can't be part of an exactly-once transaction.
 
+    :param alternative: what the caller should use for such statements.
     :raises UsageError: for an empty script, NUL, transaction control, COPY with the client, and
         commands that PostgreSQL runs only outside of a transaction block.
     """
@@ -308,7 +309,7 @@ def check_script(script: str, conn_id: str) -> None:
             raise UsageError(
                 f"sql contains {command} (line {part.line}), but the transaction is ours",
                 conn_id,
-                hint="leave it out: the whole script is one transaction; or transaction=False",
+                hint=f"leave it out: the whole script is one transaction; or {alternative}",
             )
         if part.is_copy_with_client:
             raise UsageError(
@@ -320,5 +321,5 @@ def check_script(script: str, conn_id: str) -> None:
             raise UsageError(
                 f"{command} (line {part.line}) cannot run inside a transaction",
                 conn_id,
-                hint="use transaction=False; it is then run at least once, not exactly once",
+                hint=f"use {alternative}; it is then run at least once, not exactly once",
             )

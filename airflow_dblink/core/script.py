@@ -56,6 +56,7 @@ _OUTSIDE_TRANSACTION = {
     ("DROP", "INDEX", "CONCURRENTLY"),
     ("DISCARD", "ALL"),
 }
+_AFTER_WITH = {"SELECT", "VALUES", "TABLE", "INSERT", "UPDATE", "DELETE", "MERGE"}
 _REINDEX_KINDS = ("INDEX", "TABLE", "SCHEMA", "DATABASE", "SYSTEM")
 
 
@@ -64,12 +65,21 @@ class Part:
     """One statement of a script.
 
     :ivar words: its bare words in upper case.
+    :ivar outer_words: those that stand outside of parentheses.
     """
 
     script: str = field(repr=False)
     start: int
     end: int
     words: list[str] = field(default_factory=list)
+    outer_words: list[str] = field(default_factory=list)
+
+    @property
+    def verb(self) -> str:
+        """What it does, such as ``INSERT``: its first word or, after WITH, that of the main statement."""
+        if self.words[:1] == ["WITH"]:
+            return next((word for word in self.outer_words if word in _AFTER_WITH), "WITH")
+        return self.words[0] if self.words else ""
 
     @property
     def text(self) -> str:
@@ -135,6 +145,8 @@ def parts(script: str, *, backslashes: bool = False) -> list[Part]:
             word = script[start:end].upper()
             depth = _depth(depth, current, word)
             current.words.append(word)
+            if parentheses == 0:
+                current.outer_words.append(word)
     return found
 
 

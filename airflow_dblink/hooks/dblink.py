@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, Connection
 from airflow.providers.postgres.hooks.postgres import PostgresHook
+from airflow.sdk import get_current_context
 from airflow.sdk.log import mask_secret
 from airflow.sdk.observability.stats import normalize_name_for_stats, timing
 from psycopg.types.json import Json
@@ -24,9 +26,11 @@ from airflow_dblink.core.conninfo import (
     target_from_extra,
 )
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.jobs.send import KEY, Submission
+from airflow_dblink.core.jobs.vocabulary import JobVocabulary
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.links import Links
-from airflow_dblink.core.vocabulary import Vocabulary, given_text
+from airflow_dblink.core.vocabulary import given_text
 from airflow_dblink.core.waits import WaitEvent
 
 if TYPE_CHECKING:
@@ -40,10 +44,10 @@ _PASSED_ON = {
     *("escape_column_names", "escape_word_format", "insert_statement_format", "replace_statement_format"),
 }
 # The others say where the hook's own connection leads.
-_OF_EVERY_LINK = ("password_required", "session_settings")
+_OF_EVERY_LINK = ("password_required", "session_settings", "job_schema")
 
 
-class DblinkHook(Vocabulary, PostgresHook):
+class DblinkHook(JobVocabulary, PostgresHook):
     """dblink's vocabulary over Airflow connections of type ``postgres`` or ``dblink``.
 
     A context manager: leaving it closes all links, and cancels what still runs when it is left
@@ -61,6 +65,7 @@ class DblinkHook(Vocabulary, PostgresHook):
     :param direct_port: port of that address.
     :param pooling_mode: of *dblink_conn_id*: ``none``, ``session`` or ``transaction``, the pooler's mode.
     :param session_settings: run-time parameters for every session of every link, by name.
+    :param job_schema: schema of the table of remote jobs, in every database: ``airflow_dblink``.
     :param check: called about ten times a second while a link waits; raises to stop.
     :param kwargs: of :class:`~airflow.providers.postgres.hooks.postgres.PostgresHook`.
     """
@@ -79,6 +84,7 @@ class DblinkHook(Vocabulary, PostgresHook):
         direct_port: int | None = None,
         pooling_mode: str | None = None,
         session_settings: Mapping[str, Any] | None = None,
+        job_schema: str | None = None,
         check: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -98,8 +104,10 @@ class DblinkHook(Vocabulary, PostgresHook):
             "direct_port": direct_port,
             "pooling_mode": pooling_mode,
             "session_settings": session_settings,
+            "job_schema": job_schema,
         }
         self._check = check
+        self._sent_names = []
         self._links: Links | None = None
 
     def __enter__(self) -> Self:
@@ -201,7 +209,10 @@ class DblinkHook(Vocabulary, PostgresHook):
     async def atarget(self, conn_id: str | None = None) -> Target:
         """Return the same as :meth:`target`, asked for without blocking; for triggers."""
         conn_id = self.conn_id if conn_id is None else conn_id
-        return self._target(conn_id, await BaseHook.aget_connection(conn_id))
+        connection = await BaseHook.aget_connection(conn_id)
+        if connection.extra_dejson.get("iam", False):  # asks a cloud for a token, and blocks
+            return await asyncio.to_thread(self._target, conn_id, connection)
+        return self._target(conn_id, connection)
 
     def _target(self, conn_id: str, connection: Connection) -> Target:
         if connection.conn_type not in ("postgres", "postgresql", "dblink"):
@@ -237,6 +248,50 @@ class DblinkHook(Vocabulary, PostgresHook):
             for name, value in self._own.items()
             if value is not None and (conn_id == self.conn_id or name in _OF_EVERY_LINK)
         }
+
+    def open_direct(self, conn_id: str) -> LinkConnection:
+        """Return a new connection to *conn_id*, in autocommit mode, around a pooler where that can be.
+
+        For jobs; the caller closes it.
+
+        :raises CredentialError, UsageError, TransientError: as :meth:`connect`.
+        """
+        return connect(
+            self.target(conn_id),
+            application_name=_task_name(),
+            check=self._check,
+            observe=_report,
+            event="DblinkGetConnect",
+            direct=True,
+        )
+
+    def submission(self, conn_id: str, name: str | None = None) -> Submission:
+        """Return what sends a job of the running task, once across its tries; outside of a task, once.
+
+        :param name: tells jobs of one task apart; ``None`` for a task's only one.
+        """
+        schema = self.target(conn_id).job_schema
+        try:
+            context = get_current_context()
+        except RuntimeError:
+            return Submission(conn_id, schema, lambda: self.open_direct(conn_id), _NoStore())
+        ti = context["ti"]
+        return Submission(
+            conn_id,
+            schema,
+            lambda: self.open_direct(conn_id),
+            context["task_state_store"],
+            task={
+                "dag_id": ti.dag_id,
+                "task_id": ti.task_id,
+                "run_id": ti.run_id,
+                "map_index": -1 if ti.map_index is None else ti.map_index,
+                "try_number": ti.try_number,
+            },
+            key=KEY if name is None else f"{KEY}_{name}",
+            # Clearing a finished task raises max_tries: retries within one life don't.
+            life=ti.max_tries,
+        )
 
     def get_conn(self) -> LinkConnection:
         """Return a new psycopg 3 connection, not in autocommit mode, under the credential rule.
@@ -401,10 +456,19 @@ class DblinkHook(Vocabulary, PostgresHook):
         return self.links.names()
 
 
+class _NoStore:
+    """What keeps nothing: outside of a task there is no next try."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return *default*."""
+        return default
+
+    def set(self, key: str, value: Any) -> None:
+        """Do nothing."""
+
+
 def _task_name() -> str | None:
     """Return what ``pg_stat_activity`` shows for the running task, ``None`` outside of one."""
-    from airflow.sdk import get_current_context
-
     try:
         ti = get_current_context()["ti"]
     except RuntimeError:

@@ -136,12 +136,18 @@ class DblinkBaseOperator(BaseOperator):
     def _is_still_wanted(self, context: Context) -> bool:
         """Return whether the task is to be tried again: a worker that stops, not a user's kill.
 
+        Without another try there is nobody to take over: no.
+        """
+        ti = context["ti"]
+        return ti.try_number <= ti.max_tries and self._is_marked_running(context)
+
+    def _is_marked_running(self, context: Context) -> bool:
+        """Return whether Airflow still has the task as running: it is told to stop, but by no user.
+
         Asked in a thread, since SIGKILL follows SIGTERM after 5 s and a kill must cancel in time;
         no answer counts as no.
         """
         ti = context["ti"]
-        if ti.try_number > ti.max_tries:
-            return False
         with_index = None if ti.map_index is None or ti.map_index < 0 else ti.map_index
 
         def ask() -> bool:

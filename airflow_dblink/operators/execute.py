@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.connection import set_config
 from airflow_dblink.core.errors import RemoteError, StoppedError, UsageError
+from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.once import Once, check_script
 from airflow_dblink.core.script import parts
 from airflow_dblink.core.tables import Side
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.job_base import DblinkJobWaitingOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ADOPTED = "COMMIT"
 
 
-class DblinkExecOperator(DblinkBaseOperator):
+class DblinkExecOperator(DblinkJobWaitingOperator):
     """Run one statement or a script, exactly once across retries and killed workers.
 
     The script and its COMMIT travel as one message, so PostgreSQL finishes what it has begun
@@ -45,6 +46,11 @@ class DblinkExecOperator(DblinkBaseOperator):
     :param client_min_messages: what the server says to the task log. A NOTICE that is raised after
         the worker has died ends the statement, which is then run again: ``error`` for long
         statements that raise many.
+    :param deferrable: run it as a remote job and wait in the triggerer, as
+        :class:`~airflow_dblink.operators.jobs.DblinkJobOperator` does. It needs the job table in that
+        database, and so is off by default; *orphan_timeout* and *client_min_messages* don't matter then.
+    :param kwargs: of the base operators; with *deferrable*, also ``poll_interval`` (seconds),
+        ``grace_period``, ``cancel_on_kill`` and ``job_schema``.
 
     :returns: (XCom) the command tag of the last statement; ``COMMIT`` where an earlier try's transaction
         was found committed and its tags are lost. All tags are in XCom ``command_tags``.
@@ -72,18 +78,18 @@ class DblinkExecOperator(DblinkBaseOperator):
         transaction: bool = True,
         orphan_timeout: timedelta = timedelta(hours=1),
         client_min_messages: str = "notice",
+        deferrable: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.conn_id = conn_id
-        self.sql = sql
-        self.parameters = parameters
+        super().__init__(conn_id=conn_id, sql=sql, parameters=parameters, deferrable=deferrable, **kwargs)
         self.transaction = transaction
         self.orphan_timeout = orphan_timeout
         self.client_min_messages = client_min_messages
 
     def execute(self, context: Context) -> str:
         """Run the statement; the last command tag becomes the XCom return value."""
+        if self.deferrable:
+            return self._as_job(context)
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
             self._refuse_early()
             link = hook.link()
@@ -98,6 +104,22 @@ class DblinkExecOperator(DblinkBaseOperator):
             self._check()
             once.finish({"tags": tags})
             return tags[-1] if tags else ADOPTED
+
+    def _as_job(self, context: Context) -> str:
+        with self._errors_for_airflow():
+            if not self.transaction:
+                raise UsageError(
+                    "deferrable=True needs transaction=True: a job is one transaction",
+                    self.conn_id,
+                    hint="leave one of them out",
+                )
+        tag: str = self._send_and_wait(context, keep_result=False)
+        return tag
+
+    def _result(self, context: Context, hook: DblinkHook, job: Job) -> str:
+        tag = job.command_tag
+        context["ti"].xcom_push("command_tags", [tag] if tag else [])
+        return tag or ADOPTED
 
     def _refuse_early(self) -> None:
         if not isinstance(self.sql, str):

@@ -21,7 +21,63 @@ _REPORT_EVERY_S = 5.0
 _MB = 1e6
 
 
-class DblinkTransferOperator(DblinkBaseOperator):
+class MovingOperator(DblinkBaseOperator):
+    """Base of the operators that move rows by COPY; not one itself."""
+
+    def _move(
+        self, context: Context, source_conn_id: str, destination_conn_id: str, spec: Spec, orphan: timedelta
+    ) -> dict[str, Any]:
+        """Move the rows, once across all tries, and return the counts."""
+        with self._hook(source_conn_id) as source_hook, self._hook(destination_conn_id) as destination_hook:
+            destination = Side(destination_hook.link().connection, destination_conn_id)
+            once = self._once(context, destination.connection, destination.conn_id, orphan)
+            if (result := self._recall(context, destination_hook, once)) is not None:
+                self.log.info("An earlier try has committed: nothing is moved. %s", result)
+                once.finish(result)
+                return result
+            source = Side(source_hook.link().connection, source_conn_id)
+            settings = self._settings(destination.connection, destination.conn_id)
+            source_settings = self._settings(source.connection, source.conn_id)
+            work = prepare(source, destination, spec, source_settings, settings)
+            self.log.info(
+                "%s -> %s.%s: %s columns, %s, mode %s",
+                source_conn_id,
+                destination_conn_id,
+                spec.destination_table,
+                len(work.pairs),
+                work.format,
+                spec.mode,
+            )
+            result = run(source, destination, work, once, settings, self._progress())
+            self._say("Moved", result["rows"], result["bytes"], result["seconds"])
+            self._check()
+            once.finish(result)
+            return result
+
+    def _progress(self) -> Any:
+        started = said = time.monotonic()
+
+        def progress(rows: int, size: int, total: int | None) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if now - said < _REPORT_EVERY_S:
+                return
+            said = now
+            left = ""
+            if total and rows:
+                share = min(rows / total, 1.0)
+                remaining = (now - started) * (1 - share) / share
+                left = f", about {share:.0%} of {total:,}, {remaining:,.0f} s left"
+            self._say("So far", rows, size, now - started, left)
+
+        return progress
+
+    def _say(self, what: str, rows: int, size: int, seconds: float, more: str = "") -> None:
+        speed = size / _MB / max(seconds, 0.001)
+        self.log.info("%s: %s rows, %.1f MB, %.1f MB/s%s", what, f"{rows:,}", size / _MB, speed, more)
+
+
+class DblinkTransferOperator(MovingOperator):
     """Move rows from one PostgreSQL database into a table of another, by COPY, exactly once.
 
     Rows never become Python objects, so every type and value arrives as it was. Columns go by
@@ -124,35 +180,10 @@ class DblinkTransferOperator(DblinkBaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Move the rows; the counts become the XCom return value."""
-        with (
-            self._errors_for_airflow(),
-            self._hook(self.source_conn_id) as source_hook,
-            self._hook(self.destination_conn_id) as destination_hook,
-        ):
-            destination = Side(destination_hook.link().connection, self.destination_conn_id)
-            once = self._once(context, destination.connection, destination.conn_id, self.orphan_timeout)
-            if (result := self._recall(context, destination_hook, once)) is not None:
-                self.log.info("An earlier try has committed: nothing is moved. %s", result)
-                once.finish(result)
-                return result
-            source = Side(source_hook.link().connection, self.source_conn_id)
-            settings = self._settings(destination.connection, destination.conn_id)
-            source_settings = self._settings(source.connection, source.conn_id)
-            work = prepare(source, destination, self._spec(), source_settings, settings)
-            self.log.info(
-                "%s -> %s.%s: %s columns, %s, mode %s",
-                self.source_conn_id,
-                self.destination_conn_id,
-                self.destination_table,
-                len(work.pairs),
-                work.format,
-                self.mode,
+        with self._errors_for_airflow():
+            return self._move(
+                context, self.source_conn_id, self.destination_conn_id, self._spec(), self.orphan_timeout
             )
-            result = run(source, destination, work, once, settings, self._progress())
-            self._say("Moved", result["rows"], result["bytes"], result["seconds"])
-            self._check()
-            once.finish(result)
-            return result
 
     def _spec(self) -> Spec:
         return Spec(
@@ -168,28 +199,6 @@ class DblinkTransferOperator(DblinkBaseOperator):
             analyze=self.analyze,
             reset_sequences=self.reset_sequences,
         )
-
-    def _progress(self) -> Any:
-        started = said = time.monotonic()
-
-        def progress(rows: int, size: int, total: int | None) -> None:
-            nonlocal said
-            now = time.monotonic()
-            if now - said < _REPORT_EVERY_S:
-                return
-            said = now
-            left = ""
-            if total and rows:
-                share = min(rows / total, 1.0)
-                remaining = (now - started) * (1 - share) / share
-                left = f", about {share:.0%} of {total:,}, {remaining:,.0f} s left"
-            self._say("So far", rows, size, now - started, left)
-
-        return progress
-
-    def _say(self, what: str, rows: int, size: int, seconds: float, more: str = "") -> None:
-        speed = size / _MB / max(seconds, 0.001)
-        self.log.info("%s: %s rows, %.1f MB, %.1f MB/s%s", what, f"{rows:,}", size / _MB, speed, more)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""

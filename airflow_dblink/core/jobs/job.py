@@ -1,0 +1,196 @@
+"""What a job is: its handle, its state, how it ended."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from typing import Any, Literal, Self
+from uuid import UUID
+
+from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.errors import (
+    RemoteError,
+    TransientError,
+    UsageError,
+    context_line,
+    kind_of,
+)
+
+#: ``sent``: its row is there, nobody runs it yet. ``running``: a session has claimed it.
+#: ``succeeded``, ``failed``: ended by itself; ``cancelled``: by a request. ``lost``: its session ended
+#: without a word (a crash, ``pg_terminate_backend``); nothing was committed, and can't be any more.
+State = Literal["sent", "running", "succeeded", "failed", "cancelled", "lost"]
+ENDED: frozenset[str] = frozenset(("succeeded", "failed", "cancelled", "lost"))
+
+#: Name of the schema on the remote, unless the connection says another.
+SCHEMA = Target.job_schema
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """Where a job is, as small as XCom likes it.
+
+    :ivar conn_id: Airflow connection of the database that it runs in.
+    :ivar job_id: its id, a UUID as text.
+    :ivar schema: schema of the job table there.
+    """
+
+    conn_id: str
+    job_id: str
+    schema: str = SCHEMA
+
+    def __post_init__(self) -> None:
+        if not self.conn_id or not isinstance(self.conn_id, str):
+            raise UsageError(f"a job's handle needs the id of an Airflow connection, got {self.conn_id!r}")
+        object.__setattr__(self, "job_id", str(parse_job_id(self.job_id)))
+
+    @property
+    def uuid(self) -> UUID:
+        """The job's id."""
+        return UUID(self.job_id)
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as JSON-able mapping; :meth:`read` takes it back."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, value: object, conn_id: str | None = None) -> Self:
+        """Return the handle that *value* is.
+
+        :param value: a handle, the mapping that it travels as, that mapping as text (what a template
+            renders), or the id alone.
+        :param conn_id: Airflow connection for an id alone.
+        :raises UsageError: if it is none of these.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = _parsed(value)
+        if isinstance(value, Mapping):
+            names = {field.name for field in fields(cls)}
+            if not {"conn_id", "job_id"} <= set(value):
+                given = ", ".join(map(str, value)) or "nothing"
+                raise UsageError(f"a job's handle has conn_id, job_id and schema, got {given}")
+            return cls(**{name: str(value[name]) for name in names & set(value)})
+        if isinstance(value, str | UUID):
+            if conn_id is None:
+                raise UsageError(
+                    f"job {value!s} of which database?", hint="give its conn_id too, or the handle"
+                )
+            return cls(conn_id, str(value))
+        raise UsageError(
+            "a job's handle is what DblinkSendQueryOperator returned, or a job id;"
+            f" got {type(value).__name__}",
+            hint="if the sending task was skipped or failed, there is none",
+        )
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(text)  # what Jinja makes of a dict
+    except (ValueError, SyntaxError):
+        raise UsageError("a job's handle as text must be JSON") from None
+
+
+def parse_job_id(value: object) -> UUID:
+    """Return the id as UUID.
+
+    :raises UsageError: if it isn't one.
+    """
+    try:
+        return value if isinstance(value, UUID) else UUID(str(value))
+    except ValueError:
+        raise UsageError(f"{value!r} is not a job id (a UUID)") from None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the job table, without its statement.
+
+    :ivar age_s: seconds since it was sent, by the server's clock.
+    :ivar row_count: rows that its last statement changed or gave, as in the command tag.
+    :ivar result_table: table with its rows, in the schema of the job table; ``None`` if it keeps none, or
+        they were dropped.
+    """
+
+    id: UUID
+    state: State
+    owner: str
+    dag_id: str | None
+    task_id: str | None
+    run_id: str | None
+    map_index: int | None
+    try_number: int | None
+    replaces: UUID | None
+    is_query: bool
+    keep_result: bool
+    command: str | None
+    statement_timeout: str | None
+    sent_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    cancel_requested_at: datetime | None
+    pid: int | None
+    row_count: int | None
+    result_table: str | None
+    sqlstate: str | None
+    message: str | None
+    detail: str | None
+    hint: str | None
+    context: str | None
+    age_s: float
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its state is final."""
+        return self.state in ENDED
+
+    @property
+    def command_tag(self) -> str | None:
+        """The tag of its last statement, such as ``UPDATE 3``; ``None`` where it has no row count."""
+        return f"{self.command} {self.row_count}" if self.command and self.row_count is not None else None
+
+    def error(self, conn_id: str) -> RemoteError | None:
+        """Return what is wrong with an ended job, ``None`` if it succeeded or still goes on.
+
+        A failed one has PostgreSQL's own SQLSTATE, message, detail, hint and context.
+        """
+        line = context_line(f"running job {self.id}", conn_id)
+        if self.state == "failed":
+            context = f"{self.context}\n{line}" if self.context else line
+            return kind_of(self.sqlstate)(
+                self.message or "", conn_id, self.sqlstate, self.detail, self.hint, context
+            )
+        if self.state == "cancelled":
+            message = "canceling statement due to user request"
+            return RemoteError(message, conn_id, "57014", "The job was cancelled.", None, line)
+        if self.state == "lost":
+            return TransientError(
+                "the session of the job ended before it could commit: nothing was changed",
+                conn_id,
+                "08006",
+                hint="the server's log says why (a crash, a restart, pg_terminate_backend)",
+                context=line,
+            )
+        return None
+
+
+def job_of(row: Mapping[str, Any]) -> Job:
+    """Return the job of a row that the statement ``look`` gave."""
+    return Job(**row)
+
+
+def missing(handle_or_id: object, conn_id: str, schema: str) -> UsageError:
+    """Return the error for a job whose row isn't there."""
+    return UsageError(
+        f"there is no job {handle_or_id} in schema {schema!r}, or this role may not see it",
+        conn_id,
+        hint="it may have been pruned; the role must be the one that sent it",
+    )

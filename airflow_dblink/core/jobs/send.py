@@ -1,0 +1,278 @@
+"""Sending a job, once across retries and killed workers; and the call that runs it.
+
+The id is made first and stored where the next try finds it; only then is the row inserted, and only
+then is the procedure called. So whatever dies in between, the next try knows what to look for,
+and the row's primary key and its state let nothing be done twice.
+
+What is stored, as JSON: ``job_id``, ``server`` (see :class:`Installation`), ``sent`` (whether the row is
+known to be there), ``life`` (see :class:`~airflow_dblink.core.once.Once`), ``ended`` (the task has come
+to its end).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import pq, waiting
+from psycopg.abc import PQGen
+from psycopg.errors import error_from_result
+from psycopg.generators import fetch_many
+from psycopg.types.json import Jsonb
+
+from airflow_dblink.core.connection import LinkConnection, set_config, watched
+from airflow_dblink.core.errors import OutcomeUnknownError, TransientError, from_psycopg
+from airflow_dblink.core.jobs.draft import Draft
+from airflow_dblink.core.jobs.job import Job
+from airflow_dblink.core.jobs.remote import Jobs, task_params
+from airflow_dblink.core.jobs.steps import Step, call_message, until_claimed, until_ended
+from airflow_dblink.core.once import Store
+
+log = logging.getLogger(__name__)
+
+KEY = "airflow_dblink_job"
+
+_CLAIM_S = 30.0  # it takes a millisecond, unless somebody has locked the job table
+_LOOK_S = 0.1
+
+
+class Call:
+    """A ``CALL`` of the procedure under way on a connection that is its own.
+
+    The server goes on with it when the connection is closed. It is never cancelled here: not when the
+    task is told to stop, which may only be a restart.
+
+    :param connection: in autocommit mode, idle; not to be used for anything else any more.
+    """
+
+    def __init__(self, connection: LinkConnection, conn_id: str, schema: str, job_id: UUID) -> None:
+        self._connection = connection
+        self._conn_id = conn_id
+        self._notices: list[Any] = []
+        self._ended = False
+        connection.add_notice_handler(self._notices.append)
+        try:
+            connection.pgconn.send_query(call_message(schema, job_id).as_string(connection).encode())
+        except psycopg.Error as error:
+            raise self._error(error) from None
+
+    def wait_until_claimed(self) -> None:
+        """Wait until the job is seen running, has ended, or was another call's: only then leave.
+
+        A pooler may lose a call whose client leaves at once.
+
+        :raises TransientError: if the connection is lost, or nothing is seen within 30 s; look at the job.
+        """
+        deadline = time.monotonic() + _CLAIM_S
+        try:
+            self._ended = self._wait(until_claimed(self._connection.pgconn, self._notices, deadline))
+        except psycopg.Error as error:
+            raise self._error(error) from None
+        if self._ended:
+            self._log_error()
+        elif not self._notices:
+            raise TransientError(
+                f"the job was sent, but did not begin within {_CLAIM_S:.0f} s",
+                self._conn_id,
+                hint="does somebody hold a lock on the job table?",
+            )
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long for the end of the call; returns whether it came, or the connection broke."""
+        if not self._ended:
+            deadline = time.monotonic() + seconds
+            try:
+                self._ended = self._wait(until_ended(self._connection.pgconn, deadline))
+            except psycopg.Error:
+                return True
+            if self._ended:
+                self._log_error()
+        return self._ended
+
+    def leave(self) -> None:
+        """Close the connection; the server goes on."""
+        self._connection.close()
+
+    def _wait(self, gen: PQGen[bool]) -> bool:
+        # Not the connection's own wait, which cancels what runs when it is interrupted.
+        check = self._connection.check
+        return waiting.wait(watched(gen, check) if check else gen, self._connection.pgconn.socket, _LOOK_S)
+
+    def _log_error(self) -> None:
+        """Say what the call itself failed with, such as a commit; the job's own errors are in its row."""
+        try:
+            results = self._connection.wait(fetch_many(self._connection.pgconn))
+        except psycopg.Error as error:
+            log.warning("%s", self._error(error))
+            return
+        for result in results:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                failure = error_from_result(result, encoding=self._connection.info.encoding)
+                log.warning("%s", from_psycopg(failure, self._conn_id, "calling the job"))
+
+    def _error(self, error: psycopg.Error) -> TransientError:
+        ours = from_psycopg(error, self._conn_id, "calling the job")
+        return TransientError(*ours.args)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A job that is there.
+
+    :ivar job: as it was found, if an earlier try had sent it and it had begun.
+    :ivar call: the call under way, if this try made it. Leave it, or wait for its end.
+    """
+
+    job_id: UUID
+    job: Job | None = None
+    call: Call | None = None
+
+
+@dataclass
+class Submission:
+    """One job of one task, sent once however many tries that takes.
+
+    :ivar open: opens a connection to the target, around a pooler if that can be.
+    :ivar store: survives the process; refuses a superseded try, which makes it the fence.
+    :ivar task: ``dag_id``, ``task_id``, ``run_id``, ``map_index``, ``try_number``.
+    :ivar key: under which the store keeps it; another one for each job of a task.
+    :ivar life: as in :class:`~airflow_dblink.core.once.Once`.
+    """
+
+    conn_id: str
+    schema: str
+    open: Callable[[], LinkConnection]
+    store: Store
+    task: Mapping[str, Any] = field(default_factory=dict)
+    key: str = KEY
+    life: int = 0
+    _state: dict[str, Any] = field(default_factory=dict)
+
+    def submit(self, make: Callable[[LinkConnection], Draft]) -> Sent:
+        """Send the job, or find the one that an earlier try has sent.
+
+        That one is taken where it has succeeded or still goes on; where it failed, was cancelled or
+        lost, a new one is sent, which names it in ``replaces``. Returns as soon as the job is seen
+        running.
+
+        :param make: checks and returns what is to be sent, if anything is.
+        :raises UsageError: what *make* refuses; nothing is sent then.
+        :raises InstallationError: if the database isn't ready for jobs, and this role can't make it so.
+        :raises OutcomeUnknownError: if the server doesn't know the job that an earlier try has sent.
+        :raises RemoteError: what the server says.
+        :raises Exception: what the store raises for a superseded try; nothing is sent then.
+        """
+        connection = self.open()
+        try:
+            jobs = Jobs(connection, self.conn_id, self.schema)
+            state = self._earlier_state()
+            earlier = self._earlier_job(jobs, state) if state else None
+            if state is not None:
+                self._state = state
+            if earlier is not None and earlier.state in ("running", "succeeded"):
+                connection.close()
+                return Sent(earlier.id, earlier)
+            if earlier is not None and earlier.state == "sent":
+                job_id, statement_timeout = earlier.id, earlier.statement_timeout
+            else:
+                draft = make(connection)
+                # An id was stored, but its row never came: whoever else inserts it inserts the same.
+                job_id = UUID(state["job_id"]) if state and earlier is None else uuid.uuid4()
+                statement_timeout = draft.statement_timeout
+                self._insert(jobs, draft, job_id, earlier.id if earlier else None)
+            started = call(connection, self.conn_id, self.schema, job_id, statement_timeout)
+        except BaseException:
+            connection.close()
+            raise
+        self._note({**self._state, "sent": True})
+        return Sent(job_id, None, started)
+
+    def finish(self) -> None:
+        """Note that the task is about to succeed: cleared after that, it sends a new job."""
+        state = self._state or self.store.get(self.key) or {}
+        self._note({**state, "life": self.life, "ended": True})
+
+    @property
+    def job_id(self) -> UUID | None:
+        """The id of the job that this task has sent, or was about to send."""
+        state = self._state or self._earlier_state()
+        return UUID(state["job_id"]) if state else None
+
+    def _earlier_state(self) -> dict[str, Any] | None:
+        state = self.store.get(self.key)
+        if not isinstance(state, dict) or (state.get("ended") and state["life"] < self.life):
+            return None  # cleared by the user, who has seen the end
+        return state
+
+    def _earlier_job(self, jobs: Jobs, state: Mapping[str, Any]) -> Job | None:
+        job_id = UUID(state["job_id"])
+        found = jobs.installation()
+        if found.server != state["server"]:
+            raise self._unknown(state, "another server or database answers now")
+        job = jobs.find(job_id) if found.version is not None else None
+        if job is None and state["sent"]:
+            raise self._unknown(state, "the server no longer knows it")
+        if job is not None and job.state == "running" and job.cancel_requested_at is not None:
+            job = jobs.cancel(job_id)
+            if not job.has_ended:
+                raise TransientError(
+                    f"job {job_id} of an earlier try is being cancelled, and still runs", self.conn_id
+                )
+        if job is not None:
+            log.info("Job %s of an earlier try on %s: %s.", job_id, self.conn_id, job.state)
+        return job
+
+    def _insert(self, jobs: Jobs, draft: Draft, job_id: UUID, replaces: UUID | None) -> None:
+        found = jobs.ready(keep_result=draft.keep_result)
+        self._note({"job_id": str(job_id), "server": dict(found.server), "sent": False, "life": self.life})
+        jobs.run(
+            Step(
+                ("insert",),
+                {
+                    **task_params(self.task),
+                    "id": job_id,
+                    "replaces": replaces,
+                    "statement": draft.statement,
+                    "bound_statement": draft.bound_statement,
+                    "is_query": draft.is_query,
+                    "keep_result": draft.keep_result,
+                    "command": draft.command,
+                    "settings": Jsonb(dict(draft.settings)),
+                    "statement_timeout": draft.statement_timeout,
+                },
+            )
+        )
+
+    def _note(self, state: Mapping[str, Any]) -> None:
+        self._state = dict(state)
+        self.store.set(self.key, self._state)
+
+    def _unknown(self, state: Mapping[str, Any], why: str) -> OutcomeUnknownError:
+        self._note({**state, "life": self.life, "ended": True})  # clearing the task then sends a new one
+        return OutcomeUnknownError(
+            f"job {state['job_id']} of an earlier try may have run, but {why}",
+            self.conn_id,
+            hint="look whether its effect is there: if so, mark the task as success; if not, clear it",
+        )
+
+
+def call(
+    connection: LinkConnection, conn_id: str, schema: str, job_id: UUID, statement_timeout: str | None
+) -> Call:
+    """Call the procedure that runs a job, and return when the job is seen running.
+
+    :param connection: becomes the call's own.
+    :param statement_timeout: the job's; as PostgreSQL takes it.
+    :raises TransientError: if the connection is lost, or nothing is seen within 30 s; look at the job.
+    """
+    if statement_timeout is not None:
+        connection.execute(set_config([("statement_timeout", statement_timeout)], local=False))
+    started = Call(connection, conn_id, schema, job_id)
+    started.wait_until_claimed()
+    return started

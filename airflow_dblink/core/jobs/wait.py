@@ -1,0 +1,100 @@
+"""Waiting for the end of a job in a worker."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from uuid import UUID
+
+import psycopg
+
+from airflow_dblink.core.connection import Check, LinkConnection
+from airflow_dblink.core.errors import TransientError, from_psycopg
+from airflow_dblink.core.jobs.job import Job
+from airflow_dblink.core.jobs.remote import Jobs
+from airflow_dblink.core.jobs.send import call
+from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, CHANNEL
+
+log = logging.getLogger(__name__)
+
+LISTEN = f"LISTEN {CHANNEL}".encode()
+
+_CHECK_S = 0.1
+_FIRST_BACK_OFF_S = 0.5
+_LAST_BACK_OFF_S = 30.0
+
+
+def wait_for_end(
+    open_connection: Callable[[], LinkConnection],
+    conn_id: str,
+    schema: str,
+    job_id: UUID,
+    *,
+    listens: bool,
+    poll_s: float,
+    check: Check | None = None,
+) -> Job:
+    """Wait until a job has ended, and return it.
+
+    The server tells of its end where it may be listened to; every *poll_s* seconds the job is looked at
+    anyway. A server that can't be reached is asked again and again, for as long as the caller likes.
+
+    :param open_connection: gives a connection for this alone, around a pooler if *listens*.
+    :param listens: whether a session there hears notifications.
+    :param check: asked about ten times a second; raises to stop.
+    :raises UsageError: if there is no such job.
+    :raises RemoteError: what the server says, other than that it is away for now.
+    """
+    pauses = back_off()
+    while True:
+        try:
+            with closing(open_connection()) as connection:
+                jobs = Jobs(connection, conn_id, schema)
+                if listens:  # before the first look, or an end in between would go unheard
+                    connection.execute(LISTEN)
+                while not (job := jobs.get(job_id)).has_ended:
+                    pauses = back_off()
+                    if job.state == "sent" and job.age_s > CALL_AGAIN_AFTER_S:
+                        log.warning(
+                            "Job %s was sent %.0f s ago, and nobody runs it: calling it.", job_id, job.age_s
+                        )
+                        call(open_connection(), conn_id, schema, job_id, job.statement_timeout).leave()
+                    _until_told(connection, job_id, poll_s if listens else 0.0)
+                    if not listens:
+                        _sleep(poll_s, check)
+                return job
+        except psycopg.Error as error:
+            failure = from_psycopg(error, conn_id, "waiting for a job")
+            if not isinstance(failure, TransientError):
+                raise failure from None
+            log.warning("%s", failure)
+        except TransientError as error:
+            log.warning("%s", error)
+        _sleep(next(pauses), check)
+
+
+def back_off() -> Iterator[float]:
+    """Yield seconds to wait before another try: half a second at first, half a minute in the end."""
+    seconds = _FIRST_BACK_OFF_S
+    while True:
+        yield seconds * random.uniform(0.5, 1.0)  # noqa: S311 - so that not all come back at once
+        seconds = min(2 * seconds, _LAST_BACK_OFF_S)
+
+
+def _until_told(connection: LinkConnection, job_id: UUID, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        for note in connection.notifies(timeout=left, stop_after=1):
+            if note.payload == str(job_id):
+                return
+
+
+def _sleep(seconds: float, check: Check | None) -> None:
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if check:
+            check()
+        time.sleep(min(left, _CHECK_S))

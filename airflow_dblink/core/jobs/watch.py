@@ -1,0 +1,272 @@
+"""Waiting for the ends of many jobs in one event loop, over one connection per database.
+
+All who wait for jobs of one database in one event loop share a :class:`Watcher`: it listens for the
+ends, and looks at all jobs that are waited for with one query, at first, every *poll* seconds, and
+after each reconnect. A database that is away is no end of anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from contextlib import suppress
+from contextvars import Context
+from typing import Any, ClassVar, TypeVar
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import AsyncClientCursor, AsyncConnection, waiting
+from psycopg.rows import TupleRow, dict_row
+
+from airflow_dblink.core.connection import aconnect
+from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.errors import DblinkError, TransientError, from_psycopg
+from airflow_dblink.core.jobs import steps
+from airflow_dblink.core.jobs.job import Job
+from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, call_message, until_claimed
+from airflow_dblink.core.jobs.wait import LISTEN, back_off
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Connection = AsyncConnection[TupleRow]
+GetTarget = Callable[[], Awaitable[Target]]
+
+_CLAIM_S = 30.0
+_CALLS_AT_ONCE = 4
+_LOOK_S = 0.1
+
+
+class Watcher:
+    """What one event loop waits for in one database.
+
+    :param get_target: asked before each connecting, so that a changed password is picked up.
+    :param schema: where the job table is.
+    :param application_name: what ``pg_stat_activity`` shows of it.
+    """
+
+    _of_loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Watcher]]] = (
+        WeakKeyDictionary()
+    )
+
+    def __init__(self, get_target: GetTarget, schema: str, application_name: str) -> None:
+        self._get_target = get_target
+        self._schema = schema
+        self._application_name = application_name
+        self._waiting: dict[UUID, set[asyncio.Future[Job | None]]] = {}
+        self._to_look_at: set[UUID] = set()
+        self._wake = asyncio.Event()
+        self._nobody_waits = asyncio.Event()
+        self._poll_s = 60.0
+        self._task: asyncio.Task[None] | None = None
+        self._calls: dict[UUID, asyncio.Task[None]] = {}
+
+    @classmethod
+    def shared(cls, key: Hashable, make: Callable[[], Watcher]) -> Watcher:
+        """Return the running loop's watcher under *key*, which is made if there is none."""
+        watchers = cls._of_loops.setdefault(asyncio.get_running_loop(), {})
+        if key not in watchers:
+            watchers[key] = make()
+        return watchers[key]
+
+    async def wait(self, job_id: UUID, poll_s: float) -> Job | None:
+        """Wait until the job has ended and return it, ``None`` if there is no such job.
+
+        :param poll_s: seconds after which it is looked at without being told; the shortest of all holds.
+        :raises DblinkError: what no waiting mends: the connection's mistakes, missing rights.
+        """
+        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(job_id, set()).add(future)
+        self._nobody_waits.clear()
+        self._poll_s = min(self._poll_s, poll_s)
+        self._look_at([job_id])
+        if self._task is None or self._task.done():
+            # Not in the context of whoever came first: its log isn't everybody's.
+            self._task = asyncio.create_task(self._run(), context=Context())
+        try:
+            return await future
+        finally:
+            futures = self._waiting.get(job_id, set())
+            futures.discard(future)
+            if not futures:
+                self._waiting.pop(job_id, None)
+            if not self._waiting:
+                self._nobody_waits.set()
+                self._wake.set()  # the task then ends by itself
+
+    # -- one task for all
+
+    async def _run(self) -> None:
+        pauses = back_off()
+        while self._waiting:
+            try:
+                async with await self._connection() as connection:
+                    async for _ in self._looks(connection):
+                        pauses = back_off()
+            except (TransientError, OSError) as error:
+                log.warning("Waiting for %s jobs: %s", len(self._waiting), error)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._nobody_waits.wait(), next(pauses))
+            except DblinkError as error:
+                self._fail(error)
+            except Exception as error:
+                log.exception("Waiting for jobs failed")
+                self._fail(error)
+        self._task = None
+
+    async def _looks(self, connection: Connection) -> Any:
+        """Look at what is waited for, whenever there is reason to, until nothing is."""
+        target = await self._get_target()
+        listens = listens_to(target)
+        if listens:
+            connection.add_notify_handler(lambda note: self._told(note.payload))
+            await self._say(connection, LISTEN)
+        self._look_at(self._waiting)
+        while self._waiting:
+            ids = [job_id for job_id in self._to_look_at if job_id in self._waiting]
+            self._to_look_at.clear()
+            self._wake.clear()
+            if ids:
+                jobs = await adrive(connection, target.conn_id, self._schema, steps.look(ids))
+                for job_id in ids:
+                    self._seen(job_id, jobs.get(job_id), target)
+            yield None
+            if self._waiting and not self._to_look_at and not await self._until_woken(connection):
+                self._look_at(self._waiting)
+
+    def _seen(self, job_id: UUID, job: Job | None, target: Target) -> None:
+        if job is None or job.has_ended:
+            for future in self._waiting.pop(job_id, set()):
+                if not future.done():
+                    future.set_result(job)
+        elif (
+            job.state == "sent"
+            and job.age_s > CALL_AGAIN_AFTER_S
+            and job_id not in self._calls
+            and len(self._calls) < _CALLS_AT_ONCE
+        ):
+            log.warning("Job %s was sent %.0f s ago, and nobody runs it: calling it.", job_id, job.age_s)
+            self._calls[job_id] = task = asyncio.create_task(self._call(target, job))
+            task.add_done_callback(lambda _: self._calls.pop(job_id))
+
+    def _fail(self, error: Exception) -> None:
+        for futures in self._waiting.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+        self._waiting.clear()
+
+    # -- waking up
+
+    def _look_at(self, job_ids: Iterable[UUID]) -> None:
+        self._to_look_at.update(job_ids)
+        self._wake.set()
+
+    def _told(self, payload: str) -> None:
+        with suppress(ValueError):  # anybody may notify
+            if (job_id := UUID(payload)) in self._waiting:
+                self._look_at([job_id])
+
+    async def _until_woken(self, connection: Connection) -> bool:
+        """Wait for a notification or a new job to look at; returns whether one came within the poll time."""
+        loop, pgconn = asyncio.get_running_loop(), connection.pgconn
+        loop.add_reader(pgconn.socket, self._wake.set)
+        try:
+            await asyncio.wait_for(self._wake.wait(), self._poll_s)
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(pgconn.socket)
+        try:
+            pgconn.consume_input()
+        except psycopg.Error as error:
+            raise from_psycopg(error, self._application_name, "waiting for jobs") from None
+        while (note := pgconn.notifies()) is not None:
+            self._told(note.extra.decode(errors="replace"))
+        return True
+
+    # -- the server
+
+    async def _connection(self) -> Connection:
+        return await aconnect(await self._get_target(), application_name=self._application_name, direct=True)
+
+    async def _say(self, connection: Connection, statement: bytes) -> None:
+        try:
+            await connection.execute(statement)
+        except psycopg.Error as error:
+            raise from_psycopg(error, self._application_name, "waiting for jobs") from None
+
+    async def _call(self, target: Target, job: Job) -> None:
+        try:
+            await acall(target, self._application_name, self._schema, job)
+        except (DblinkError, psycopg.Error, OSError) as error:
+            log.warning("Calling job %s failed: %s", job.id, error)
+
+
+def listens_to(target: Target) -> bool:
+    """Return whether a session of *target* hears notifications: not through a pooler in transaction mode."""
+    return target.pooling_mode != "transaction" or target.has_direct_address
+
+
+async def acall(target: Target, application_name: str, schema: str, job: Job) -> None:
+    """Call the procedure that runs a job, and return when the job is seen running.
+
+    :raises DblinkError: where no connection comes about.
+    :raises psycopg.Error: if the connection is lost.
+    """
+    connection = await aconnect(target, application_name=application_name, direct=True)
+    notices: list[Any] = []
+    connection.add_notice_handler(notices.append)
+    try:
+        if job.statement_timeout is not None:
+            setting = "SELECT pg_catalog.set_config('statement_timeout', %s, false)"
+            await connection.execute(setting, [job.statement_timeout])
+        connection.pgconn.send_query(call_message(schema, job.id).as_string(connection).encode())
+        claimed = until_claimed(connection.pgconn, notices, time.monotonic() + _CLAIM_S)
+        # Not the connection's own wait: it cancels what runs when the triggerer is stopped.
+        await waiting.wait_async(claimed, connection.pgconn.socket, _LOOK_S)
+    finally:
+        await connection.close()
+
+
+async def acancel(target: Target, application_name: str, schema: str, job_id: UUID) -> Job | None:
+    """Cancel a job and wait up to three seconds for its end; returns it as it is then.
+
+    :returns: ``None`` if there is no such job.
+    :raises DblinkError: where no connection comes about, and what the server says.
+    """
+    async with await aconnect(target, application_name=application_name, direct=True) as connection:
+        return await adrive(connection, target.conn_id, schema, steps.cancel(job_id))
+
+
+async def adrive(connection: Connection, conn_id: str, schema: str, procedure: Steps[T]) -> T:
+    """Do what *procedure* says, step by step.
+
+    :raises RemoteError: what the server says.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        step = next(procedure)
+        while True:
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+            else:
+                rows = await _arun(connection, conn_id, schema, step)
+            step = procedure.send(rows)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+async def _arun(connection: Connection, conn_id: str, schema: str, step: Step) -> list[dict[str, Any]]:
+    try:
+        async with AsyncClientCursor(connection, row_factory=dict_row) as cursor:
+            await cursor.execute(step.message(schema), step.params)
+            while cursor.nextset():
+                pass
+            return await cursor.fetchall() if cursor.description else []
+    except psycopg.Error as error:
+        raise from_psycopg(error, conn_id, "asking for jobs") from None

@@ -1,0 +1,33 @@
+"""DblinkJobLink: from a task to the page of its remote job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.configuration import conf
+
+from airflow_dblink.core.jobs.job import SCHEMA, JobHandle
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+
+
+class DblinkJobLink(BaseOperatorLink):
+    """Link from a task to the page of its job; see :mod:`airflow_dblink.ui.job`."""
+
+    name = "Remote job"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Return the page's address, empty where the task has sent no job."""
+        handle = getattr(operator, "job_handle", None)
+        return job_url(operator.dag_id, handle) if isinstance(handle, JobHandle) else ""
+
+
+def job_url(dag_id: str, handle: JobHandle) -> str:
+    """Return the address of a job's page, under Airflow's own."""
+    base = conf.get("api", "base_url", fallback="/").rstrip("/")
+    path = "/".join(quote(part, safe="") for part in (dag_id, handle.conn_id, handle.job_id))
+    query = "" if handle.schema == SCHEMA else f"?schema={quote(handle.schema, safe='')}"
+    return f"{base}/dblink/jobs/{path}{query}"

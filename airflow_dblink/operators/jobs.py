@@ -1,0 +1,390 @@
+"""Operators of remote jobs: send, get the result, cancel, and all in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk.configuration import conf
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.jobs.job import Job, JobHandle
+from airflow_dblink.core.jobs.vocabulary import demand_kept_rows
+from airflow_dblink.core.once import Store
+from airflow_dblink.core.transfer_plan import Mode, Spec
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.links.job import DblinkJobLink
+from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
+from airflow_dblink.operators.rows import Handler, RowSink
+from airflow_dblink.operators.transfer import MovingOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_RESULT_KEY = "airflow_dblink_job_result"
+_RENDERERS = {"sql": "postgresql", "parameters": "json", "session_settings": "json"}
+
+
+class DblinkSendQueryOperator(DblinkJobBaseOperator):
+    """Send SQL to a database as a job of its own, and go on as soon as it is running.
+
+    The job belongs to the server: it survives this task, its worker, and Airflow. A retry of this
+    task finds the job that an earlier try has sent, and sends none beside it. The server runs all of
+    *sql* in one transaction; a sensor or :class:`DblinkGetResultOperator` waits for it.
+
+    :param conn_id: Airflow connection of the database that it runs in. (templated)
+    :param sql: one statement, several, or the path of a ``.sql`` file; without BEGIN, COMMIT, VACUUM and
+        the like. (templated)
+    :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
+    :param keep_result: of one query: its rows stay on the server, in a table, until they are dropped.
+    :param statement_timeout: the server ends the job after it.
+    :param kwargs: of the base operators: ``job_schema``, ``cancel_on_kill``, ``session_settings``,
+        ``password_required``.
+
+    :returns: (XCom) the job's handle: ``conn_id``, ``job_id``, ``schema``.
+    :raises AirflowFailException: for mistakes found before anything is sent, for a database that isn't
+        ready for jobs (the message says what a DBA has to run), and if the server can't tell whether
+        an earlier try's job has run. No retry helps.
+    :raises RemoteError: what the server says.
+    :raises TransientError: the same, where a retry may help; it finds the job, if it was sent.
+    :raises DblinkTaskKilledError: after a kill; the job is cancelled, if it was a user's.
+
+    Model: ``dblink_send_query``.
+    """
+
+    template_fields: Sequence[str] = ("conn_id", "sql", "parameters", "session_settings")
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = _RENDERERS
+
+    def __init__(self, *, keep_result: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.keep_result = keep_result
+
+    def execute(self, context: Context) -> dict[str, str]:
+        """Send the job; its handle becomes the XCom return value."""
+        with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
+            submission = hook.submission(self.conn_id)
+            with self._cancelling(context, hook, submission):
+                sent = self._submit(
+                    context, hook, submission, keep_result=self.keep_result, ends_with_task=False
+                )
+                if sent.call is not None:
+                    sent.call.leave()
+                self._check()
+            submission.finish()
+            return JobHandle(self.conn_id, str(sent.job_id), submission.schema).as_dict()
+
+
+class DblinkJobOperator(DblinkJobWaitingOperator):
+    """Run SQL in a database as a job of its own, wait for its end, and hand on its rows: in one task.
+
+    The job survives the worker, the triggerer and the scheduler; a retry waits on for a job that still
+    runs, takes the result of one that has succeeded, and sends a new one only where it failed, was
+    cancelled, or lost (its session ended before it could commit). So its effects are there once.
+
+    With *handler*, *path* or *max_xcom_rows* the rows of a query are kept on the server until they are
+    handed on, then dropped; without, rows are thrown away on the server.
+
+    :param conn_id: Airflow connection of the database that it runs in. (templated)
+    :param sql: one statement, several, or the path of a ``.sql`` file; without BEGIN, COMMIT, VACUUM and
+        the like. (templated)
+    :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
+    :param deferrable: wait in the triggerer; by default what ``[operators] default_deferrable`` says.
+    :param handler: called with each batch of rows, a list of tuples.
+    :param path: URL of a CSV file on Airflow's object storage. (templated)
+    :param path_conn_id: Airflow connection of the object storage. (templated)
+    :param max_xcom_rows: push the rows as a list of lists, at most so many.
+    :param batch_rows: rows per batch.
+    :param keep_result: leave the rows of a query on the server, for others.
+    :param kwargs: of the base operators: ``poll_interval`` (seconds), ``grace_period``, ``job_schema``,
+        ``cancel_on_kill``, ``session_settings``, ``statement_timeout``, ``password_required``.
+
+    :returns: (XCom) the job's handle (``conn_id``, ``job_id``, ``schema``), ``command_tag`` (``None`` where
+        the last statement has no row count) and ``row_count``; and what became of the rows, as of
+        :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`.
+    :raises AirflowFailException: as :class:`DblinkSendQueryOperator`.
+    :raises RemoteError: what the job failed with, by the server's own SQLSTATE, message, detail, hint and
+        context; 57014 if somebody cancelled it. A retry sends a new job.
+    :raises TransientError: the same, where a retry may help; 08006 if the job was lost.
+    :raises AirflowTaskTimeout: after ``execution_timeout``; the job is cancelled.
+    :raises DblinkTaskKilledError: after a kill; the job is cancelled, if it was a user's.
+    """
+
+    template_fields: Sequence[str] = (
+        "conn_id",
+        "sql",
+        "parameters",
+        "path",
+        "path_conn_id",
+        "session_settings",
+    )
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = _RENDERERS
+
+    def __init__(
+        self,
+        *,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        handler: Handler | None = None,
+        path: str | None = None,
+        path_conn_id: str | None = None,
+        max_xcom_rows: int | None = None,
+        batch_rows: int = 10_000,
+        keep_result: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(deferrable=deferrable, **kwargs)
+        self.handler = handler
+        self.path = path
+        self.path_conn_id = path_conn_id
+        self.max_xcom_rows = max_xcom_rows
+        self.batch_rows = batch_rows
+        self.keep_result = keep_result
+
+    def execute(self, context: Context) -> Any:
+        """Send the job and wait for its end, in the triggerer if it takes longer."""
+        with self._errors_for_airflow():
+            sink = self._sink()
+            if sink.given:
+                sink.demand_one()
+        return self._send_and_wait(context, keep_result=self.keep_result or bool(sink.given))
+
+    def _sink(self) -> RowSink:
+        return RowSink(
+            self.conn_id,
+            self._check,
+            batch_rows=self.batch_rows,
+            handler=self.handler,
+            path=self.path,
+            path_conn_id=self.path_conn_id,
+            max_xcom_rows=self.max_xcom_rows,
+        )
+
+    def _result(self, context: Context, hook: DblinkHook, job: Job) -> dict[str, Any]:
+        result = {**self._handle.as_dict(), "command_tag": job.command_tag, "row_count": job.row_count}
+        sink = self._sink()
+        if sink.given:
+            drop = not self.keep_result
+            result |= _delivered(self, context, hook, self._handle, job, sink, drop=drop)
+        return result
+
+
+class DblinkGetResultOperator(MovingOperator):
+    """Wait for a job, and hand on the rows that it kept: to a function, a file, a table, or XCom.
+
+    Exactly one of *handler*, *path*, *max_xcom_rows* and *destination_table* says where they go. Rows come
+    in the order in which the query gave them. Into a table they go by COPY, exactly once; a function
+    is called again from the first batch by a retry.
+
+    :param handle: what :class:`DblinkSendQueryOperator` returned, or a job's id with *conn_id*. (templated)
+    :param conn_id: Airflow connection of the job's database, for an id alone. (templated)
+    :param handler: called with each batch, a list of tuples typed by psycopg.
+    :param path: URL of a CSV file on Airflow's object storage; as of
+        :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`. (templated)
+    :param path_conn_id: Airflow connection of the object storage. (templated)
+    :param header: whether the file begins with the column names.
+    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param max_xcom_rows: push the rows as a list of lists, at most so many.
+    :param batch_rows: rows per batch.
+    :param destination_conn_id: Airflow connection of the destination. (templated)
+    :param destination_table: table that gets the rows, as in SQL. (templated)
+    :param mode: ``append``, ``replace``, ``upsert`` or ``create``, as of
+        :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`. (templated)
+    :param key: columns of a unique index for ``upsert``. (templated)
+    :param drop_result: drop the rows on the server once they are handed on.
+    :param poll_interval: seconds after which the job is looked at without being told of its end.
+    :param orphan_timeout: how long a try waits for the load of a killed one.
+    :param kwargs: of the base operator.
+
+    :returns: (XCom) as of the fetch operator, or the transfer operator with *destination_table*.
+    :raises AirflowFailException: if there is no such job, it kept no rows, or they were dropped; for
+        mistakes found before anything is read.
+    :raises RemoteError: what the job failed with, by the server's own SQLSTATE; what a server says.
+    :raises TransientError: the same, where a retry may help; 08006 if the job was lost.
+    :raises DblinkTaskKilledError: after a kill; the job goes on.
+
+    Model: ``dblink_get_result``.
+    """
+
+    template_fields: Sequence[str] = (
+        "handle",
+        "conn_id",
+        "path",
+        "path_conn_id",
+        "destination_conn_id",
+        "destination_table",
+        "mode",
+        "key",
+        "session_settings",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"handle": "json", "session_settings": "json"}
+    operator_extra_links = (DblinkJobLink(),)
+    ui_color = "#e3f0d8"
+
+    def __init__(
+        self,
+        *,
+        handle: Any,
+        conn_id: str | None = None,
+        handler: Handler | None = None,
+        path: str | None = None,
+        path_conn_id: str | None = None,
+        header: bool = True,
+        csv_options: Mapping[str, str] | None = None,
+        max_xcom_rows: int | None = None,
+        batch_rows: int = 10_000,
+        destination_conn_id: str | None = None,
+        destination_table: str | None = None,
+        mode: Mode = "append",
+        key: Sequence[str] | None = None,
+        drop_result: bool = False,
+        poll_interval: float = 10.0,
+        orphan_timeout: timedelta = timedelta(hours=1),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.handle = handle
+        self.conn_id = conn_id
+        self.handler = handler
+        self.path = path
+        self.path_conn_id = path_conn_id
+        self.header = header
+        self.csv_options = csv_options
+        self.max_xcom_rows = max_xcom_rows
+        self.batch_rows = batch_rows
+        self.destination_conn_id = destination_conn_id
+        self.destination_table = destination_table
+        self.mode = mode
+        self.key = key
+        self.drop_result = drop_result
+        self.poll_interval = poll_interval
+        self.orphan_timeout = orphan_timeout
+        self.job_handle: JobHandle | None = None  # for the link
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Hand on the rows; their count becomes the XCom return value."""
+        with self._errors_for_airflow():
+            handle = self.job_handle = JobHandle.read(self.handle, self.conn_id)
+            sink = self._sink(handle)
+            self._demand_one_place(sink)
+            with self._hook(handle.conn_id) as hook:
+                job = hook.wait_for_job(handle, poll_s=self.poll_interval)
+                if (error := job.error(handle.conn_id)) is not None:
+                    raise error
+                if self.destination_table is None:
+                    return _delivered(self, context, hook, handle, job, sink, drop=self.drop_result)
+                result = self._to_table(context, hook, handle, job)
+                if self.drop_result:
+                    hook.drop_result(handle)
+                return result
+
+    def _demand_one_place(self, sink: RowSink) -> None:
+        if self.destination_table is None and self.destination_conn_id is None:
+            sink.demand_one()
+        elif sink.given or self.destination_table is None or self.destination_conn_id is None:
+            raise UsageError(
+                "rows go to destination_table of destination_conn_id (give both), or to one of handler,"
+                " path and max_xcom_rows",
+                sink.conn_id,
+            )
+
+    def _to_table(self, context: Context, hook: DblinkHook, handle: JobHandle, job: Job) -> dict[str, Any]:
+        """Load the rows into the destination; one that an earlier try has loaded may be dropped already."""
+        table, conn_id = self.destination_table, self.destination_conn_id
+        if table is None or conn_id is None:
+            raise UsageError("no destination", handle.conn_id)
+        with hook.result_link(handle) as (link, jobs):
+            query = jobs.result_query(job).as_string(link.connection)
+        spec = Spec(destination_table=table, source_sql=query, mode=self.mode, key=self.key)
+        return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)
+
+    def _sink(self, handle: JobHandle) -> RowSink:
+        return RowSink(
+            handle.conn_id,
+            self._check,
+            batch_rows=self.batch_rows,
+            handler=self.handler,
+            path=self.path,
+            path_conn_id=self.path_conn_id,
+            header=self.header,
+            csv_options=self.csv_options or {},
+            max_xcom_rows=self.max_xcom_rows,
+        )
+
+
+class DblinkCancelQueryOperator(DblinkBaseOperator):
+    """Cancel jobs that still run, and leave alone those that have ended; made for teardown.
+
+    A running job gets ``pg_cancel_backend`` and, if that doesn't end it within seconds,
+    ``pg_terminate_backend``; one that hasn't begun never will.
+
+    :param handle: what :class:`DblinkSendQueryOperator` returned, a list of these, or a job's id with
+        *conn_id*; nothing to do for ``None``, which a task gives that has sent nothing. (templated)
+    :param conn_id: Airflow connection of the job's database, for an id alone. (templated)
+    :param kwargs: of the base operator.
+
+    :returns: (XCom) the state of each job by its id, as it is then.
+    :raises AirflowFailException: if there is no such job.
+    :raises RemoteError: what the server says.
+    :raises TransientError: the same, where a retry may help; also if a job still runs.
+
+    Model: ``dblink_cancel_query``.
+    """
+
+    template_fields: Sequence[str] = ("handle", "conn_id")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"handle": "json"}
+    ui_color = "#f3d7d7"
+
+    def __init__(self, *, handle: Any, conn_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.handle = handle
+        self.conn_id = conn_id
+
+    def execute(self, context: Context) -> dict[str, str]:
+        """Cancel; the states become the XCom return value."""
+        with self._errors_for_airflow():
+            states: dict[str, str] = {}
+            for handle in self._handles():
+                with self._hook(handle.conn_id) as hook:
+                    job = hook.cancel_job(handle)
+                self.log.info("Job %s on %s: %s", job.id, handle.conn_id, job.state)
+                states[handle.job_id] = job.state
+            return states
+
+    def _handles(self) -> list[JobHandle]:
+        given = self.handle
+        if given is None or given in ("", "None"):
+            self.log.info("No job was sent: nothing to cancel.")
+            return []
+        if isinstance(given, Mapping | str | JobHandle):
+            return [JobHandle.read(given, self.conn_id)]
+        return [JobHandle.read(handle, self.conn_id) for handle in given if handle is not None]
+
+
+def _delivered(
+    operator: DblinkBaseOperator,
+    context: Context,
+    hook: DblinkHook,
+    handle: JobHandle,
+    job: Job,
+    sink: RowSink,
+    *,
+    drop: bool,
+) -> dict[str, Any]:
+    """Hand on the kept rows and, with *drop*, drop them; a retry after that is given what was returned."""
+    store: Store = context["task_state_store"]
+    stored: Any = store.get(_RESULT_KEY)
+    if isinstance(stored, dict) and stored["job_id"] == handle.job_id and job.result_table is None:
+        operator.log.info("An earlier try has handed on the rows and dropped them.")
+        result: dict[str, Any] = dict(stored["result"])
+        return result
+    demand_kept_rows(handle, job)
+    with hook.result_link(handle) as (link, jobs):
+        result = sink.deliver(link, jobs.result_query(job), expected=job.row_count)
+    operator.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])
+    if drop:
+        store.set(_RESULT_KEY, {"job_id": handle.job_id, "result": result})
+        hook.drop_result(handle)
+    return result

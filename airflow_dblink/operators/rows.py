@@ -1,0 +1,157 @@
+"""Where an operator's rows go: to a function, a CSV file, or (few of them) XCom."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+from airflow.sdk import ObjectStoragePath
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.link import Link
+from airflow_dblink.core.unload import csv_batches
+from airflow_dblink.core.wire import Params, Row, Statement
+
+Handler = Callable[[list[Row]], object]
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class RowSink:
+    """Exactly one of *handler*, *path* and *max_xcom_rows* says where the rows go.
+
+    The fields are those of :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`.
+
+    :ivar conn_id: for errors.
+    :ivar check: called for each batch; raises to stop.
+    """
+
+    conn_id: str
+    check: Callable[[], None]
+    batch_rows: int = 10_000
+    handler: Handler | None = None
+    path: str | None = None
+    path_conn_id: str | None = None
+    header: bool = True
+    csv_options: Mapping[str, str] = field(default_factory=dict)
+    max_xcom_rows: int | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the places that are given."""
+        return [
+            name
+            for name in ("handler", "path", "max_xcom_rows")
+            if getattr(self, name) is not None and getattr(self, name) != ""
+        ]
+
+    def demand_one(self) -> None:
+        """Refuse none and several places, and options that no CSV has.
+
+        :raises UsageError: says which.
+        """
+        if len(self.given) != 1:
+            raise UsageError(
+                f"give exactly one of handler, path and max_xcom_rows, got {', '.join(self.given) or 'none'}",
+                self.conn_id,
+                hint="rows without a bound do not belong into XCom: use path or handler",
+            )
+        if unknown := set(self.csv_options) - {"delimiter", "null", "quote", "escape"}:
+            raise UsageError(f"csv_options has no {', '.join(sorted(unknown))}", self.conn_id)
+
+    def deliver(
+        self, link: Link, statement: Statement, params: Params | None = None, *, expected: int | None = None
+    ) -> dict[str, Any]:
+        """Read the rows of *statement* and hand them on.
+
+        :param expected: how many there must be; a file doesn't appear otherwise.
+        :returns: ``rows`` and ``batches``, with ``path`` for a file and ``data`` for XCom.
+        :raises UsageError: for more rows than *max_xcom_rows*; if there are not as many as *expected*.
+        :raises RemoteError: what the server says; the file is then not there, or the old one.
+        """
+        if self.path:
+            return self._to_file(link, statement, params, self.path, expected)
+        result = self._to_handler(link, statement, params)
+        self._demand(result["rows"], expected)
+        return result
+
+    def _demand(self, rows: int, expected: int | None) -> None:
+        if expected is not None and rows != expected:
+            raise UsageError(
+                f"the result holds {rows} rows, but the job wrote {expected}",
+                self.conn_id,
+                hint="somebody has changed it since: send the job anew",
+            )
+
+    def _to_handler(self, link: Link, statement: Statement, params: Params | None) -> dict[str, Any]:
+        kept: list[list[Any]] = []
+        rows = batches = 0
+        for batch in link.batches(statement, params, self.batch_rows):
+            self.check()
+            rows, batches = rows + len(batch), batches + 1
+            if self.handler is not None:
+                self.handler(batch)
+                continue
+            if rows > (self.max_xcom_rows or 0):
+                raise UsageError(
+                    f"the query gives more than max_xcom_rows={self.max_xcom_rows} rows",
+                    self.conn_id,
+                    hint="limit the query, or use path or handler",
+                )
+            kept.extend([_jsonable(value) for value in row] for row in batch)
+        result: dict[str, Any] = {"rows": rows, "batches": batches}
+        return result if self.handler is not None else {**result, "data": kept}
+
+    def _to_file(
+        self, link: Link, statement: Statement, params: Params | None, path: str, expected: int | None
+    ) -> dict[str, Any]:
+        target = ObjectStoragePath(path, conn_id=self.path_conn_id)
+        partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        rows = batches = 0
+        try:
+            with ExitStack() as stack:
+                file = stack.enter_context(partial.open("wb"))  # type: ignore[no-untyped-call] # Airflow's
+                if path.endswith(".gz"):
+                    # Without name and time in its header, the same rows are the same bytes.
+                    binary = cast("IO[bytes]", file)
+                    file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=binary, mtime=0))
+                batch_source = csv_batches(
+                    link,
+                    statement,
+                    params,
+                    batch_rows=self.batch_rows,
+                    header=self.header,
+                    **self.csv_options,
+                )
+                for data, count in batch_source:
+                    self.check()
+                    file.write(data)
+                    rows, batches = rows + count, batches + (count > 0)
+                self.check()
+            self._demand(rows, expected)
+            partial.fs.mv(partial.path, target.path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                partial.unlink()
+            raise
+        return {"rows": rows, "batches": batches, "path": path}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, bytes):
+        return rf"\x{value.hex()}"  # as PostgreSQL writes it
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    return str(value)

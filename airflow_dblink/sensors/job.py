@@ -1,0 +1,143 @@
+"""DblinkJobSensor: wait for the end of a remote job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseSensorOperator
+from airflow.sdk.bases.sensor import PokeReturnValue
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowSkipException
+
+from airflow_dblink.core.errors import DblinkError, TransientError
+from airflow_dblink.core.jobs.job import Job, JobHandle
+from airflow_dblink.exceptions import DblinkJobError
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.links.job import DblinkJobLink
+from airflow_dblink.triggers.job import DblinkJobTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class DblinkJobSensor(BaseSensorOperator):
+    """Wait until a job has succeeded.
+
+    A job that has failed, was cancelled or lost fails the sensor at once and for good: no retry of
+    the sensor can change that, clear the task that sends the job. ``soft_fail``, ``never_fail`` and
+    ``timeout`` are Airflow's, and mean the same in all modes. A server that can't be reached is waited for.
+
+    The sensor only looks on: the job goes on when the sensor is killed or times out.
+
+    :param handle: what :class:`~airflow_dblink.operators.jobs.DblinkSendQueryOperator` returned, or a job's
+        id with *conn_id*. (templated)
+    :param conn_id: Airflow connection of the job's database, for an id alone. (templated)
+    :param deferrable: wait in the triggerer, after one look; by default what
+        ``[operators] default_deferrable`` says.
+    :param cancel_on_kill: cancel the job when a user kills the deferred sensor, marks or clears it.
+    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param kwargs: of :class:`~airflow.sdk.BaseSensorOperator`. ``poke_interval`` is that of looking without
+        being told: the triggerer is told at once, where the server can be listened to.
+
+    :returns: (XCom) the job's handle (``conn_id``, ``job_id``, ``schema``), ``command_tag``, ``row_count``.
+    :raises DblinkJobError: if the job has failed (with the server's SQLSTATE, message, detail, hint and
+        context), was cancelled or lost; if there is no such job, or the connection can't be used.
+    :raises AirflowSensorTimeout: after ``timeout``.
+    """
+
+    template_fields: Sequence[str] = ("handle", "conn_id")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"handle": "json"}
+    operator_extra_links = (DblinkJobLink(),)
+    ui_color = "#e0dcf3"
+
+    def __init__(
+        self,
+        *,
+        handle: Any,
+        conn_id: str | None = None,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        cancel_on_kill: bool = False,
+        password_required: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.handle = handle
+        self.conn_id = conn_id
+        self.deferrable = deferrable
+        self.cancel_on_kill = cancel_on_kill
+        self.password_required = password_required
+        self.job_handle: JobHandle | None = None  # for the link
+
+    def execute(self, context: Context) -> Any:
+        """Look once, then wait as the mode says."""
+        if not self.deferrable:
+            return super().execute(context)
+        return self._look_or_defer(context, time.time() + self.timeout)
+
+    def _look_or_defer(self, context: Context, until: float) -> Any:
+        try:
+            done = self.poke(context)
+        except DblinkJobError as error:  # as the base does it in the other modes
+            if self.soft_fail or self.never_fail:
+                why = "soft_fail" if self.soft_fail else "never_fail"
+                raise AirflowSkipException(f"Skipping due to {why} is set to True.") from error
+            raise
+        if done:
+            return done.xcom_value
+        handle = self._read()
+        self.defer(
+            trigger=DblinkJobTrigger(
+                conn_id=handle.conn_id,
+                job_id=handle.job_id,
+                schema=handle.schema,
+                poll_interval=self.poke_interval,
+                cancel_on_kill=self.cancel_on_kill,
+                password_required=self.password_required,
+            ),
+            method_name="execute_complete",
+            kwargs={"until": until},
+            timeout=timedelta(seconds=max(until - time.time(), 0.0)),
+        )
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Return whether the job has succeeded.
+
+        :raises DblinkJobError: if it never will.
+        """
+        handle = self._read()
+        try:
+            with self._hook(handle) as hook:
+                job = hook.job(handle)
+        except TransientError as error:
+            self.log.warning("%s", error)
+            return PokeReturnValue(is_done=False)
+        except DblinkError as error:
+            raise DblinkJobError(str(error)) from None
+        if not job.has_ended:
+            self.log.info("Job %s on %s: %s", job.id, handle.conn_id, job.state)
+            return PokeReturnValue(is_done=False)
+        return PokeReturnValue(is_done=True, xcom_value=self._succeeded(handle, job))
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any], until: float) -> Any:
+        """Go on after the triggerer's event; the job itself says how it ended."""
+        if event["state"] == "error":
+            raise DblinkJobError(str(event.get("message")))
+        return self._look_or_defer(context, until)
+
+    def _succeeded(self, handle: JobHandle, job: Job) -> dict[str, Any]:
+        if (error := job.error(handle.conn_id)) is not None:
+            raise DblinkJobError(str(error))
+        return {**handle.as_dict(), "command_tag": job.command_tag, "row_count": job.row_count}
+
+    def _read(self) -> JobHandle:
+        try:
+            self.job_handle = JobHandle.read(self.handle, self.conn_id)
+        except DblinkError as error:
+            raise DblinkJobError(str(error)) from None
+        return self.job_handle
+
+    def _hook(self, handle: JobHandle) -> DblinkHook:
+        return DblinkHook(dblink_conn_id=handle.conn_id, password_required=self.password_required)

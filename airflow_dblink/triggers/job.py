@@ -1,0 +1,132 @@
+"""DblinkJobTrigger: waits in the triggerer for the end of a remote job."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from airflow_dblink.core.errors import DblinkError
+from airflow_dblink.core.jobs.job import SCHEMA
+from airflow_dblink.core.jobs.watch import Watcher, acancel
+from airflow_dblink.hooks.dblink import DblinkHook
+
+_NAME = "airflow-dblink triggerer"
+
+
+class DblinkJobTrigger(BaseTrigger):
+    """Wait until a job has ended, and fire one small event: its id and its state.
+
+    All that wait in one triggerer for jobs of one connection share one session there, which listens for
+    their ends and looks at all of them with one query every *poll_interval* seconds. A server that can't be
+    reached is tried again and again, and nothing fails meanwhile. A restart of the triggerer, or
+    its move to another one, changes nothing: whoever waits next looks first.
+
+    :param conn_id: Airflow connection of the database that the job runs in.
+    :param job_id: the job's id.
+    :param schema: schema of the job table.
+    :param poll_interval: seconds.
+    :param cancel_on_kill: cancel the job when a user marks the waiting task as failed or success, or
+        clears it.
+    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param deadline: seconds since 1970, when the task's ``execution_timeout`` is over: the job is then
+        cancelled, and the event's state is ``timeout``.
+
+    The event has ``job_id`` and ``state``: ``succeeded``, ``failed``, ``cancelled``, ``lost``; ``missing`` if
+    there is no such job, ``timeout``, or ``error`` with a ``message`` where waiting can't help.
+    """
+
+    def __init__(
+        self,
+        conn_id: str,
+        job_id: str,
+        schema: str = SCHEMA,
+        poll_interval: float = 10.0,
+        cancel_on_kill: bool = True,
+        password_required: bool | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.conn_id = conn_id
+        self.job_id = job_id
+        self.schema = schema
+        self.poll_interval = poll_interval
+        self.cancel_on_kill = cancel_on_kill
+        self.password_required = password_required
+        self.deadline = deadline
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return class path and arguments: ids and numbers, nothing secret."""
+        return (
+            "airflow_dblink.triggers.job.DblinkJobTrigger",
+            {
+                "conn_id": self.conn_id,
+                "job_id": self.job_id,
+                "schema": self.schema,
+                "poll_interval": self.poll_interval,
+                "cancel_on_kill": self.cancel_on_kill,
+                "password_required": self.password_required,
+                "deadline": self.deadline,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield the event once the job has ended."""
+        yield TriggerEvent({"job_id": self.job_id, **await self._end()})
+
+    async def _end(self) -> dict[str, Any]:
+        get_target = self._hook().atarget
+        key = (self.conn_id, self.schema, self.password_required)
+        watcher = Watcher.shared(key, lambda: Watcher(get_target, self.schema, _NAME))
+        left = None if self.deadline is None else self.deadline - time.time()
+        try:
+            async with asyncio.timeout(left):
+                job = await watcher.wait(UUID(self.job_id), self.poll_interval)
+        except TimeoutError:
+            try:
+                await self._cancel()
+            except DblinkError as error:  # the worker tries again
+                self.log.warning("Cancelling job %s failed: %s", self.job_id, error)
+            return {"state": "timeout"}
+        except DblinkError as error:
+            return {"state": "error", "message": str(error)}
+        return {"state": job.state if job else "missing"}
+
+    async def on_kill(self) -> None:
+        """Cancel the job, unless the task is still waiting for it elsewhere."""
+        if not self.cancel_on_kill:
+            return
+        # A triggerer that was cut off for a while is told the same when another one has taken over.
+        state = await self._task_state()
+        if state == "deferred":
+            self.log.info("The task still waits for job %s: not cancelled.", self.job_id)
+            return
+        await self._cancel()
+
+    async def _task_state(self) -> str | None:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        ti = self.task_instance
+        if ti is None:
+            return None
+        # Airflow's types say map_index may be missing; get_task_states wants none for an unmapped task.
+        map_index = ti.map_index if ti.map_index is not None and ti.map_index >= 0 else None
+        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=map_index
+        )
+        return next((state for run in states.values() for state in run.values()), None)
+
+    async def _cancel(self) -> None:
+        target = await self._hook().atarget()
+        job = await acancel(target, _NAME, self.schema, UUID(self.job_id))
+        self.log.info(
+            "Cancelled job %s on %s: %s", self.job_id, self.conn_id, job.state if job else "missing"
+        )
+
+    def _hook(self) -> DblinkHook:
+        return DblinkHook(dblink_conn_id=self.conn_id, password_required=self.password_required)
