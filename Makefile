@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo ui test test-postgres fuzz check format bench clean
+.PHONY: demo ui test test-postgres fuzz soak check format bench clean
 
 # Installed anew only when what it is made from has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ test-postgres: $(VENV)/.installed  ## the tests that need a server, on the Postg
 # Until a difference is found, or for make fuzz MINUTES=10.
 fuzz: $(VENV)/.installed  ## the builders beside the extension's, on random tables
 	$(BIN)/python -m tests.differential $(if $(MINUTES),--minutes $(MINUTES))
+
+soak: $(VENV)/.installed  ## remote jobs under randomized kills on real Airflow: make soak ROUNDS=100
+	$(BIN)/python -m tests.soak --rounds $(or $(ROUNDS),100)
 
 check: $(VENV)/.installed  ## lint, format and types
 	$(BIN)/ruff check .

@@ -52,6 +52,7 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "PostgreSQL dblink", "python-modules": ["airflow_dblink.triggers.job"]}
         ],
         "extra-links": ["airflow_dblink.links.job.DblinkJobLink"],
+        "cli": ["airflow_dblink.cli.get_commands"],
     }
 
 

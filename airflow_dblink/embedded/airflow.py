@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from typing import Any, Self, TypeVar
 import httpx
 import psutil
 
+from airflow_dblink.embedded.settings import MAX_TASKS, SETTINGS
+
 T = TypeVar("T")
 
 START_TIMEOUT_S = 120  # a slow CI machine; 9 s on two cores
@@ -43,7 +46,8 @@ class Airflow:
     :param connections: Airflow connection URI or JSON by connection id. They exist only in the
         environment of the processes, never on disk.
     :param env: more environment variables, ``AIRFLOW__SECTION__KEY`` for settings; they win over ours.
-    :param triggerer: start a triggerer too; without it deferred tasks wait for ever.
+    :param triggerers: how many; without one deferred tasks wait for ever. Two need *database*.
+    :param database: SQLAlchemy URL of an empty PostgreSQL database for Airflow itself, instead of SQLite.
     :param parallelism: tasks that can run at once, each in a forked worker.
     :param ui: ask for a login (:attr:`username`, :attr:`password`) instead of letting everyone in.
     """
@@ -56,12 +60,13 @@ class Airflow:
         connections: Mapping[str, str],
         *,
         env: Mapping[str, str] | None = None,
-        triggerer: bool = False,
+        triggerers: int = 0,
+        database: str | None = None,
         parallelism: int = 8,
         ui: bool = False,
     ) -> None:
         self.dags_folder, self.connections, self.env = dags_folder, connections, env or {}
-        self.triggerer, self.parallelism = triggerer, parallelism
+        self.triggerers, self.database, self.parallelism = triggerers, database, parallelism
         self.password = secrets.token_urlsafe(12) if ui else None
         self.home, self.url = Path(), ""
         self._environ: dict[str, str] = {}
@@ -92,7 +97,7 @@ class Airflow:
         self.url = f"http://127.0.0.1:{port}"
         self._environ = self._environment(port)
         self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=30)  # no proxy for loopback
-        components = ["api-server", "scheduler", "dag-processor", *["triggerer"] * self.triggerer]
+        components = ["api-server", "scheduler", "dag-processor", *self._triggerer_names()]
         (self.home / "airflow.cfg").touch(mode=0o600)  # or every process would write one with random keys
         keeper = Path(__file__).with_name("keeper.py")
         self._keeper = subprocess.Popen(
@@ -165,7 +170,7 @@ class Airflow:
         :raises httpx.HTTPStatusError: if there is no such run.
         """
         answer = self._api(
-            "GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": _MAX_TASKS}
+            "GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": MAX_TASKS}
         )
         found: list[dict[str, Any]] = answer["task_instances"]
         return found
@@ -263,6 +268,47 @@ class Airflow:
         """
         return psutil.Process(self.task_pid(dag_id, run_id, task_id, map_index)).ppid()
 
+    def kill_component(self, name: str, signum: signal.Signals = signal.SIGKILL) -> None:
+        """End a component and wait until it is gone; it stays down until :meth:`start_component`.
+
+        SIGKILL goes to all processes of a triggerer or api-server, but only to the scheduler itself: its
+        workers are other machines in a larger installation.
+
+        :param name: ``scheduler``, ``dag-processor``, ``api-server``; ``triggerer.1`` and so on.
+        :raises TimeoutError: if it isn't gone within 30 s.
+        """
+        family = self.component_processes(name)
+        if signum != signal.SIGKILL or name == "scheduler":
+            family = family[:1]
+        (self.home / "components" / f"{name}.down").touch()
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(signum)
+        _, alive = psutil.wait_procs(family, timeout=30)
+        if alive:
+            raise TimeoutError(f"{name} is still there after {signum.name}")
+
+    def component_processes(self, name: str) -> list[psutil.Process]:
+        """Return a component's process, and those that it has started.
+
+        :raises psutil.NoSuchProcess: if it isn't running.
+        """
+        process = psutil.Process(int((self.home / "components" / f"{name}.pid").read_text()))
+        return [process, *process.children(recursive=True)]
+
+    def start_component(self, name: str) -> None:
+        """Start a component that :meth:`kill_component` has ended; returns at once."""
+        pid = (self.home / "components" / f"{name}.pid").read_text()
+        (self.home / "components" / f"{name}.down").unlink()
+
+        def started() -> bool | None:
+            return (self.home / "components" / f"{name}.pid").read_text() not in ("", pid) or None
+
+        self._until(f"{name} is started", started, 10)
+
+    def _triggerer_names(self) -> list[str]:
+        return [f"triggerer.{n}" for n in range(1, self.triggerers + 1)]
+
     def _api(self, method: str, path: str, **kwargs: Any) -> Any:
         response = self._http.request(method, f"/api/v2{path}", **kwargs)
         try:
@@ -293,7 +339,7 @@ class Airflow:
     def _healthy(self) -> bool | None:
         with suppress(httpx.TransportError, httpx.HTTPStatusError):
             health = self._api("GET", "/monitor/health")
-            parts = ["metadatabase", "scheduler", "dag_processor", *["triggerer"] * self.triggerer]
+            parts = ["metadatabase", "scheduler", "dag_processor", *["triggerer"] * bool(self.triggerers)]
             return all(health[part]["status"] == "healthy" for part in parts) or None
         return None
 
@@ -332,45 +378,14 @@ class Airflow:
             "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
             # How long a writer waits for another one before "database is locked": 5 s is the default.
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home}/airflow.db?timeout=30",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database
+            or f"sqlite:///{self.home}/airflow.db?timeout=30",
             "PYTHONPATH": os.pathsep.join(filter(None, [package_root, mine.get("PYTHONPATH")])),
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         }
-        return mine | _SETTINGS | settings | connections | dict(self.env)
+        return mine | SETTINGS | settings | connections | dict(self.env)
 
-
-_MAX_TASKS = 10_000  # of one run, mapped ones counted each
-
-_SETTINGS = {
-    "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-    "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
-    "AIRFLOW__API__HOST": "127.0.0.1",
-    "AIRFLOW__API__MAXIMUM_PAGE_LIMIT": str(_MAX_TASKS),
-    "AIRFLOW__DATABASE__CHECK_MIGRATIONS": "False",  # the api-server starts while the database is made
-    # Nothing that reaches out: no usage data, no look-up of this machine's name.
-    "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
-    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-    "SCARF_ANALYTICS": "false",
-    "DO_NOT_TRACK": "1",
-    # Airflow's defaults suit large installations; these suit someone who is waiting.
-    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "2",
-    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
-    "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
-    "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
-    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
-    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a task marked failed is killed at the next one
-    # A killed task is retried only when its children have closed its stdout too, or after this time.
-    "AIRFLOW__WORKERS__SOCKET_CLEANUP_TIMEOUT": "5",
-}
 
 # Of a log event: what comes first in the line, and what every event of one task repeats.
 _NO_DETAILS = {"timestamp", "level", "event", "logger", "filename", "lineno"} | {

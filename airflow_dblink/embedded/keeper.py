@@ -23,6 +23,7 @@ import psutil
 
 _STOP_GRACE_S = 5
 _POLL_S = 0.2
+_WAIT_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 _OPTIONS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs"]}  # they take fixed ports
 
@@ -30,7 +31,9 @@ _OPTIONS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs
 def main(caller: int, home: Path, components: list[str]) -> None:
     """Run *components* until SIGTERM or the end of the process *caller*, then remove *home*.
 
-    If one of them ends before, its name is written to ``ended`` in *home*, and nothing else happens.
+    Components are commands of ``airflow``, or ``triggerer.1`` and so on where there are several. Their pids
+    are in ``components/NAME.pid``. While there is a file ``components/NAME.down`` one may end, and is started
+    again once that file has gone. If one ends otherwise, its name is written to ``ended``, and that's all.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     if sys.platform == "linux":
@@ -56,23 +59,40 @@ def _run(home: Path, components: list[str], running: dict[str, subprocess.Popen[
     """Add the components to *running*, and return the name of the first one that ends."""
     # The api-server first and without waiting: it imports for longer than the making of the database takes.
     running |= {components[0]: _start(home, components[0]), "db": _start(home, "db", "migrate")}
+    down: set[str] = set()
     while True:
-        pid, status = os.wait()  # also for orphans, which must not stay zombies
+        for name in [name for name in down if not _may_be_down(home, name)]:
+            down.remove(name)
+            running[name] = _start(home, name)
+        pid, status = os.waitpid(-1, os.WNOHANG)  # also for orphans, which must not stay zombies
+        if pid == 0:
+            time.sleep(_WAIT_S)
+            continue
         ended = next((name for name, process in running.items() if process.pid == pid), None)
         if ended == "db" and status == 0:
             running |= {name: _start(home, name) for name in components[1:]}
+        elif ended and _may_be_down(home, ended):
+            del running[ended]
+            down.add(ended)
         elif ended:
             return ended
 
 
+def _may_be_down(home: Path, name: str) -> bool:
+    return (home / "components" / f"{name}.down").exists()
+
+
 def _start(home: Path, name: str, *args: str) -> subprocess.Popen[bytes]:
+    command = name.partition(".")[0]
     with (home / "components" / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "airflow", name, *args, *_OPTIONS.get(name, ())],
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airflow", command, *args, *_OPTIONS.get(command, ())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+    (home / "components" / f"{name}.pid").write_text(f"{process.pid}")
+    return process
 
 
 def _wait_for_exit(home: Path, ended: str) -> NoReturn:

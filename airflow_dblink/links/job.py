@@ -26,8 +26,13 @@ class DblinkJobLink(BaseOperatorLink):
 
 
 def job_url(dag_id: str, handle: JobHandle) -> str:
-    """Return the address of a job's page, under Airflow's own."""
-    base = conf.get("api", "base_url", fallback="/").rstrip("/")
+    """Return the address of a job's page, under Airflow's own (``[api] base_url``, its path included)."""
+    base = conf.get("api", "base_url", fallback="") or ""
+    return f"{base.rstrip('/')}/{job_path(dag_id, handle)}"
+
+
+def job_path(dag_id: str, handle: JobHandle) -> str:
+    """Return the part of that address which is ours."""
     path = "/".join(quote(part, safe="") for part in (dag_id, handle.conn_id, handle.job_id))
     query = "" if handle.schema == SCHEMA else f"?schema={quote(handle.schema, safe='')}"
-    return f"{base}/dblink/jobs/{path}{query}"
+    return f"dblink/jobs/{path}{query}"

@@ -269,7 +269,10 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             with suppress(DblinkError), self._hook(self.conn_id) as hook:
-                self._cancel(hook, hook.submission(self.conn_id))
+                submission = hook.submission(self.conn_id)
+                if submission.job_id is not None:  # for the link
+                    self.job_handle = JobHandle(self.conn_id, str(submission.job_id), submission.schema)
+                self._cancel(hook, submission)
             raise
 
     def _ended(self, context: Context, hook: DblinkHook, submission: Submission, job: Job) -> Any:

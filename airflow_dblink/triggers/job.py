@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,18 @@ from airflow_dblink.core.jobs.watch import Watcher, acancel
 from airflow_dblink.hooks.dblink import DblinkHook
 
 _NAME = "airflow-dblink triggerer"
+
+# Of this process.
+_warmed_up: list[bool] = []
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def _kept(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Return the running task of *work*; the event loop alone would not keep it."""
+    task = asyncio.create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    return task
 
 
 class DblinkJobTrigger(BaseTrigger):
@@ -83,6 +96,7 @@ class DblinkJobTrigger(BaseTrigger):
         get_target = self._hook().atarget
         key = (self.conn_id, self.schema, self.password_required)
         watcher = Watcher.shared(key, lambda: Watcher(get_target, self.schema, _NAME))
+        _kept(self._warm_up())
         left = None if self.deadline is None else self.deadline - time.time()
         try:
             async with asyncio.timeout(left):
@@ -99,14 +113,26 @@ class DblinkJobTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Cancel the job, unless the task is still waiting for it elsewhere."""
-        if not self.cancel_on_kill:
-            return
+        if self.cancel_on_kill:
+            # Airflow repeats the kill every second, which cancels what awaits here: not the task itself.
+            await asyncio.shield(_kept(self._kill()))
+
+    async def _kill(self) -> None:
         # A triggerer that was cut off for a while is told the same when another one has taken over.
-        state = await self._task_state()
+        try:
+            state = await self._task_state()
+        except Exception as error:  # noqa: BLE001 - whatever keeps the answer away: a restart never cancels
+            self.log.warning(
+                "No answer whether the task still waits: job %s goes on (%s).", self.job_id, error
+            )
+            return
         if state == "deferred":
             self.log.info("The task still waits for job %s: not cancelled.", self.job_id)
             return
-        await self._cancel()
+        try:
+            await self._cancel()
+        except DblinkError as error:
+            self.log.warning("Cancelling job %s failed: %s", self.job_id, error)
 
     async def _task_state(self) -> str | None:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -114,12 +140,18 @@ class DblinkJobTrigger(BaseTrigger):
         ti = self.task_instance
         if ti is None:
             return None
-        # Airflow's types say map_index may be missing; get_task_states wants none for an unmapped task.
         map_index = ti.map_index if ti.map_index is not None and ti.map_index >= 0 else None
         states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
             dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=map_index
         )
         return next((state for run in states.values() for state in run.values()), None)
+
+    async def _warm_up(self) -> None:
+        """Ask once for a task's state: the first answer in a triggerer takes seconds, and a kill has few."""
+        if not _warmed_up:
+            _warmed_up.append(True)
+            with suppress(Exception):  # only a rehearsal
+                await self._task_state()
 
     async def _cancel(self) -> None:
         target = await self._hook().atarget()

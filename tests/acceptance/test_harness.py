@@ -141,7 +141,7 @@ def test_the_command_line_sees_the_same_airflow(airflow: Airflow) -> None:
 
 def test_stop_leaves_no_process_and_no_file(dags: Path) -> None:
     before = _descendants(os.getpid())
-    with Airflow(dags, {}, triggerer=True, ui=True) as airflow:
+    with Airflow(dags, {}, triggerers=1, ui=True) as airflow:
         run = airflow.trigger("sleep")
         airflow.task_pid("sleep", run, "sleep")
         _until(lambda: "sleeping" in airflow.log("sleep", run, "sleep"))

@@ -111,8 +111,10 @@ def install_script(schema: str, roles: Sequence[str] = (), *, results: bool = Fa
         "schema": sql.Identifier(schema),
         "schema_name": sql.Literal(schema),
         "comment": sql.Literal(_COMMENT.format(VERSION)),
+        "version": sql.Literal(VERSION),
     }
-    texts = [sql.SQL(named["install"].decode()).format(**parts)]
+    texts: list[sql.Composable] = [sql.SQL(named["install"].decode()).format(**parts)]
     for role in roles:
         texts += [sql.SQL(named[name].decode()).format(role=sql.Identifier(role), **parts) for name in names]
+    texts = [sql.SQL("BEGIN"), *texts, sql.SQL("COMMIT")]
     return sql.SQL(";\n\n").join(texts).as_string() + ";\n"

@@ -187,10 +187,10 @@ class Submission:
                 statement_timeout = draft.statement_timeout
                 self._insert(jobs, draft, job_id, earlier.id if earlier else None)
             started = call(connection, self.conn_id, self.schema, job_id, statement_timeout)
+            self._note({**self._state, "sent": True})
         except BaseException:
             connection.close()
             raise
-        self._note({**self._state, "sent": True})
         return Sent(job_id, None, started)
 
     def finish(self) -> None:
@@ -267,12 +267,16 @@ def call(
 ) -> Call:
     """Call the procedure that runs a job, and return when the job is seen running.
 
-    :param connection: becomes the call's own.
+    :param connection: becomes the call's own; closed where that fails.
     :param statement_timeout: the job's; as PostgreSQL takes it.
     :raises TransientError: if the connection is lost, or nothing is seen within 30 s; look at the job.
     """
-    if statement_timeout is not None:
-        connection.execute(set_config([("statement_timeout", statement_timeout)], local=False))
-    started = Call(connection, conn_id, schema, job_id)
-    started.wait_until_claimed()
+    try:
+        if statement_timeout is not None:
+            connection.execute(set_config([("statement_timeout", statement_timeout)], local=False))
+        started = Call(connection, conn_id, schema, job_id)
+        started.wait_until_claimed()
+    except BaseException:
+        connection.close()
+        raise
     return started

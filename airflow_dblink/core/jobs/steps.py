@@ -34,8 +34,12 @@ _CANCEL_GRACE_S = 1.5  # then the session is terminated; a kill has 5 s in all
 _TERMINATE_GRACE_S = 1.5
 _POLL_S = 0.05
 
-# A role's search_path may lead to somebody's own "=": nothing of ours is looked up there.
-_SAFE_PATH = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
+# A role's default isolation level may be stricter: two who change one row would then be an error.
+# Its search_path may lead to somebody's own "=": nothing of ours is looked up there.
+_FIRST = (
+    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\n"
+    "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,12 @@ class Step:
     def message(self, schema: str) -> sql.Composed:
         """Return the message's text, for a cursor that binds on the client's side."""
         named = statements("jobs.sql")
-        parts = {"schema": sql.Identifier(schema), **self.parts}
+        # Read for placeholders like the rest of the message.
+        parts = {"schema": sql.Identifier(schema.replace("%", "%%")), **self.parts}
         for fragment in ("columns", "its_session"):
             parts[fragment] = sql.SQL(named[fragment].decode())
         texts = [sql.SQL(named[name].decode()).format(**parts) for name in self.names]
-        return sql.SQL(";\n").join([sql.SQL(_SAFE_PATH), *texts])
+        return sql.SQL(";\n").join([sql.SQL(_FIRST), *texts])
 
 
 @dataclass(frozen=True)

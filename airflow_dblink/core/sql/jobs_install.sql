@@ -1,12 +1,21 @@
 -- name: install
 -- What remote jobs need in a database: a schema, one table, one procedure. Run again, it
 -- upgrades what is there and keeps all jobs; the version is in the schema's comment.
-BEGIN;
 SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = '10s';
 SET LOCAL search_path = pg_catalog, pg_temp;
 -- Two tasks may find nothing here at the same moment.
 SELECT pg_catalog.pg_advisory_xact_lock(7081424351162117427);
+
+-- An older client must not turn back what a newer one has installed.
+DO $newer$
+BEGIN
+    IF (SELECT substring(obj_description(n.oid, 'pg_namespace') FROM '^airflow-dblink jobs, version (\d+)$')::int
+          FROM pg_namespace AS n WHERE n.nspname = {schema_name}) > {version} THEN
+        RAISE EXCEPTION 'a newer version of this schema is installed' USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+END
+$newer$;
 
 CREATE SCHEMA IF NOT EXISTS {schema};
 
@@ -62,17 +71,17 @@ CREATE POLICY owner_only ON {schema}.job USING (owner = CURRENT_USER) WITH CHECK
 -- stays behind in the session of a pooler.
 CREATE OR REPLACE PROCEDURE {schema}.run(job_id uuid) LANGUAGE plpgsql AS $run$
 DECLARE
-    own_role text;
-    job record;
-    to_run text;
-    discarded refcursor := 'airflow_dblink_discarded';
-    rows bigint;
-    failed boolean := false;
-    error_sqlstate text;
-    error_message text;
-    error_detail text;
-    error_hint text;
-    error_context text;
+    own_role pg_catalog.text;
+    job pg_catalog.record;
+    to_run pg_catalog.text;
+    discarded pg_catalog.refcursor := 'airflow_dblink_discarded';
+    rows pg_catalog.int8;
+    failed pg_catalog.bool := false;
+    error_sqlstate pg_catalog.text;
+    error_message pg_catalog.text;
+    error_detail pg_catalog.text;
+    error_hint pg_catalog.text;
+    error_context pg_catalog.text;
 BEGIN
     COMMIT;
     -- A role's default may be stricter, and see no cancellation that came meanwhile.
@@ -146,7 +155,8 @@ BEGIN
                 pg_catalog.set_config('client_connection_check_interval', '0', true),
                 pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
         UPDATE {schema}.job AS j
-           SET state = CASE WHEN error_sqlstate = '57014' AND j.cancel_requested_at IS NOT NULL
+           -- 40001: its isolation level lets it not end after its row was marked.
+           SET state = CASE WHEN error_sqlstate IN ('57014', '40001') AND j.cancel_requested_at IS NOT NULL
                             THEN 'cancelled' ELSE 'failed' END,
                ended_at = clock_timestamp(),
                bound_statement = NULL,
@@ -173,7 +183,6 @@ $run$;
 REVOKE ALL ON PROCEDURE {schema}.run(uuid) FROM PUBLIC;
 COMMENT ON SCHEMA {schema} IS {comment};
 COMMENT ON TABLE {schema}.job IS 'Remote jobs of Airflow tasks (airflow-dblink). Rows of ended jobs may be deleted.';
-COMMIT;
 
 -- name: grant
 -- For each role that sends jobs and does not own the schema.

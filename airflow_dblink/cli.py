@@ -1,0 +1,178 @@
+"""What ``airflow dblink`` can do, as Airflow's parser wants it told.
+
+Every ``airflow`` command imports this module, whichever it is; so it imports nothing but what the parser
+itself needs. What the commands do is in :mod:`airflow_dblink.cli_commands`, imported when one is called.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from typing import Any
+
+from airflow.cli.cli_config import (
+    ARG_OUTPUT,
+    ARG_VERBOSE,
+    ARG_YES,
+    ActionCommand,
+    Arg,
+    CLICommand,
+    GroupCommand,
+    lazy_load_command,
+    positive_int,
+)
+
+#: As the core has them, which is not imported here.
+STATES = ("sent", "running", "succeeded", "failed", "cancelled", "lost")
+
+_NAME_BYTES = 63  # PostgreSQL cuts a longer name, and would then grant to another role
+_MOST_DAYS = 36_500.0
+
+
+def _name(text: str) -> str:
+    """Return *text* if it can be a role's or schema's name.
+
+    :raises ArgumentTypeError: if it can't.
+    """
+    if 0 < len(text.encode()) <= _NAME_BYTES:
+        return text
+    raise ArgumentTypeError(f"a name has 1 to {_NAME_BYTES} bytes, got {text!r}")
+
+
+def _days(text: str) -> float:
+    """Return *text* as a number of days.
+
+    :raises ArgumentTypeError: if it is none, or can't be reckoned with.
+    """
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1
+    if not 0 <= days <= _MOST_DAYS:  # NaN isn't, either
+        raise ArgumentTypeError(f"must be a number of days from 0 to {_MOST_DAYS:.0f}, got {text!r}")
+    return days
+
+
+def _argument(*flags: str, **options: Any) -> Arg:
+    """Return an argument with these *options* of ``argparse``."""
+    return Arg(flags, **options)  # type: ignore[no-untyped-call] # Airflow's
+
+
+_CONN_ID = _argument("conn_id", metavar="CONN_ID", type=str, help="Airflow connection of the database")
+_CONN_ID_OPTIONAL = _argument(
+    "conn_id",
+    metavar="CONN_ID",
+    type=str,
+    nargs="?",
+    help="Airflow connection that jobs are sent over: role and schema are its login and its job_schema",
+)
+_JOB_ID = _argument("job_id", metavar="JOB_ID", type=str, help="Id of the job, a UUID")
+_ROLE = _argument(
+    "--role",
+    metavar="ROLE",
+    type=_name,
+    action="append",
+    help="Role that gets the right to send jobs; may be given more than once",
+)
+_RESULTS = _argument(
+    "--results",
+    action="store_true",
+    help="Let the roles keep the results of jobs, too: CREATE on the schema",
+)
+_SCHEMA = _argument(
+    "--schema",
+    metavar="NAME",
+    type=_name,
+    help="Schema of the job table (default: the connection's job_schema, or airflow_dblink)",
+)
+_DROP = _argument("--drop", action="store_true", help="Print the SQL that removes it all instead")
+_STATE = _argument(
+    "--state",
+    metavar="STATE",
+    type=str,
+    choices=STATES,
+    action="append",
+    help=f"Only jobs in that state ({', '.join(STATES)}); may be given more than once",
+)
+_DAG_ID = _argument(
+    "-d", "--dag-id", metavar="DAG_ID", type=str, help="Only jobs that a task of this Dag sent"
+)
+_LIMIT = _argument(
+    "--limit",
+    metavar="N",
+    type=positive_int(allow_zero=False),  # type: ignore[no-untyped-call] # Airflow's
+    default=100,
+    help="Not more than so many jobs, the newest (default: 100)",
+)
+_STATEMENT = _argument(
+    "--statement",
+    action="store_true",
+    help="Show the statement, too, as it was written: without its parameters' values",
+)
+_OLDER_THAN = _argument(
+    "--older-than",
+    metavar="DAYS",
+    type=_days,
+    default=30.0,
+    help="Jobs that ended more than so many days ago, which may be a fraction (default: 30)",
+)
+
+
+def _command(name: str, text: str, *args: Arg, more: str | None = None) -> ActionCommand:
+    """Return a command whose function has the name of the command.
+
+    :param more: said by the command's own help, after *text*.
+    """
+    return ActionCommand(
+        name=name,
+        help=text,
+        description=f"{text}. {more}" if more else f"{text}.",
+        func=lazy_load_command(f"airflow_dblink.cli_commands.{name.replace('-', '_')}"),
+        args=(*args, ARG_VERBOSE),
+    )
+
+
+def get_commands() -> list[CLICommand]:
+    """Return the group ``dblink``; named in the provider's metadata."""
+    return [
+        GroupCommand(
+            name="dblink",
+            help="Manage remote jobs in PostgreSQL databases",
+            description="Install what remote jobs need in a PostgreSQL database, and look after the jobs.",
+            subcommands=(
+                _command(
+                    "sql",
+                    "Print the SQL that installs what remote jobs need, for a DBA to run",
+                    *(_CONN_ID_OPTIONAL, _ROLE, _RESULTS, _SCHEMA, _DROP),
+                    more="It may be run again, and then upgrades. Nothing is connected to.",
+                ),
+                _command(
+                    "install",
+                    "Install what remote jobs need in a database, or upgrade it",
+                    *(_CONN_ID, _ROLE, _RESULTS),
+                    more="Where the connection's role may not, a DBA can: see airflow dblink sql.",
+                ),
+                _command(
+                    "list-jobs",
+                    "List the newest remote jobs of a database",
+                    *(_CONN_ID, _STATE, _DAG_ID, _LIMIT, ARG_OUTPUT),
+                    more="Jobs are seen by the role that sent them, and by superusers.",
+                ),
+                _command(
+                    "show-job",
+                    "Show all that is known of a remote job",
+                    *(_CONN_ID, _JOB_ID, _STATEMENT, ARG_OUTPUT),
+                ),
+                _command(
+                    "cancel-job",
+                    "Cancel a remote job and wait some seconds for its end",
+                    *(_CONN_ID, _JOB_ID),
+                    more="One that has ended stays as it is.",
+                ),
+                _command(
+                    "prune-jobs",
+                    "Delete remote jobs that ended long ago, and the results they kept",
+                    *(_CONN_ID, _OLDER_THAN, ARG_YES),
+                ),
+            ),
+        )
+    ]

@@ -1,0 +1,274 @@
+"""What the commands of ``airflow dblink`` do; :mod:`airflow_dblink.cli` says which there are.
+
+A command that fails says why in one line on stderr, with a hint if there is one, and exits with 1.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+
+from airflow.cli.simple_table import AirflowConsole
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.utils.cli import suppress_logs_and_warning
+from airflow.utils.providers_configuration_loader import providers_configuration_loaded
+from psycopg import sql as pg
+
+from airflow_dblink.core.errors import DblinkError, UsageError, without_credentials
+from airflow_dblink.core.jobs.install import VERSION, install_script
+from airflow_dblink.core.jobs.job import SCHEMA, Job, parse_job_id
+from airflow_dblink.core.jobs.remote import Jobs
+from airflow_dblink.hooks.dblink import DblinkHook
+
+Command = Callable[[Namespace], None]
+
+_LISTED = ("id", "state", "dag_id", "task_id", "run_id", "map_index", "sent_at", "ended_at", "row_count")
+_CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
+
+_DROP = """\
+-- Removes what remote jobs need. Lost with it, for good: the table of all jobs, by which tasks know
+-- what became of theirs, and all results that were kept there, with the views that read them.
+-- A job that still runs is rolled back, and tasks that wait for one fail.
+DROP SCHEMA IF EXISTS {} CASCADE;
+"""
+
+
+def _command(function: Command) -> Command:
+    """Make *function* a command of Airflow's: quiet, and without a traceback for what users get wrong."""
+
+    @suppress_logs_and_warning
+    @providers_configuration_loaded
+    @wraps(function)
+    def run(args: Namespace) -> None:
+        try:
+            with _metadata_database():
+                function(args)
+        except AirflowNotFoundException:
+            raise SystemExit(
+                f"There is no Airflow connection {args.conn_id!r}, or it can't be read."
+                "\nHINT:  airflow connections list shows those of the metadata database"
+            ) from None
+        except DblinkError as error:
+            raise SystemExit(_explained(error)) from None
+
+    return run
+
+
+@contextmanager
+def _metadata_database() -> Iterator[None]:
+    """Have Airflow look for connections in its metadata database, too.
+
+    It does so in its servers only; ``airflow connections test`` passes for one in the same way.
+    """
+    before = os.environ.get(_CONTEXT)
+    os.environ[_CONTEXT] = "server"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CONTEXT]
+        else:
+            os.environ[_CONTEXT] = before
+
+
+def _explained(error: DblinkError) -> str:
+    """Return the error as one line, with its hint as another; what we did there is left out."""
+    kind = type(error)
+    line = str(kind(error.message, error.connname, error.sqlstate, error.detail))
+    line = " ".join(line.replace("\nDETAIL:  ", ": ").split())
+    return f"{line}\nHINT:  {without_credentials(error.hint)}" if error.hint else line
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201 - it is what the command was called for
+
+
+@contextmanager
+def _jobs(conn_id: str) -> Iterator[Jobs]:
+    """Connect for one command.
+
+    :raises AirflowNotFoundException: if there is no such connection.
+    :raises UsageError: if a field of it is wrong.
+    :raises RemoteError: if the server can't be reached, or refuses.
+    """
+    hook = DblinkHook(dblink_conn_id=conn_id)
+    schema = hook.target(conn_id).job_schema
+    with closing(hook.open_direct(conn_id)) as connection:
+        yield Jobs(connection, conn_id, schema)
+
+
+@contextmanager
+def _installed_jobs(conn_id: str) -> Iterator[Jobs]:
+    """Connect as :func:`_jobs` does, where jobs can be sent.
+
+    :raises UsageError: if they can't; says how to change that.
+    """
+    with _jobs(conn_id) as jobs:
+        found = jobs.installation()
+        if not found.is_ready(conn_id):
+            what = "is not installed" if found.version is None else "is of an old version"
+            raise UsageError(
+                f"schema {jobs.schema!r} for jobs {what} in database {found.database!r}",
+                conn_id,
+                hint=f"airflow dblink install {conn_id}",
+            )
+        yield jobs
+
+
+def _show(rows: Sequence[Mapping[str, object]], output: str) -> None:
+    """Print rows in the form that ``--output`` asks for."""
+    nothing = None if output in ("json", "yaml") else ""
+
+    def text(value: object) -> str | None:
+        if value is None:
+            return nothing
+        if isinstance(value, datetime):
+            return value.astimezone(UTC).isoformat(timespec="milliseconds")
+        return str(value)
+
+    # What a server says is no markup: "[/]" would fail, "[b]" would be gone.
+    console = AirflowConsole(markup=False, emoji=False)
+    console.print_as([{name: text(value) for name, value in row.items()} for row in rows], output=output)
+
+
+# -- the commands
+
+
+@_command
+def sql(args: Namespace) -> None:
+    """Print the SQL that installs what jobs need, or removes it; nothing is connected to.
+
+    :raises UsageError: if options don't go together, or a field of the connection is wrong.
+    :raises AirflowNotFoundException: if there is no such connection.
+    """
+    target = None if args.conn_id is None else DblinkHook(dblink_conn_id=args.conn_id).target(args.conn_id)
+    schema = args.schema or (target.job_schema if target else SCHEMA)
+    if args.drop:
+        if args.role or args.results:
+            raise UsageError("--drop goes with neither --role nor --results")
+        _say(pg.SQL(_DROP).format(pg.Identifier(schema)).as_string().rstrip("\n"))
+        return
+    roles = args.role or []
+    if target is not None and not roles:
+        if not target.params.get("user"):
+            raise UsageError("the connection has no login to grant to", args.conn_id, hint="give --role")
+        roles = [target.params["user"]]
+    _demand_role_for_results(roles, results=args.results)
+    _say(install_script(schema, roles, results=args.results).rstrip("\n"))
+
+
+def _demand_role_for_results(roles: Sequence[str], *, results: bool) -> None:
+    """Refuse ``--results`` where it would do nothing.
+
+    :raises UsageError: if nobody gets that right.
+    """
+    if results and not roles:
+        raise UsageError("--results needs a role to grant it to", hint="give --role")
+
+
+@_command
+def install(args: Namespace) -> None:
+    """Install what jobs need, or upgrade it; where that is done already, nothing changes.
+
+    :raises UsageError: if the connection's role can't; says what a DBA has to do.
+    :raises RemoteError: what the server says.
+    """
+    roles = args.role or []
+    _demand_role_for_results(roles, results=args.results)
+    with _jobs(args.conn_id) as jobs:
+        found = jobs.installation()
+        ready = found.is_ready(args.conn_id)
+        is_newer = found.version is not None and found.version > VERSION  # and serves us as it is
+        if not ready or (found.may_upgrade and not is_newer):
+            jobs.install(roles, results=args.results)
+            found = jobs.installation()
+            found.is_ready(args.conn_id)
+        elif roles:
+            why = "is newer than this airflow-dblink" if is_newer else "is not this role's to grant"
+            raise UsageError(f"schema {found.schema!r} {why} (role {found.role!r})", args.conn_id)
+    _say(f"Version {found.version} is there: schema {found.schema!r} in database {found.database!r}.")
+
+
+@_command
+def list_jobs(args: Namespace) -> None:
+    """List the newest jobs.
+
+    :raises UsageError: if the schema isn't there.
+    :raises RemoteError: what the server says.
+    """
+    with _installed_jobs(args.conn_id) as jobs:
+        found = jobs.newest(states=args.state, dag_id=args.dag_id, most=args.limit)
+    _show([{name: getattr(job, name) for name in _LISTED} for job in found], args.output)
+
+
+@_command
+def show_job(args: Namespace) -> None:
+    """Show one job: a row for each of its columns or, as JSON and YAML, all in one.
+
+    :raises UsageError: if there is no such job, or the schema isn't there.
+    :raises RemoteError: what the server says.
+    """
+    job_id = parse_job_id(args.job_id)
+    with _installed_jobs(args.conn_id) as jobs:
+        job = jobs.get(job_id)
+        row = {field.name: getattr(job, field.name) for field in fields(Job)}
+        for name in ("message", "detail", "hint", "context"):
+            row[name] = row[name] and without_credentials(row[name])
+        if args.statement:
+            row["statement"] = jobs.statement(job_id)
+    if args.output in ("json", "yaml"):
+        _show([row], args.output)
+    else:
+        _show([{"property": name, "value": value} for name, value in row.items()], args.output)
+
+
+@_command
+def cancel_job(args: Namespace) -> None:
+    """Cancel one job.
+
+    :raises UsageError: if there is no such job, or the schema isn't there.
+    :raises RemoteError: what the server says.
+    :raises SystemExit: if it still runs after some seconds.
+    """
+    job_id = parse_job_id(args.job_id)
+    with _installed_jobs(args.conn_id) as jobs:
+        job = jobs.cancel(job_id)
+    if not job.has_ended:
+        raise SystemExit(f"Job {job_id} was told to stop, but still is {job.state} (pid {job.pid}).")
+    _say(f"Job {job_id}: {job.state}.")
+
+
+@_command
+def prune_jobs(args: Namespace) -> None:
+    """Delete jobs that ended long ago.
+
+    :raises UsageError: if the schema isn't there.
+    :raises RemoteError: what the server says.
+    :raises SystemExit: if the user doesn't want to.
+    """
+    _demand_consent(
+        f"This will delete all jobs on {args.conn_id!r} that ended more than {args.older_than:g} days ago,"
+        " and the results they kept.",
+        given=args.yes,
+    )
+    with _installed_jobs(args.conn_id) as jobs:
+        deleted = jobs.prune(timedelta(days=args.older_than))
+    _say(f"Deleted {deleted} {'job' if deleted == 1 else 'jobs'}.")
+
+
+def _demand_consent(what: str, *, given: bool) -> None:
+    """Ask whether to go on, unless *given*.
+
+    :raises SystemExit: unless the answer is yes.
+    """
+    try:
+        if given or input(f"{what} Proceed? (y/n)").upper() == "Y":
+            return
+    except EOFError:
+        raise SystemExit("\nNobody is there to answer.\nHINT:  --yes") from None
+    raise SystemExit("Cancelled")

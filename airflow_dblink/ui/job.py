@@ -1,0 +1,207 @@
+"""The page of a remote job: for whoever may read the task logs of the Dag that sent it.
+
+An app of its own, which Airflow mounts: it has neither Airflow's error handlers nor its
+documentation pages. Airflow's middlewares and its own dependencies say who asks.
+
+Whether a job is another Dag's, or its connection, schema or row isn't there, makes no difference
+to the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from contextlib import closing
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlencode
+from uuid import UUID
+
+from airflow.api_fastapi.app import API_ROOT_PATH, get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
+from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.models.connection import Connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+
+from airflow_dblink.core.connection import Check, connect
+from airflow_dblink.core.errors import DblinkError, TransientError, without_credentials
+from airflow_dblink.core.jobs.job import SCHEMA, Job, JobHandle
+from airflow_dblink.core.jobs.remote import Jobs
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.ui.facts import MEANING, facts
+
+log = logging.getLogger(__name__)
+
+app = FastAPI(title="airflow-dblink", docs_url=None, redoc_url=None, openapi_url=None)
+
+_templates = Environment(
+    loader=PackageLoader("airflow_dblink.ui"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+# A thread of the api-server waits meanwhile.
+_CONNECT_S = 5
+_ANSWER_S = 5.0
+
+_MESSAGES = {
+    HTTPStatus.UNAUTHORIZED: ("Log in first", "This page is for users of Airflow."),
+    HTTPStatus.FORBIDDEN: ("Not allowed", "You may not read the task logs of this Dag."),
+    HTTPStatus.NOT_FOUND: (
+        "No such job",
+        "This Dag has no such job there. It may have been pruned, or the connection may be gone.",
+    ),
+}
+
+
+@app.get(
+    "/jobs/{dag_id}/{conn_id:path}/{job_id}",
+    response_class=HTMLResponse,
+    dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.TASK_LOGS))],
+)
+def job_page(dag_id: str, conn_id: str, job_id: UUID, user: GetUserDep, schema: str = SCHEMA) -> HTMLResponse:
+    """Return the page of a job.
+
+    :param dag_id: the Dag that sent it, which the user may read.
+    :param conn_id: Airflow connection of the database that it runs in.
+    :param schema: schema of the job table there; the link leaves out the usual one.
+    """
+    if not conn_id:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    handle = JobHandle(conn_id, str(job_id), schema)
+    try:
+        found = _find(handle, dag_id)
+    except DblinkError as error:
+        log.warning("Looking at job %s: %s", job_id, error)
+        return _not_found_out(conn_id, error, user)
+    if found is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    job, statement = found
+    return _page(
+        "job.html",
+        HTTPStatus.OK,
+        job=job,
+        meaning=MEANING[job.state],
+        facts=facts(job, handle, API_ROOT_PATH),
+        error=job.error(conn_id),
+        statement=without_credentials(statement or ""),
+    )
+
+
+def _find(handle: JobHandle, dag_id: str) -> tuple[Job, str | None] | None:
+    """Return the job and its statement, ``None`` unless that Dag has one there.
+
+    :raises DblinkError: if the server can't be asked, or mustn't be.
+    """
+    if dag_id == "~" or "\0" in handle.schema:  # to Airflow the former is "any Dag", whatever its row says
+        return None
+    try:
+        target = DblinkHook(dblink_conn_id=handle.conn_id).target()
+    except AirflowNotFoundException:
+        return None
+    connection = connect(
+        replace(target, params={**target.params, "connect_timeout": _CONNECT_S}),
+        application_name="airflow dblink job page",
+        check=_limit(handle.conn_id, _ANSWER_S),
+        direct=True,
+    )
+    connection.abort_when_stopped = True
+    with closing(connection):
+        jobs = Jobs(connection, handle.conn_id, handle.schema)
+        installation = jobs.installation()
+        if installation.version is None:
+            return None
+        # The address names the schema: in somebody's own, his triggers would run as our role.
+        installation.is_ready(handle.conn_id)
+        job = jobs.find(handle.uuid)
+        if job is None or job.dag_id != dag_id:
+            return None
+        return job, jobs.statement(job.id)
+
+
+def _limit(conn_id: str, seconds: float) -> Check:
+    """Return what raises when so many seconds are over."""
+    deadline = time.monotonic() + seconds
+
+    def check() -> None:
+        if time.monotonic() > deadline:
+            raise TransientError(f"no answer within {seconds:.0f} s", conn_id)
+
+    return check
+
+
+def _not_found_out(conn_id: str, error: DblinkError, user: BaseUser) -> HTMLResponse:
+    """Return the page for a server that didn't answer, with the reason for those who may read connections.
+
+    It names hosts and roles, and any connection can be asked for.
+    """
+    may_read = get_auth_manager().is_authorized_connection(
+        method="GET",
+        details=ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id)),
+        user=user,
+    )
+    if error.retryable:
+        status, title = HTTPStatus.SERVICE_UNAVAILABLE, "The server doesn't answer"
+    else:
+        status, title = HTTPStatus.BAD_GATEWAY, "The server can't be asked"
+    return _page(
+        "message.html",
+        status,
+        title=title,
+        text=f"Only the database of connection {conn_id!r} knows what became of the job.",
+        reason=str(error) if may_read else "The reason is in the log of Airflow's api-server.",
+        login=None,
+    )
+
+
+@app.exception_handler(HTTPException)
+def refuse(request: Request, error: HTTPException) -> Response:
+    """Return the page that says no, or lead a browser to Airflow's login and back."""
+    status = HTTPStatus(error.status_code)
+    login = f"{API_ROOT_PATH}api/v2/auth/login?{urlencode({'next': _own_path(request)})}"
+    asks_anonymously = status == HTTPStatus.UNAUTHORIZED and "authorization" not in request.headers
+    if asks_anonymously and "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse(login)
+    title, text = _MESSAGES.get(status, (status.phrase, status.description))
+    needs_login = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    return _page(
+        "message.html", status, title=title, text=text, reason=None, login=login if needs_login else None
+    )
+
+
+@app.exception_handler(RequestValidationError)
+def refuse_parameters(request: Request, error: RequestValidationError) -> Response:
+    """Return what a job that isn't there gets: no id is that."""
+    return refuse(request, HTTPException(HTTPStatus.NOT_FOUND))
+
+
+def _own_path(request: Request) -> str:
+    """Return where the browser is, as its address bar has it below the host."""
+    below = request.scope["path"].removeprefix(request.scope.get("app_root_path", ""))
+    query = f"?{request.url.query}" if request.url.query else ""
+    return API_ROOT_PATH + quote(below.lstrip("/")) + query
+
+
+def _page(template: str, status: HTTPStatus, **values: Any) -> HTMLResponse:
+    nonce = secrets.token_urlsafe(16)
+    policy = f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'"
+    return HTMLResponse(
+        _templates.get_template(template).render(nonce=nonce, **values),
+        status,
+        {
+            "Content-Security-Policy": f"{policy}; frame-ancestors 'self'",
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "same-origin",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )

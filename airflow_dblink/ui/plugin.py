@@ -1,0 +1,43 @@
+"""DblinkPlugin: mounts the pages at ``/dblink`` of Airflow's api-server.
+
+Found by the entry point ``airflow.plugins``. The section ``plugins`` of a provider's info wouldn't do:
+Airflow reads it only where ``[core] lazy_discover_providers`` is off, and there it reports a plugin that
+is in both as an import error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+from typing import TYPE_CHECKING
+
+from airflow.plugins_manager import AirflowPlugin
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class Pages:
+    """The ASGI app of our pages, imported when first asked for.
+
+    Every task and every ``airflow`` command imports plugins; only the api-server needs what these stand on.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; the first one imports, in a thread."""
+        app = await asyncio.to_thread(_app)
+        await app(scope, receive, send)
+
+
+@cache
+def _app() -> ASGIApp:
+    from airflow_dblink.ui.job import app
+
+    return app
+
+
+class DblinkPlugin(AirflowPlugin):
+    """The page of a remote job; see :mod:`airflow_dblink.ui.job`."""
+
+    name = "dblink"
+    fastapi_apps = [{"app": Pages(), "url_prefix": "/dblink", "name": "dblink"}]  # noqa: RUF012 - as the base

@@ -1,0 +1,283 @@
+"""Jobs whose senders and waiters die at exactly named moments of their first try; the next tries live.
+
+Every effect is a row of ``effect`` on the warehouse. ``effect`` has no key, and a trigger counts, beyond any
+rollback, how often the work was begun (sequence ``runs``).
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from airflow.sdk import DAG, Param, task
+
+from airflow_dblink.core.jobs import send
+from airflow_dblink.operators.execute import DblinkExecOperator
+from airflow_dblink.operators.jobs import (
+    DblinkGetResultOperator,
+    DblinkJobOperator,
+    DblinkSendQueryOperator,
+)
+from airflow_dblink.sensors.job import DblinkJobSensor
+
+EFFECT = "INSERT INTO effect (task) SELECT %(task)s FROM pg_sleep(%(seconds)s)"
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Store:
+    """The task's real state store, with an event before or after its n-th write."""
+
+    def __init__(self, store: Any, when: str, nth: int, event: Callable[[], None]) -> None:
+        self._store, self._when, self._nth, self._event = store, when, nth, event
+        self._writes = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._store.get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        self._writes += 1
+        here = self._writes == self._nth
+        if here and self._when == "before":
+            self._event()
+        self._store.set(key, value)
+        if here and self._when == "after":
+            self._event()
+
+
+class DyingCall(send.Call):
+    """Dies once the row is inserted, or once CALL is on its way."""
+
+    moment = ""
+
+    def __init__(self, *args: Any) -> None:
+        if self.moment == "row_inserted":
+            die()
+        super().__init__(*args)
+
+    def wait_until_claimed(self) -> None:
+        if self.moment == "call_sent":
+            self._connection.pgconn.flush()
+            die()
+        super().wait_until_claimed()
+
+
+class Moment(NamedTuple):
+    """When the first try dies: in which process, at which write or call, or after so many seconds."""
+
+    process: str = "nowhere"
+    write: str = ""
+    nth: int = 1
+    call: str = ""
+    seconds: float | None = None
+
+
+MOMENTS = {
+    "before_id_is_stored": Moment("execute", "before", 1),
+    "after_id_is_stored": Moment("execute", "after", 1),
+    "after_row_is_inserted": Moment("execute", call="row_inserted"),
+    "after_call_is_sent": Moment("execute", call="call_sent"),
+    "when_seen_running": Moment("execute", "before", 2),
+    "while_running": Moment("execute", seconds=1.5),
+    "after_commit": Moment("end", "before", 1),
+    "after_all": Moment("end", "after", 1),
+    "never": Moment(),
+}
+
+
+class FirstTryDies:
+    """Mixin: what happens to the first try; ``moment`` is a name in MOMENTS."""
+
+    moment = "never"
+
+    def execute(self, context: Any) -> Any:
+        self._arm(context, "execute")
+        return super().execute(context)  # type: ignore[misc] # a mixin
+
+    def execute_complete(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+        self._arm(context, "end")
+        return super().execute_complete(context, *args, **kwargs)  # type: ignore[misc] # a mixin
+
+    def _arm(self, context: Any, process: str) -> None:
+        moment = MOMENTS[self.moment]
+        nth, where = moment.nth, moment.process
+        if where == "end" and not getattr(self, "deferrable", False):
+            # One process does it all: its third write is the last one's first.
+            nth, where = 3, "execute"
+        if context["ti"].try_number != 1 or where != process:
+            return
+        if moment.write:
+            context["task_state_store"] = Store(context["task_state_store"], moment.write, nth, die)
+        elif moment.seconds is not None:
+            threading.Timer(moment.seconds, die).start()
+        elif moment.call:
+            DyingCall.moment = moment.call
+            vars(send)["Call"] = DyingCall  # in this process alone
+
+
+class Job(FirstTryDies, DblinkJobOperator):
+    template_fields = (*DblinkJobOperator.template_fields, "moment")
+
+    def __init__(self, *, moment: str = "never", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.moment = moment
+
+
+class Send(FirstTryDies, DblinkSendQueryOperator):
+    template_fields = (*DblinkSendQueryOperator.template_fields, "moment")
+
+    def __init__(self, *, moment: str = "never", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.moment = moment
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "poke": {"mode": "poke", "poke_interval": 1},
+    "reschedule": {"mode": "reschedule", "poke_interval": 1},
+    "deferrable": {"deferrable": True, "poke_interval": 1},
+}
+KILLED: dict[str, dict[str, Any]] = {
+    "waiting": {"deferrable": False},
+    "deferred": {"deferrable": True},
+    "kept": {"deferrable": True, "cancel_on_kill": False},
+}
+
+COMMON: Mapping[str, Any] = {
+    "conn_id": "warehouse_db",
+    "sql": EFFECT,
+    "retries": 3,
+    "retry_delay": timedelta(0),
+    "grace_period": timedelta(seconds=0.2),
+    "poll_interval": 2.0,
+}
+
+with DAG("job_moments", schedule=None):
+    for name in MOMENTS:
+        for deferrable in (False, True):
+            label = f"{'deferred' if deferrable else 'waiting'}_{name}"
+            Job(
+                task_id=label,
+                moment=name,
+                deferrable=deferrable,
+                parameters={"task": label, "seconds": 3},
+                # What is to die while the job runs must not have deferred by then.
+                **{**COMMON, "grace_period": timedelta(seconds=2.5 if name == "while_running" else 0.2)},
+            )
+
+with DAG("send_moments", schedule=None):
+    for name in MOMENTS:
+        if MOMENTS[name].process == "end":
+            continue
+        sent = Send(
+            task_id=f"send_{name}",
+            moment=name,
+            conn_id="warehouse_db",
+            sql=EFFECT,
+            parameters={"task": f"send_{name}", "seconds": 2},
+            retries=2,
+            retry_delay=timedelta(0),
+        )
+        DblinkJobSensor(task_id=f"sense_{name}", handle=sent.output, deferrable=True, poke_interval=2)
+
+# What the soak command and the tests of infrastructure run: tasks come as params.
+with DAG("job_batch", schedule=None, params={"tasks": Param([], type="array")}):
+
+    @task
+    def tasks(**context: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "moment": one["moment"],
+                "deferrable": one["deferrable"],
+                "parameters": {"task": one["name"], "seconds": one["seconds"]},
+            }
+            for one in context["params"]["tasks"]
+        ]
+
+    Job.partial(task_id="job", **COMMON).expand_kwargs(tasks())
+
+SLEEP = "INSERT INTO effect (task) VALUES (%(task)s); SELECT pg_sleep(%(seconds)s)"
+
+with DAG("job_kill", schedule=None, params={"seconds": Param(60, type="number")}):
+    for name, options in KILLED.items():
+        DblinkJobOperator(
+            task_id=name,
+            conn_id="warehouse_db",
+            sql=SLEEP,
+            parameters={"task": name, "seconds": "{{ params.seconds }}"},
+            grace_period=timedelta(0),
+            poll_interval=2.0,
+            **options,
+        )
+
+with DAG("job_deferred", schedule=None, params={"seconds": Param(60, type="number")}):
+    DblinkJobOperator(
+        task_id="deferred",
+        conn_id="warehouse_db",
+        sql=SLEEP,
+        parameters={"task": "deferred", "seconds": "{{ params.seconds }}"},
+        grace_period=timedelta(0),
+        poll_interval=2.0,
+        deferrable=True,
+    )
+
+with DAG("job_timeout", schedule=None):
+    for deferrable in (False, True):
+        DblinkJobOperator(
+            task_id="deferred" if deferrable else "waiting",
+            conn_id="warehouse_db",
+            sql=SLEEP,
+            parameters={"task": "timeout", "seconds": 120},
+            deferrable=deferrable,
+            execution_timeout=timedelta(seconds=4),
+            grace_period=timedelta(0),
+        )
+
+with DAG("job_result", schedule=None):
+    numbers = DblinkSendQueryOperator(
+        task_id="send",
+        conn_id="warehouse_db",
+        sql="SELECT n, 'row ' || n AS label FROM generate_series(1, 2000) AS n ORDER BY n DESC",
+        keep_result=True,
+    )
+    sensed = [
+        DblinkJobSensor(task_id=f"sense_{mode}", handle=numbers.output, **options)
+        for mode, options in MODES.items()
+    ]
+    load = DblinkGetResultOperator(
+        task_id="load",
+        handle="{{ ti.xcom_pull('send') }}",
+        destination_conn_id="source_db",
+        destination_table="numbers",
+        mode="create",
+    )
+    few = DblinkJobOperator(
+        task_id="few",
+        conn_id="warehouse_db",
+        sql="SELECT 1 AS one, NULL::text AS nothing",
+        max_xcom_rows=10,
+        deferrable=True,
+    )
+    adopted = DblinkExecOperator(
+        task_id="exec",
+        conn_id="warehouse_db",
+        sql="INSERT INTO effect (task) VALUES ('exec')",
+        deferrable=True,
+    )
+    sensed >> load
+
+with DAG("job_sensor_fails", schedule=None):
+    failing = DblinkSendQueryOperator(task_id="send", conn_id="warehouse_db", sql="SELECT 1/0")
+    for mode, options in MODES.items():
+        DblinkJobSensor(task_id=f"fail_{mode}", handle=failing.output, retries=2, **options)
+        DblinkJobSensor(task_id=f"soft_{mode}", handle=failing.output, soft_fail=True, **options)
+        DblinkJobSensor(task_id=f"never_{mode}", handle=failing.output, never_fail=True, **options)
+    slow = DblinkSendQueryOperator(task_id="send_slow", conn_id="warehouse_db", sql="SELECT pg_sleep(20)")
+    for mode, options in MODES.items():
+        DblinkJobSensor(task_id=f"timeout_{mode}", handle=slow.output, timeout=3, **options)
+        DblinkJobSensor(
+            task_id=f"soft_timeout_{mode}", handle=slow.output, timeout=3, soft_fail=True, **options
+        )

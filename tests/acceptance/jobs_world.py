@@ -1,0 +1,113 @@
+"""What the acceptance tests of jobs, and the soak command, share: a real Airflow and where jobs run."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from airflow_dblink.embedded.airflow import Airflow
+from airflow_dblink.embedded.server import Server
+
+DAGS = Path(__file__).parent / "job_dags"
+# Seen by the scheduler after at most so long, then the task may be tried again.
+HEARTBEAT_TIMEOUT_S = 8
+SETTINGS = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT_S),
+    # A triggerer that is gone for so long loses its triggers to another one.
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
+}
+
+SCHEMA = """
+DROP TABLE IF EXISTS effect;
+CREATE TABLE effect (task text NOT NULL, at timestamptz DEFAULT clock_timestamp());
+"""
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """A real Airflow, and the servers that it works on.
+
+    :ivar warehouse: where the jobs run, connection ``warehouse_db``.
+    """
+
+    airflow: Airflow
+    source: Server
+    warehouse: Server
+
+    def rows(self, query: str, *params: Any, server: Server | None = None) -> list[Row]:
+        """Return what *query* gives on the warehouse."""
+        conninfo = (server or self.warehouse).conninfo(superuser=True)
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            cursor = connection.execute(query.encode(), params or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def prepare(self) -> None:
+        """Make the table of effects anew, and forget all jobs."""
+        with psycopg.connect(self.warehouse.conninfo(), autocommit=True) as connection:
+            connection.execute(SCHEMA.encode())
+            connection.execute("DROP SCHEMA IF EXISTS airflow_dblink CASCADE")
+
+    def effects(self) -> dict[str, int]:
+        """Return how often each effect is there, by its name."""
+        return dict(Counter(task for (task,) in self.rows("SELECT task FROM effect")))
+
+    def states(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """Return the state of each task, ``id[3]`` for a mapped one."""
+        return {
+            ti["task_id"] if ti["map_index"] < 0 else f"{ti['task_id']}[{ti['map_index']}]": ti["state"]
+            for ti in self.airflow.task_instances(dag_id, run_id)
+        }
+
+    def tries(self, dag_id: str, run_id: str) -> dict[str, int]:
+        """Return how often each task was tried."""
+        return {ti["task_id"]: ti["try_number"] for ti in self.airflow.task_instances(dag_id, run_id)}
+
+    def job_states(self) -> dict[str, int]:
+        """Return how many jobs there are by state."""
+        return dict(Counter(state for (state,) in self.rows("SELECT state FROM airflow_dblink.job")))
+
+    def active(self) -> list[Row]:
+        """Return (query, state) of the sessions that run a job."""
+        return self.rows(
+            "SELECT query, state FROM pg_stat_activity WHERE query LIKE 'CALL %run(%' AND state = 'active'"
+        )
+
+    def wait_until_watched(self, jobs: int) -> None:
+        """Wait until the triggerer watches *jobs* jobs: of others Airflow tells it nothing."""
+        seen = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'airflow-dblink triggerer'"
+        self.wait_until("the triggerer listens", lambda: self.rows(seen), 60)
+        time.sleep(1.0 + 0.1 * jobs)  # triggers are started one after the other
+
+    def wait_until(self, what: str, ready: Any, within_s: float) -> float:
+        """Wait until *ready()* is true; returns the seconds it took."""
+        started = time.monotonic()
+        while not ready():
+            assert time.monotonic() - started < within_s, f"waited {within_s} s until {what}; {self.active()}"
+            time.sleep(0.05)
+        return time.monotonic() - started
+
+    def logs(self, dag_id: str, run_id: str) -> str:
+        """Return the logs of all tries of the tasks that didn't succeed, for a failed test."""
+        return "\n".join(
+            f"--- {ti['task_id']} {ti['map_index']} try {number} ({ti['state']})\n"
+            + self.airflow.log(dag_id, run_id, ti["task_id"], number, ti["map_index"])
+            for ti in self.airflow.task_instances(dag_id, run_id)
+            if ti["state"] not in ("success", "skipped")
+            for number in range(1, ti["try_number"] + 1)
+        )
+
+    def succeed(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, timeout_s: float = 240) -> str:
+        """Run a Dag to its end and return the run's id; says why if it doesn't succeed."""
+        run_id = self.airflow.trigger(dag_id, dict(conf or {}))
+        state = self.airflow.wait(dag_id, run_id, timeout_s=timeout_s)
+        assert state == "success", self.logs(dag_id, run_id)
+        return run_id

@@ -1,0 +1,199 @@
+"""Remote jobs under a real scheduler, LocalExecutor and one triggerer."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_dblink.embedded.airflow import Airflow
+from airflow_dblink.embedded.server import Server
+from tests.acceptance.jobs_world import DAGS, SETTINGS, World
+
+CANCELLED_WITHIN_S = 5.0
+HEARTBEAT_S = 2.0  # until supervisor or triggerer learn what a user did
+
+
+@pytest.fixture(scope="module")
+def world(pair: tuple[Server, Server]) -> Iterator[World]:
+    source, warehouse = pair
+    connections = {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
+    with Airflow(DAGS, connections, env=SETTINGS, triggerers=1, parallelism=24) as airflow:
+        yield World(airflow, source, warehouse)
+
+
+@pytest.fixture(autouse=True)
+def _prepared(world: World) -> None:
+    world.prepare()
+
+
+def test_whatever_dies_and_when_the_effect_is_there_exactly_once(world: World) -> None:
+    run_id = world.succeed("job_moments")
+
+    states = world.states("job_moments", run_id)
+    assert world.effects() == dict.fromkeys(states, 1)
+    tries = world.tries("job_moments", run_id)
+    died = {task for task in states if not task.endswith("never")}
+    assert {task: tries[task] for task in died} == dict.fromkeys(died, 2), "every first try must have died"
+    assert world.active() == []
+    # One job each, but where it was lost with its sender before it began, and sent anew.
+    assert world.job_states()["succeeded"] == len(states)
+
+
+def test_a_sender_that_dies_leaves_one_job(world: World) -> None:
+    run_id = world.succeed("send_moments")
+
+    sent = {task for task in world.states("send_moments", run_id) if task.startswith("send_")}
+    assert world.effects() == dict.fromkeys(sent, 1)
+
+
+def test_send_sense_and_get_the_result(world: World) -> None:
+    world.rows("DROP TABLE IF EXISTS numbers", server=world.source)
+
+    run_id = world.succeed("job_result")
+
+    assert world.rows("SELECT count(*), min(label) FROM numbers", server=world.source) == [(2000, "row 1")]
+    assert world.airflow.xcom("job_result", run_id, "few")["data"] == [[1, None]]
+    assert world.airflow.xcom("job_result", run_id, "exec") == "INSERT 0 1"
+    handle = world.airflow.xcom("job_result", run_id, "send")
+    for mode in ("poke", "reschedule", "deferrable"):
+        seen = world.airflow.xcom("job_result", run_id, f"sense_{mode}")
+        assert seen == {**handle, "command_tag": "SELECT 2000", "row_count": 2000}
+    (told,) = world.rows(
+        "SELECT dag_id, task_id, run_id, map_index, try_number FROM airflow_dblink.job WHERE id = %s",
+        handle["job_id"],
+    )
+    assert told == ("job_result", "send", run_id, -1, 1)
+    link = world.airflow.xcom("job_result", run_id, "send", key="_link_DblinkJobLink")
+    assert link.endswith(f"/dblink/jobs/job_result/warehouse_db/{handle['job_id']}")
+
+
+def test_a_failed_job_fails_its_sensors_in_all_modes(world: World) -> None:
+    run_id = world.airflow.trigger("job_sensor_fails")
+    assert world.airflow.wait("job_sensor_fails", run_id, timeout_s=120) == "failed"
+
+    states = world.states("job_sensor_fails", run_id)
+    expected = {"fail": "failed", "soft": "skipped", "never": "skipped"}
+    expected |= {"timeout": "failed", "soft_timeout": "skipped"}
+    for kind, state in expected.items():
+        for mode in ("poke", "reschedule", "deferrable"):
+            assert states[f"{kind}_{mode}"] == state, f"{kind}_{mode}"
+    tries = world.tries("job_sensor_fails", run_id)
+    for mode in ("poke", "reschedule", "deferrable"):
+        assert tries[f"fail_{mode}"] == 1, "no retry of a sensor can help"
+        log = world.airflow.log("job_sensor_fails", run_id, f"fail_{mode}")
+        assert "division by zero [SQLSTATE 22012]" in log
+        assert "while running job" in log
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_user_who_marks_the_task_cancels_the_job(world: World, state: str) -> None:
+    run_id = _start_killable(world)
+
+    for task in ("waiting", "deferred", "kept"):
+        world.airflow.set_task_state("job_kill", run_id, task, state)
+
+    world.wait_until("two are cancelled", lambda: len(world.active()) == 1, CANCELLED_WITHIN_S + HEARTBEAT_S)
+    world.airflow.wait("job_kill", run_id, timeout_s=30)
+    time.sleep(CANCELLED_WITHIN_S)  # whatever still lives would now have written
+    assert set(world.states("job_kill", run_id).values()) == {state}
+    assert world.job_states() == {"cancelled": 2, "running": 1}, "cancel_on_kill=False lets it go on"
+    assert world.effects() == {}
+
+
+def test_a_user_who_clears_the_task_gets_a_new_job(world: World) -> None:
+    run_id = _start_killable(world)
+
+    for task in ("waiting", "deferred"):
+        world.airflow.clear_task("job_kill", run_id, task)
+
+    def both_anew() -> bool:
+        jobs = world.rows(
+            "SELECT task_id, state, replaces IS NOT NULL FROM airflow_dblink.job WHERE task_id <> 'kept'"
+        )
+        done = {(task, "cancelled", False) for task in ("waiting", "deferred")}
+        return done | {(task, "running", True) for task in ("waiting", "deferred")} == set(jobs)
+
+    world.wait_until("each has a new job", both_anew, 40)
+    world.rows("SELECT pg_terminate_backend(pid) FROM airflow_dblink.job WHERE state = 'running'")
+    assert world.airflow.wait("job_kill", run_id, timeout_s=60) == "failed"
+
+
+def test_execution_timeout_cancels_the_job(world: World) -> None:
+    run_id = world.airflow.trigger("job_timeout")
+    world.wait_until("both run", lambda: len(world.active()) == 2, 60)
+    began = time.monotonic()
+    world.wait_until("none runs", lambda: not world.active(), 4 + CANCELLED_WITHIN_S)
+    assert time.monotonic() - began < 4 + CANCELLED_WITHIN_S
+    assert world.airflow.wait("job_timeout", run_id, timeout_s=60) == "failed"
+    assert set(world.states("job_timeout", run_id).values()) == {"failed"}
+    assert set(world.job_states()) <= {"cancelled", "failed"}
+    assert world.effects() == {}
+    assert "execution_timeout" in world.airflow.log("job_timeout", run_id, "deferred")
+
+
+def test_a_restart_of_any_component_cancels_nothing(world: World) -> None:
+    run_id = world.airflow.trigger("job_kill", {"seconds": 25})
+    world.wait_until("all run", lambda: len(world.active()) == 3, 60)
+    for task in ("deferred", "kept"):
+        world.airflow.wait_for_task("job_kill", run_id, task, {"deferred"}, timeout_s=30)
+
+    world.airflow.kill_component("triggerer.1")
+    world.airflow.start_component("triggerer.1")
+    world.airflow.kill_component("scheduler")
+    world.airflow.start_component("scheduler")
+
+    assert len(world.active()) == 3
+    assert world.airflow.wait("job_kill", run_id, timeout_s=120) in ("success", "failed")
+    states = world.states("job_kill", run_id)
+    assert (states["deferred"], states["kept"]) == ("success", "success")
+    assert world.effects() == {"deferred": 1, "kept": 1, "waiting": 1}
+    assert world.job_states() == {"succeeded": 3}
+
+
+def test_a_triggerer_that_is_told_to_stop_leaves_the_jobs(world: World) -> None:
+    run_id = world.airflow.trigger("job_kill", {"seconds": 15})
+    world.wait_until("all run", lambda: len(world.active()) == 3, 60)
+    world.airflow.wait_for_task("job_kill", run_id, "deferred", {"deferred"}, timeout_s=30)
+    world.airflow.kill_component("triggerer.1", signal.SIGTERM)
+    world.airflow.start_component("triggerer.1")
+
+    assert world.airflow.wait("job_kill", run_id, timeout_s=120) == "success"
+    assert world.job_states() == {"succeeded": 3}
+
+
+def test_a_server_that_crashes_loses_the_jobs_and_a_retry_does_them(world: World) -> None:
+    tasks = [
+        {"name": f"crash_{n}", "moment": "never", "deferrable": bool(n % 2), "seconds": 6} for n in range(4)
+    ]
+    run_id = world.airflow.trigger("job_batch", {"tasks": tasks})
+    world.wait_until("all run", lambda: len(world.active()) == 4, 60)
+
+    world.warehouse.crash()
+    world.warehouse.start()
+
+    assert world.airflow.wait("job_batch", run_id, timeout_s=120) == "success", world.logs(
+        "job_batch", run_id
+    )
+    assert world.effects() == {task["name"]: 1 for task in tasks}
+    assert world.job_states() == {"lost": 4, "succeeded": 4}
+
+
+def test_no_log_and_no_table_of_airflow_holds_a_secret_or_a_row(world: World) -> None:
+    logs = world.airflow.all_logs()
+    assert "succeeded" in logs, "the search must see the task logs"
+    for server in (world.source, world.warehouse):
+        assert server.role_password not in logs
+        assert server.superuser_password not in logs
+    assert "row 1999" not in logs
+
+
+def _start_killable(world: World) -> str:
+    run_id = world.airflow.trigger("job_kill")
+    world.wait_until("all run", lambda: len(world.active()) == 3, 60)
+    for task in ("deferred", "kept"):
+        world.airflow.wait_for_task("job_kill", run_id, task, {"deferred"}, timeout_s=30)
+    world.wait_until_watched(2)
+    return run_id

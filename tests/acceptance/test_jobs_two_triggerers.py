@@ -1,0 +1,89 @@
+"""Remote jobs with two triggerers, and so with Airflow's own database on PostgreSQL; the soak's rounds."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from tests.acceptance.jobs_world import World
+from tests.soak import run_rounds, world
+
+TAKEN_OVER_WITHIN_S = 40.0
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[World]:
+    with world() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _prepared(here: World) -> None:
+    here.prepare()
+
+
+def test_another_triggerer_takes_over_and_the_one_that_was_cut_off_cancels_nothing(here: World) -> None:
+    run_id = here.airflow.trigger("job_deferred", {"seconds": 45})
+    here.wait_until("a triggerer watches", lambda: len(_watchers(here)) == 1, 60)
+    (frozen,) = _watchers(here).values()
+
+    with _stopped(here.airflow.component_processes(frozen)):
+        here.wait_until("the other one watches", lambda: len(_watchers(here)) == 2, TAKEN_OVER_WITHIN_S)
+    time.sleep(6)  # the first one learns that its trigger is gone, as if a user had killed the task
+
+    log = here.airflow.log("job_deferred", run_id, "deferred")
+    assert "The task still waits for job" in log, "the one that was cut off must have been asked to kill"
+    assert len(here.active()) == 1
+    assert here.airflow.wait("job_deferred", run_id, timeout_s=90) == "success"
+    assert here.effects() == {"deferred": 1}
+    assert here.job_states() == {"succeeded": 1}
+
+
+def test_a_killed_triggerers_jobs_end_at_the_other_one(here: World) -> None:
+    run_id = here.airflow.trigger("job_deferred", {"seconds": 15})
+    here.wait_until("a triggerer watches", lambda: len(_watchers(here)) == 1, 60)
+    (name,) = _watchers(here).values()
+
+    here.airflow.kill_component(name)
+    try:
+        assert here.airflow.wait("job_deferred", run_id, timeout_s=120) == "success"
+    finally:
+        here.airflow.start_component(name)
+
+    assert here.effects() == {"deferred": 1}
+    assert here.job_states() == {"succeeded": 1}
+
+
+def test_rounds_of_the_soak(here: World) -> None:
+    assert run_rounds(here, 20, seed=20261124, say=print) == []
+
+
+def _watchers(here: World) -> dict[int, str]:
+    """Return which triggerers listen for the ends of jobs, by the backend that each listens with."""
+    ports = here.rows(
+        "SELECT pid, client_port FROM pg_stat_activity WHERE application_name = 'airflow-dblink triggerer'"
+    )
+    owners = {
+        connection.laddr.port: name
+        for name in ("triggerer.1", "triggerer.2")
+        for process in here.airflow.component_processes(name)
+        for connection in process.net_connections("tcp")
+    }
+    return {pid: owners[port] for pid, port in ports if port in owners}
+
+
+@contextmanager
+def _stopped(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """Stop *processes* for the time of a block, as if their machine had been cut off."""
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
