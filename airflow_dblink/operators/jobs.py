@@ -11,6 +11,7 @@ from airflow.sdk.configuration import conf
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.core.jobs.vocabulary import demand_kept_rows
+from airflow_dblink.core.once import KEY as ONCE_KEY
 from airflow_dblink.core.once import Store
 from airflow_dblink.core.transfer_plan import Mode, Spec
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -295,8 +296,11 @@ class DblinkGetResultOperator(MovingOperator):
         table, conn_id = self.destination_table, self.destination_conn_id
         if table is None or conn_id is None:
             raise UsageError("no destination", handle.conn_id)
-        with hook.result_link(handle) as (link, jobs):
-            query = jobs.result_query(job).as_string(link.connection)
+        query = ""
+        if job.result_table is not None:
+            query = hook.counted_result_query(handle, job)
+        elif not isinstance(context["task_state_store"].get(ONCE_KEY), dict):
+            demand_kept_rows(handle, job)
         spec = Spec(destination_table=table, source_sql=query, mode=self.mode, key=self.key)
         return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)
 

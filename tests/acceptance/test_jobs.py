@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from airflow_dblink.embedded.airflow import Airflow
@@ -151,6 +152,20 @@ def test_a_restart_of_any_component_cancels_nothing(world: World) -> None:
     assert (states["deferred"], states["kept"]) == ("success", "success")
     assert world.effects() == {"deferred": 1, "kept": 1, "waiting": 1}
     assert world.job_states() == {"succeeded": 3}
+
+
+def test_a_worker_that_is_told_to_stop_leaves_the_job_to_the_next_try(world: World) -> None:
+    tasks = [{"name": "stopped", "moment": "never", "deferrable": False, "seconds": 8}]
+    run_id = world.airflow.trigger("job_batch", {"tasks": tasks})
+    world.wait_until("it runs", lambda: len(world.active()) == 1, 60)
+
+    psutil.Process(world.airflow.supervisor_pid("job_batch", run_id, "job", 0)).terminate()
+
+    assert world.airflow.wait("job_batch", run_id, timeout_s=120) == "success"
+    assert "goes on, and the next try takes it over" in world.airflow.log("job_batch", run_id, "job", 1, 0)
+    assert world.tries("job_batch", run_id)["job"] == 2
+    assert world.effects() == {"stopped": 1}
+    assert world.job_states() == {"succeeded": 1}
 
 
 def test_a_triggerer_that_is_told_to_stop_leaves_the_jobs(world: World) -> None:

@@ -36,10 +36,14 @@ def context(store: MemoryStore | None = None, **fields: Any) -> Any:
     return {"ti": TaskInstance(**fields), "task_state_store": store or MemoryStore()}
 
 
-def kill_when_active(operator: BaseOperator, database: Database) -> threading.Thread:
-    """Call ``on_kill`` once a statement of the job role runs in *database*."""
+def kill_when_active(
+    operator: BaseOperator,
+    database: Database,
+    which: str = "(query LIKE '%%pg_sleep%%' OR query LIKE 'FETCH%%')",
+) -> threading.Thread:
+    """Call ``on_kill`` once a statement of the job role that *which* describes runs in *database*."""
     active = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND usename = %s"
-    active += " AND state = 'active' AND (query LIKE '%%pg_sleep%%' OR query LIKE 'FETCH%%')"
+    active += f" AND state = 'active' AND {which}"
 
     def kill() -> None:
         deadline = time.monotonic() + 20

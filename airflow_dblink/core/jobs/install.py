@@ -107,7 +107,11 @@ def install_script(schema: str, roles: Sequence[str] = (), *, results: bool = Fa
     """
     named = statements("jobs_install.sql")
     names = ["grant", "grant_results"] if results else ["grant"]
+    quote = "run"
+    while f"${quote}$" in schema:  # which stands in the procedure's body
+        quote += "_"
     parts: dict[str, sql.Composable] = {
+        "quote": sql.SQL(f"${quote}$"),
         "schema": sql.Identifier(schema),
         "schema_name": sql.Literal(schema),
         "comment": sql.Literal(_COMMENT.format(VERSION)),

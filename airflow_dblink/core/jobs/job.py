@@ -176,7 +176,8 @@ class Job:
                 "the session of the job ended before it could commit: nothing was changed",
                 conn_id,
                 "08006",
-                hint="the server's log says why (a crash, a restart, pg_terminate_backend)",
+                hint="the server's log says why (a crash, a restart, pg_terminate_backend; RAISE INFO"
+                " and VERBOSE have no one to tell, and end the session)",
                 context=line,
             )
         return None

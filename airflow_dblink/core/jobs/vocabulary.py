@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 from hashlib import sha256
 from typing import overload
 
+from psycopg import sql as pgsql
+
 from airflow_dblink.core.connection import Check, LinkConnection
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError
@@ -244,6 +246,19 @@ class JobVocabulary(Vocabulary):
             yield link, Jobs(connection, handle.conn_id, handle.schema)
         finally:
             link.abort()
+
+    def counted_result_query(self, handle: JobHandle, job: Job) -> str:
+        """Return the query of a job's kept rows, after a look whether all are there.
+
+        :raises UsageError: if it kept none, or they were dropped.
+        :raises RemoteError: if somebody has changed them.
+        """
+        demand_kept_rows(handle, job)
+        with self.result_link(handle) as (link, jobs):
+            query = jobs.result_query(job)
+            ((rows,),) = link.query(pgsql.SQL("SELECT pg_catalog.count(*) FROM ({}) AS result").format(query))
+            demand_all_rows(handle, job, rows)
+            return query.as_string(link.connection)
 
     def _kept(self, handle: JobHandle, job: Job, batch_rows: int) -> Iterator[list[Row]]:
         demand_kept_rows(handle, job)

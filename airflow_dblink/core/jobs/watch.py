@@ -106,7 +106,7 @@ class Watcher:
                 async with await self._connection() as connection:
                     async for _ in self._looks(connection):
                         pauses = back_off()
-            except (TransientError, OSError) as error:
+            except (TransientError, psycopg.OperationalError, OSError) as error:
                 log.warning("Waiting for %s jobs: %s", len(self._waiting), error)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._nobody_waits.wait(), next(pauses))

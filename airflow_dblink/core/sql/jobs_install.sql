@@ -69,7 +69,7 @@ CREATE POLICY owner_only ON {schema}.job USING (owner = CURRENT_USER) WITH CHECK
 -- in it, it can be neither SECURITY DEFINER nor have a search_path of its own; so it sets one,
 -- and uses no name and no operator before that. What it sets is local to a transaction: nothing
 -- stays behind in the session of a pooler.
-CREATE OR REPLACE PROCEDURE {schema}.run(job_id uuid) LANGUAGE plpgsql AS $run$
+CREATE OR REPLACE PROCEDURE {schema}.run(job_id uuid) LANGUAGE plpgsql AS {quote}
 DECLARE
     own_role pg_catalog.text;
     job pg_catalog.record;
@@ -89,14 +89,15 @@ BEGIN
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     own_role := current_setting('role');
 
-    -- The claim: whoever calls second, or too late, finds nothing to do.
+    -- The claim: whoever calls second, or too late, finds nothing to do; and so does who may see the
+    -- jobs of others, whose SQL would run with his rights.
     UPDATE {schema}.job AS j
        SET state = 'running',
            started_at = clock_timestamp(),
            pid = pg_backend_pid(),
            backend_start = (SELECT a.backend_start FROM pg_stat_activity AS a WHERE a.pid = pg_backend_pid())
-     WHERE j.id = job_id AND j.state = 'sent'
- RETURNING j.settings, j.keep_result, j.is_query, coalesce(j.bound_statement, j.statement) AS statement,
+     WHERE j.id = job_id AND j.state = 'sent' AND j.owner = CURRENT_USER
+ RETURNING j.ctid AS place, j.settings, j.keep_result, j.is_query, coalesce(j.bound_statement, j.statement) AS statement,
            CASE WHEN j.keep_result THEN 'result_' || replace(j.id::text, '-', '') END AS result_table
       INTO job;
     IF NOT FOUND THEN
@@ -129,12 +130,20 @@ BEGIN
         -- What would fail in COMMIT, where nothing can be caught, fails here.
         SET CONSTRAINTS ALL IMMEDIATE;
         PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+                pg_catalog.set_config('enable_seqscan', 'off', true),
                 pg_catalog.set_config('role', own_role, true);
-        -- The fence: a job that was given up as lost can't be committed any more.
+        -- The fence: a job that was given up as lost can't be committed any more. By its place first:
+        -- a serializable job that searched the table would conflict with all others.
         UPDATE {schema}.job AS j
            SET state = 'succeeded', ended_at = clock_timestamp(), row_count = rows,
                result_table = job.result_table, bound_statement = NULL
-         WHERE j.id = job_id AND j.state = 'running' AND j.pid = pg_backend_pid();
+         WHERE j.ctid = job.place AND j.id = job_id AND j.state = 'running' AND j.pid = pg_backend_pid();
+        IF NOT FOUND THEN -- its row was moved, by a request to cancel it
+            UPDATE {schema}.job AS j
+               SET state = 'succeeded', ended_at = clock_timestamp(), row_count = rows,
+                   result_table = job.result_table, bound_statement = NULL
+             WHERE j.id = job_id AND j.state = 'running' AND j.pid = pg_backend_pid();
+        END IF;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'the job was given up while it was running' USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
@@ -179,7 +188,7 @@ BEGIN
             pg_catalog.pg_notify('airflow_dblink_job', job_id::pg_catalog.text);
     COMMIT;
 END
-$run$;
+{quote};
 REVOKE ALL ON PROCEDURE {schema}.run(uuid) FROM PUBLIC;
 COMMENT ON SCHEMA {schema} IS {comment};
 COMMENT ON TABLE {schema}.job IS 'Remote jobs of Airflow tasks (airflow-dblink). Rows of ended jobs may be deleted.';

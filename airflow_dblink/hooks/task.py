@@ -1,0 +1,26 @@
+"""What the hook tells others of the running task: its name to the server, its waits to Airflow's stats."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import get_current_context
+from airflow.sdk.observability.stats import normalize_name_for_stats, timing
+
+from airflow_dblink.core.conninfo import application_name
+from airflow_dblink.core.waits import WaitEvent
+
+
+def task_name() -> str | None:
+    """Return what ``pg_stat_activity`` shows for the running task, ``None`` outside of one."""
+    try:
+        ti = get_current_context()["ti"]
+    except RuntimeError:
+        return None
+    return application_name(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index)
+
+
+def report(event: WaitEvent, conn_id: str, seconds: float) -> None:
+    """Tell Airflow's stats of a wait."""
+    tag = normalize_name_for_stats(conn_id, log_warning=False)  # "host:5432/db" would break StatsD's lines
+    timing(event, timedelta(seconds=seconds), tags={"conn_id": tag})
