@@ -28,6 +28,7 @@ from airflow_dblink.hooks.dblink import DblinkHook
 Command = Callable[[Namespace], None]
 
 _LISTED = ("id", "state", "dag_id", "task_id", "run_id", "map_index", "sent_at", "ended_at", "row_count")
+_LISTED_FOR_PEOPLE = ("id", "state", "task", "sent_at", "row_count")  # an id must not be broken in two
 _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
 
 _DROP = """\
@@ -203,7 +204,8 @@ def list_jobs(args: Namespace) -> None:
     """
     with _installed_jobs(args.conn_id) as jobs:
         found = jobs.newest(states=args.state, dag_id=args.dag_id, most=args.limit)
-    _show([{name: getattr(job, name) for name in _LISTED} for job in found], args.output)
+    names = _LISTED if args.output in ("json", "yaml") else _LISTED_FOR_PEOPLE
+    _show([{name: getattr(job, name) for name in names} for job in found], args.output)
 
 
 @_command

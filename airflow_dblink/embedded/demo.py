@@ -94,7 +94,8 @@ def _installation(*, ui: bool) -> Iterator[Airflow]:
         env = environment(source, Path(files))
         if not ui:  # the Dag's own schedule would start a run beside ours
             env["AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE"] = "False"
-        with Airflow(DAGS_FOLDER, connections(source, warehouse), env=env, ui=ui) as airflow:
+        conns = connections(source, warehouse)
+        with Airflow(DAGS_FOLDER, conns, env=env, triggerers=int(ui), ui=ui) as airflow:
             _say(f"Ready after {time.monotonic() - started:.0f} s.")
             yield airflow
 

@@ -249,10 +249,11 @@ class DblinkHook(JobVocabulary, DbApiSide):
             direct=True,
         )
 
-    def submission(self, conn_id: str, name: str | None = None) -> Submission:
+    def submission(self, conn_id: str, name: str | None = None, *, cancels: bool = True) -> Submission:
         """Return what sends a job of the running task, once across its tries; outside of a task, once.
 
         :param name: tells jobs of one task apart; ``None`` for a task's only one.
+        :param cancels: cancel a job that still goes on when its task had ended and is cleared.
         """
         schema = self.target(conn_id).job_schema
         try:
@@ -275,6 +276,7 @@ class DblinkHook(JobVocabulary, DbApiSide):
             key=KEY if name is None else f"{KEY}_{name}",
             # Clearing a finished task raises max_tries: retries within one life don't.
             life=ti.max_tries,
+            cancels=cancels,
         )
 
     # -- dblink's vocabulary: connections

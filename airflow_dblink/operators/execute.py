@@ -83,6 +83,8 @@ class DblinkExecOperator(DblinkJobWaitingOperator):
     ) -> None:
         super().__init__(conn_id=conn_id, sql=sql, parameters=parameters, deferrable=deferrable, **kwargs)
         self.transaction = transaction
+        if not deferrable:  # there is no job to link to
+            self.operator_extra_links = ()
         self.orphan_timeout = orphan_timeout
         self.client_min_messages = client_min_messages
 

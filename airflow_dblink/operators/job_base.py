@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from airflow.sdk import BaseOperatorLink
 from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout
 
 from airflow_dblink.core.connection import LinkConnection, connect
@@ -19,7 +20,7 @@ from airflow_dblink.core.jobs.draft import Draft, check_statement, draft
 from airflow_dblink.core.jobs.job import Job, JobHandle, missing
 from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.core.jobs.send import Sent, Submission
-from airflow_dblink.core.jobs.watch import listens_to
+from airflow_dblink.core.jobs.watch import demand_session, listens_to
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink, job_url
@@ -43,7 +44,7 @@ class DblinkJobBaseOperator(DblinkBaseOperator):
     :param cancel_on_kill: cancel the job when a user kills the task, marks or clears it.
     """
 
-    operator_extra_links = (DblinkJobLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (DblinkJobLink(),)
     ui_color = "#e0dcf3"
 
     def __init__(
@@ -107,13 +108,10 @@ class DblinkJobBaseOperator(DblinkBaseOperator):
             if self.statement_timeout is not None:
                 settings["statement_timeout"] = f"{self.statement_timeout.total_seconds() * 1000:.0f}ms"
         limit = settings.pop("statement_timeout", None)
-        if limit is not None and not listens_to(hook.target(self.conn_id)):
-            if self.statement_timeout is not None or "statement_timeout" in (self.session_settings or {}):
-                raise UsageError(
-                    "statement_timeout of a job does not survive a pooler in transaction mode",
-                    self.conn_id,
-                    hint="set direct_host or direct_port in the connection; or the role's statement_timeout",
-                )
+        target = hook.target(self.conn_id)
+        if self.statement_timeout is not None or "statement_timeout" in (self.session_settings or {}):
+            demand_session(target, "statement_timeout of a job")
+        elif not listens_to(target):  # it is only execution_timeout's, which is looked after here as well
             limit = None
         return draft(
             connection,
@@ -193,7 +191,7 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
     def _send_and_wait(self, context: Context, *, keep_result: bool) -> Any:
         began = time.time()
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
-            submission = hook.submission(self.conn_id)
+            submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
             with self._cancelling(context, hook, submission):
                 sent = self._submit(context, hook, submission, keep_result=keep_result, ends_with_task=True)
                 if sent.call is not None:
@@ -249,7 +247,7 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
         self.job_handle = JobHandle.read(handle)
         state = event["state"]
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
-            submission = hook.submission(self.conn_id)
+            submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
             if state == "timeout":
                 self._cancel(hook, submission)  # once more, should the triggerer have failed in it
                 raise AirflowTaskTimeout(
@@ -269,7 +267,7 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             with suppress(DblinkError), self._hook(self.conn_id) as hook:
-                submission = hook.submission(self.conn_id)
+                submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
                 if submission.job_id is not None:  # for the link
                     self.job_handle = JobHandle(self.conn_id, str(submission.job_id), submission.schema)
                 self._cancel(hook, submission)

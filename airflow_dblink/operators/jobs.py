@@ -66,7 +66,7 @@ class DblinkSendQueryOperator(DblinkJobBaseOperator):
     def execute(self, context: Context) -> dict[str, str]:
         """Send the job; its handle becomes the XCom return value."""
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
-            submission = hook.submission(self.conn_id)
+            submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
             with self._cancelling(context, hook, submission):
                 sent = self._submit(
                     context, hook, submission, keep_result=self.keep_result, ends_with_task=False

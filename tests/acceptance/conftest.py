@@ -65,12 +65,12 @@ def execute(server: Server, script: str) -> None:
 def airflow_env(
     pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AirflowEnv]:
-    """Run Airflow with a copy of ``dags_examples``; no run starts by its schedule."""
+    """Run Airflow and one triggerer with a copy of ``dags_examples``; no run starts by its schedule."""
     source, warehouse = pair
     files = tmp_path_factory.mktemp("files")
     dags = tmp_path_factory.mktemp("dags") / "dags"
     shutil.copytree(DAGS_FOLDER, dags, ignore=shutil.ignore_patterns("__pycache__"))
     env = {**environment(source, files), "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False"}
     conns = {**connections(source, warehouse), "shop_db": source.airflow_uri()}
-    with Airflow(dags, conns, env=env) as airflow:
+    with Airflow(dags, conns, env=env, triggerers=1) as airflow:
         yield AirflowEnv(airflow, source, warehouse, dags, files)

@@ -20,7 +20,10 @@ import pytest
 from airflow_dblink.embedded.demo import DAGS_FOLDER
 from tests.acceptance.conftest import AirflowEnv, execute, rows
 
-TESTED = {"dblink_async", "dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"}
+TESTED = {
+    *("dblink_async", "dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"),
+    *("dblink_job", "dblink_job_teardown", "dblink_jobs_parallel"),
+}
 DEMO = [sys.executable, "-m", "airflow_dblink.embedded.demo"]
 
 
@@ -114,6 +117,65 @@ def test_async(airflow_env: AirflowEnv) -> None:
     answers = airflow_env.airflow.xcom("dblink_async", run, "count_everywhere")
     assert answers == [[name, 200_000, 6_400_000] for name in ("source", "warehouse", "archive")]
     assert airflow_env.airflow.xcom("dblink_async", run, "copy_one_row") == "Saint-Paul-d'Oueil"
+
+
+def test_job_goes_to_a_table_and_a_file(airflow_env: AirflowEnv) -> None:
+    for _ in range(2):  # the second run finds the first one's rows, and doubles nothing
+        run = airflow_env.run("dblink_job", {"rows": 1_000, "seconds": 6})
+    handle = airflow_env.airflow.xcom("dblink_job", run, "send")
+
+    waited = airflow_env.airflow.xcom("dblink_job", run, "wait")
+    assert waited == {**handle, "command_tag": "SELECT 500", "row_count": 500}
+    loaded = rows(airflow_env.warehouse, "SELECT count(*), min(n), max(n) FROM number_digest")
+    assert loaded == [(500, 1, 999)]
+    with gzip.open(airflow_env.files / "airflow_dblink" / "number_digests.csv.gz", "rt") as file:
+        lines = file.read().splitlines()
+    assert lines[:2] == ["n,digest", "1,c4ca4238a0b923820dcc509a6f75849b"]
+    assert len(lines) == 501
+    jobs = rows(
+        airflow_env.source,
+        "SELECT state, try_number, row_count, result_table FROM airflow_dblink.job"
+        " WHERE dag_id = 'dblink_job'",
+    )
+    assert jobs == 2 * [("succeeded", 1, 500, None)]
+    assert rows(airflow_env.source, "SELECT 1 FROM pg_tables WHERE tablename LIKE 'result%'") == []
+
+
+def test_jobs_in_several_databases(airflow_env: AirflowEnv) -> None:
+    run = airflow_env.run("dblink_jobs_parallel")
+    servers = (airflow_env.source, airflow_env.warehouse)
+
+    found = rows(
+        airflow_env.warehouse,
+        f"SELECT port, database, tables > 0 AND bytes > 0 FROM database_size WHERE run_id = '{run}'",  # noqa: S608
+    )
+    assert sorted(found) == sorted((server.port, server.dbname, True) for server in servers)
+    for server in servers:
+        told = "SELECT state, map_index FROM airflow_dblink.job WHERE dag_id = 'dblink_jobs_parallel'"
+        assert rows(server, told) == [("succeeded", servers.index(server))]
+
+
+def test_job_whose_waiting_task_never_came_is_cancelled(airflow_env: AirflowEnv) -> None:
+    good = airflow_env.run("dblink_job_teardown", {"seconds": 1})
+    bad = airflow_env.airflow.trigger("dblink_job_teardown", {"seconds": 600, "meanwhile_fails": True})
+    assert airflow_env.airflow.wait("dblink_job_teardown", bad, timeout_s=120) == "failed"
+
+    states = {
+        ti["task_id"]: ti["state"] for ti in airflow_env.airflow.task_instances("dblink_job_teardown", bad)
+    }
+    assert states == {
+        "send": "success",
+        "meanwhile": "failed",
+        "wait": "upstream_failed",
+        "cancel": "success",
+    }
+    for run, state in ((good, "succeeded"), (bad, "cancelled")):
+        job_id = airflow_env.airflow.xcom("dblink_job_teardown", run, "send")["job_id"]
+        assert airflow_env.airflow.xcom("dblink_job_teardown", run, "cancel") == {job_id: state}
+        told = f"SELECT state FROM airflow_dblink.job WHERE id = '{job_id}'"  # noqa: S608
+        assert rows(airflow_env.warehouse, told) == [(state,)]
+    assert rows(airflow_env.warehouse, "SELECT run_id FROM report") == [(good,)]
+    assert rows(airflow_env.warehouse, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CALL %'") == []
 
 
 def test_no_password_is_in_any_log_or_file(airflow_env: AirflowEnv) -> None:

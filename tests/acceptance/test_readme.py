@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from airflow_dblink.core.jobs.install import install_script
+from airflow_dblink.core.jobs.job import SCHEMA
 from tests.acceptance.conftest import AirflowEnv, execute, rows
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +79,7 @@ def test_connection_form() -> None:
     exec(compile(script, "connections.md", "exec"), {})  # noqa: S102
 
 
-@pytest.mark.parametrize("name", ["exec", "fetch", "transfer", "stock-operators"])
+@pytest.mark.parametrize("name", ["exec", "fetch", "transfer", "jobs", "stock-operators"])
 def test_how_to(shop: AirflowEnv, name: str) -> None:
     # Python has no infinite date, and docs/how-to/fetch.md says so.
     execute(shop.source, "UPDATE orders SET day = '2026-01-03' WHERE id = 3")
@@ -86,6 +88,28 @@ def test_how_to(shop: AirflowEnv, name: str) -> None:
     run = shop.run(f"{name}_howto")
     results = {ti["task_id"]: ti["state"] for ti in shop.airflow.task_instances(f"{name}_howto", run)}
     assert set(results.values()) == {"success"}
+
+
+def test_what_dbas_are_told_to_run(shop: AirflowEnv) -> None:
+    execute(shop.source, install_script(SCHEMA))
+    statements = blocks(ROOT / "docs/how-to/jobs-for-dbas.md", "sql")
+    assert len(statements) == 3
+    for statement in statements:
+        execute(shop.source, statement)
+
+
+def test_the_guarantees_name_tests_that_exist() -> None:
+    page = (ROOT / "docs/jobs-guarantees.md").read_text()
+    rows = [line for line in page.splitlines() if "test_" in line and line.startswith("|")]
+    assert len(rows) > 20
+    everywhere = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", page):
+        assert f"def {name}(" in everywhere, name
+    for row in rows:
+        for file, names in re.findall(r"`([\w/]+\.py)`: (.*?)(?:<br>| \|)", row):
+            text = (ROOT / "tests" / file).read_text()
+            for name in re.findall(r"`(\w+)`", names):
+                assert f"def {name}(" in text, f"{name} in {file}"
 
 
 def commands() -> list[str]:

@@ -207,7 +207,8 @@ def test_a_superseded_try_sends_nothing(table: Database) -> None:
         ("SELECT %s", {"parameters": ["a\0b"]}, "NUL"),
         ("SELECT '\ud800'", {}, "U\\+D800"),
         ("SELECT %s", {"parameters": [1, 2]}, "parameters do not fit"),
-        (INSERT, {"max_xcom_rows": 5}, "keep_result takes one query"),
+        (INSERT, {"max_xcom_rows": 5}, "of one query only .* got INSERT"),
+        ("SELECT 1; SELECT 2", {"max_xcom_rows": 5}, "got 2 statements"),
         ("SELECT 1 AS a, 2 AS a", {"max_xcom_rows": 5}, "more than one column named 'a'"),
         (INSERT, {"handler": print, "max_xcom_rows": 5}, "exactly one of"),
         (INSERT, {"session_settings": {"a b": 1}}, "session_settings"),
@@ -490,3 +491,38 @@ def test_a_lost_job_is_told_as_such(table: Database) -> None:
         table.execute("SELECT pg_terminate_backend(pid) FROM airflow_dblink.job")
         with pytest.raises(TransientError, match="nothing was changed"):
             hook.get_result(handle)
+
+
+@pytest.mark.parametrize(
+    ("cancel_on_kill", "states"), [(True, ["cancelled", "running"]), (False, ["running"])]
+)
+def test_a_cleared_sender_whose_job_still_runs_has_one_job_running(
+    table: Database, store: MemoryStore, cancel_on_kill: bool, states: list[str]
+) -> None:
+    sql = "SELECT pg_sleep(60)"
+    first = _send(sql, context(store), cancel_on_kill=cancel_on_kill)
+    second = _send(sql, context(store, max_tries=1, try_number=2), cancel_on_kill=cancel_on_kill)
+
+    assert _states(table) == states
+    assert (first == second) is not cancel_on_kill
+    DblinkHook(dblink_conn_id="source").cancel_job(second)
+
+
+def test_a_job_of_a_task_can_have_limits_and_be_pruned(table: Database) -> None:
+    with DblinkHook(dblink_conn_id="source") as hook:
+        limited = hook.send_job("SELECT pg_sleep(60)", statement_timeout=timedelta(seconds=1))
+        with pytest.raises(RemoteError, match="statement timeout"):
+            hook.get_result(limited)
+        kept = hook.send_job(
+            "SELECT current_setting('work_mem') AS w",
+            session_settings={"work_mem": "7MB"},
+            keep_result=True,
+        )
+        assert hook.get_result(kept) == [("7MB",)]
+        running = hook.send_job("SELECT pg_sleep(60)")
+
+        assert hook.prune_jobs(timedelta(days=1)) == 0
+        assert hook.prune_jobs(timedelta(0)) == 2
+        assert _states(table) == ["running"]
+        assert table.rows("SELECT count(*) FROM pg_class WHERE relname LIKE 'result\\_%'") == [(0,)]
+        hook.cancel_query(running)

@@ -80,8 +80,8 @@ def draft(
     if keep_result:
         if not (is_query and last.verb in _QUERIES):
             raise UsageError(
-                "keep_result takes one query (SELECT, VALUES, TABLE, or WITH and one of them), got"
-                f" {last.verb or '?'}{'' if len(found) == 1 else f' and {len(found) - 1} more statements'}",
+                "rows can be kept, or handed on, of one query only (SELECT, VALUES, TABLE, or WITH and one of"
+                f" them), got {f'{len(found)} statements' if len(found) > 1 else last.verb or '?'}",
                 conn_id,
                 hint="rows of RETURNING: WITH changed AS (UPDATE ... RETURNING *) SELECT * FROM changed",
             )

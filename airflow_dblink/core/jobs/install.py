@@ -88,7 +88,11 @@ class Installation:
         if not self.may_send:
             raise self._for_dba(conn_id, "is not granted to this role")
         if keep_result and not self.may_keep_results:
-            raise self._for_dba(conn_id, "does not let this role keep results (GRANT CREATE)", " --results")
+            raise self._for_dba(
+                conn_id,
+                "does not let this role keep rows, which handing them on needs (GRANT CREATE)",
+                " --results",
+            )
         return True
 
     def _for_dba(self, conn_id: str, what: str, option: str = "") -> InstallationError:

@@ -148,6 +148,14 @@ class Job:
     age_s: float
 
     @property
+    def task(self) -> str | None:
+        """The task that sent it, as ``dag.task`` or ``dag.task[map_index]``."""
+        if self.dag_id is None:
+            return None
+        index = f"[{self.map_index}]" if self.map_index is not None and self.map_index >= 0 else ""
+        return f"{self.dag_id}.{self.task_id}{index}"
+
+    @property
     def has_ended(self) -> bool:
         """Whether its state is final."""
         return self.state in ENDED

@@ -139,10 +139,15 @@ class Jobs:
     def prune(self, older_than: timedelta) -> int:
         """Delete jobs that ended longer ago, and their results; returns how many.
 
+        So goes what was sent longer ago and never begun. What runs stays, however long it does.
+
         :raises RemoteError: what the server says; what was deleted before stays so.
         """
         pruned = 0
-        while rows := self.run(Step(("prunable",), {"older_than": older_than, "most": 1000})):
+        params = {"older_than": older_than, "most": 1000}
+        running = [row["id"] for row in self.run(Step(("running_since",), params))]
+        self.drive(steps.look(running))  # gives up those whose session is gone
+        while rows := self.run(Step(("prunable",), params)):
             for row in rows:
                 delete = Step(("delete",), {"id": row["id"]})
                 if row["result_table"] is not None:

@@ -143,6 +143,8 @@ class Submission:
     :ivar task: ``dag_id``, ``task_id``, ``run_id``, ``map_index``, ``try_number``.
     :ivar key: under which the store keeps it; another one for each job of a task.
     :ivar life: as in :class:`~airflow_dblink.core.once.Once`.
+    :ivar cancels: when a task that had come to its end is cleared, cancel its job if that still goes on;
+        else it is taken over.
     """
 
     conn_id: str
@@ -152,6 +154,7 @@ class Submission:
     task: Mapping[str, Any] = field(default_factory=dict)
     key: str = KEY
     life: int = 0
+    cancels: bool = True
     _state: dict[str, Any] = field(default_factory=dict)
 
     def submit(self, make: Callable[[LinkConnection], Draft]) -> Sent:
@@ -171,7 +174,7 @@ class Submission:
         connection = self.open()
         try:
             jobs = Jobs(connection, self.conn_id, self.schema)
-            state = self._earlier_state()
+            state = self._earlier_state(jobs)
             earlier = self._earlier_job(jobs, state) if state else None
             if state is not None:
                 self._state = state
@@ -201,13 +204,23 @@ class Submission:
     @property
     def job_id(self) -> UUID | None:
         """The id of the job that this task has sent, or was about to send."""
-        state = self._state or self._earlier_state()
+        state = self._state or self.store.get(self.key)
         return UUID(state["job_id"]) if state else None
 
-    def _earlier_state(self) -> dict[str, Any] | None:
+    def _earlier_state(self, jobs: Jobs) -> dict[str, Any] | None:
         state = self.store.get(self.key)
-        if not isinstance(state, dict) or (state.get("ended") and state["life"] < self.life):
-            return None  # cleared by the user, who has seen the end
+        if not isinstance(state, dict):
+            return None
+        if not state.get("ended") or state["life"] >= self.life:
+            return state
+        # Cleared by the user, who has seen the task's end; not that of a job that was only sent.
+        found = jobs.installation()
+        job = jobs.find(UUID(state["job_id"])) if found.server == state["server"] and found.version else None
+        if job is None or job.has_ended:
+            return None
+        if self.cancels:
+            log.info("The task was cleared: cancelling job %s.", job.id)
+            jobs.cancel(job.id)
         return state
 
     def _earlier_job(self, jobs: Jobs, state: Mapping[str, Any]) -> Job | None:

@@ -6,20 +6,21 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from hashlib import sha256
-from typing import overload
+from typing import Any, overload
 
 from psycopg import sql as pgsql
 
 from airflow_dblink.core.connection import Check, LinkConnection
-from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.conninfo import Target, parse_session_settings
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.core.jobs.send import Submission
 from airflow_dblink.core.jobs.wait import wait_for_end
-from airflow_dblink.core.jobs.watch import listens_to
+from airflow_dblink.core.jobs.watch import demand_session, listens_to
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.vocabulary import Vocabulary
 from airflow_dblink.core.wire import Params, Row
@@ -44,7 +45,7 @@ class JobVocabulary(Vocabulary):
         """Return a new connection, around a pooler where that can be."""
 
     @abstractmethod
-    def submission(self, conn_id: str, name: str | None = None) -> Submission:
+    def submission(self, conn_id: str, name: str | None = None, *, cancels: bool = True) -> Submission:
         """Return what sends a job of the running task."""
 
     _check: Check | None
@@ -57,6 +58,8 @@ class JobVocabulary(Vocabulary):
         *,
         conn_id: str | None = None,
         keep_result: bool = False,
+        session_settings: Mapping[str, Any] | None = None,
+        statement_timeout: timedelta | None = None,
         name: str | None = None,
     ) -> dict[str, str]:
         """Send *sql* as a job of the server's own, and return its handle as soon as it is running.
@@ -67,6 +70,8 @@ class JobVocabulary(Vocabulary):
         :param sql: one or several statements, which are one transaction.
         :param conn_id: Airflow connection of the database; the hook's own by default.
         :param keep_result: of one query: :meth:`get_result` gives its rows, until :meth:`drop_result`.
+        :param session_settings: run-time parameters, local to the job's transaction.
+        :param statement_timeout: the server ends the job after it.
         :param name: what tells this job from others of the task, across its tries. By default the
             statement itself does: give one if that differs from try to try.
         :returns: ``conn_id``, ``job_id`` and ``schema``: what the sensor, the operators, and the functions
@@ -80,8 +85,22 @@ class JobVocabulary(Vocabulary):
         """
         conn_id = self.target(conn_id).conn_id
         submission = self.submission(conn_id, self._job_name(conn_id, sql, params, name))
+        settings = parse_session_settings(conn_id, session_settings)
+        if statement_timeout is not None:
+            settings["statement_timeout"] = f"{statement_timeout.total_seconds() * 1000:.0f}ms"
+        limit = settings.pop("statement_timeout", None)
+        if limit is not None:
+            demand_session(self.target(conn_id), "statement_timeout of a job")
         sent = submission.submit(
-            lambda connection: draft(connection, conn_id, sql, params, keep_result=keep_result)
+            lambda connection: draft(
+                connection,
+                conn_id,
+                sql,
+                params,
+                keep_result=keep_result,
+                settings=settings,
+                statement_timeout=limit,
+            )
         )
         if sent.call is not None:
             sent.call.leave()
@@ -115,6 +134,16 @@ class JobVocabulary(Vocabulary):
         """
         with self._jobs(handle) as (jobs, known):
             jobs.drop_result(jobs.get(known.uuid))
+
+    def prune_jobs(self, older_than: timedelta, *, conn_id: str | None = None) -> int:
+        """Delete jobs that ended longer ago, with their results; returns how many.
+
+        :param conn_id: Airflow connection of the database; the hook's own by default.
+        :raises RemoteError: what the server says; what was deleted before stays so.
+        """
+        target = self.target(conn_id)
+        with closing(self.open_direct(target.conn_id)) as connection:
+            return Jobs(connection, target.conn_id, target.job_schema).prune(older_than)
 
     # -- dblink's names
 
@@ -293,7 +322,7 @@ def demand_kept_rows(handle: JobHandle, job: Job) -> None:
     :raises UsageError: if it kept none, or they were dropped.
     """
     if job.result_table is None:
-        why = "its result was dropped" if job.keep_result else "it was sent without keep_result"
+        why = "its result was dropped" if job.keep_result else "send it with keep_result=True"
         raise UsageError(f"job {job.id} has no rows to read: {why}", handle.conn_id)
 
 

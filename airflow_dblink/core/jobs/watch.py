@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from contextlib import suppress
 from contextvars import Context
 from typing import Any, ClassVar, TypeVar
@@ -18,12 +18,12 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg import AsyncClientCursor, AsyncConnection, waiting
+from psycopg import AsyncClientCursor, AsyncConnection, pq, waiting
 from psycopg.rows import TupleRow, dict_row
 
 from airflow_dblink.core.connection import aconnect
 from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.errors import DblinkError, TransientError, from_psycopg
+from airflow_dblink.core.errors import DblinkError, TransientError, UsageError, from_psycopg
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, call_message, until_claimed
@@ -117,7 +117,7 @@ class Watcher:
                 self._fail(error)
         self._task = None
 
-    async def _looks(self, connection: Connection) -> Any:
+    async def _looks(self, connection: Connection) -> AsyncIterator[None]:
         """Look at what is waited for, whenever there is reason to, until nothing is."""
         target = await self._get_target()
         listens = listens_to(target)
@@ -173,20 +173,22 @@ class Watcher:
     async def _until_woken(self, connection: Connection) -> bool:
         """Wait for a notification or a new job to look at; returns whether one came within the poll time."""
         loop, pgconn = asyncio.get_running_loop(), connection.pgconn
-        loop.add_reader(pgconn.socket, self._wake.set)
+        self._take_notifications(pgconn)  # what came with the last answer
+        descriptor = pgconn.socket
+        loop.add_reader(descriptor, self._wake.set)
         try:
             await asyncio.wait_for(self._wake.wait(), self._poll_s)
         except TimeoutError:
             return False
         finally:
-            loop.remove_reader(pgconn.socket)
-        try:
-            pgconn.consume_input()
-        except psycopg.Error as error:
-            raise from_psycopg(error, self._application_name, "waiting for jobs") from None
+            loop.remove_reader(descriptor)
+        pgconn.consume_input()
+        self._take_notifications(pgconn)
+        return True
+
+    def _take_notifications(self, pgconn: pq.abc.PGconn) -> None:
         while (note := pgconn.notifies()) is not None:
             self._told(note.extra.decode(errors="replace"))
-        return True
 
     # -- the server
 
@@ -209,6 +211,19 @@ class Watcher:
 def listens_to(target: Target) -> bool:
     """Return whether a session of *target* hears notifications: not through a pooler in transaction mode."""
     return target.pooling_mode != "transaction" or target.has_direct_address
+
+
+def demand_session(target: Target, what: str) -> None:
+    """Refuse what needs a session of its own, where there is none.
+
+    :raises UsageError: names *what*, and the field of the connection that would help.
+    """
+    if not listens_to(target):
+        raise UsageError(
+            f"{what} does not survive a pooler in transaction mode",
+            target.conn_id,
+            hint="set direct_host or direct_port in the connection; or the role's own setting",
+        )
 
 
 async def acall(target: Target, application_name: str, schema: str, job: Job) -> None:

@@ -106,16 +106,23 @@ SELECT pg_terminate_backend(j.pid)
 -- name: notify
 SELECT pg_notify('airflow_dblink_job', %(id)s::text);
 
+-- name: running_since
+-- Those that nobody has asked for since their session ended still say so.
+SELECT j.id
+  FROM {schema}.job AS j
+ WHERE j.state = 'running' AND j.started_at < clock_timestamp() - %(older_than)s::interval;
+
 -- name: prunable
--- A few at a time: each goes in a transaction of its own, with its result.
+-- A few at a time: each goes in a transaction of its own, with its result. What was sent so long
+-- ago and never begun has lost its sender.
 SELECT j.id, j.result_table::text AS result_table
   FROM {schema}.job AS j
- WHERE j.ended_at < clock_timestamp() - %(older_than)s::interval
- ORDER BY j.ended_at
+ WHERE coalesce(j.ended_at, j.sent_at) < clock_timestamp() - %(older_than)s::interval AND j.state <> 'running'
+ ORDER BY j.sent_at
  LIMIT %(most)s;
 
 -- name: delete
-DELETE FROM {schema}.job AS j WHERE j.id = %(id)s AND j.ended_at IS NOT NULL;
+DELETE FROM {schema}.job AS j WHERE j.id = %(id)s AND j.state <> 'running';
 
 -- name: drop_result
 DROP TABLE IF EXISTS {schema}.{result_table};
