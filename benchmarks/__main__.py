@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import batches, builders, memory, once_exec, report, transfer
+from benchmarks import batches, builders, jobs, memory, once_exec, report, transfer
 from benchmarks.lab import Lab, laboratory
 from benchmarks.measure import BenchmarkError, Outcome
 
@@ -20,10 +20,14 @@ def main() -> int:
             report.check_markers(report.README)
         with laboratory() as lab:
             about = report.machine(lab.version)
+            if options.merge:
+                report.check_others(about, options.repeat)
             outcomes = [run(lab) for run in _benchmarks(options)]
         text = report.summary(outcomes, about, options.repeat)
         print(f"\n{text}")
-        if options.only is None:  # a part would replace the whole
+        if options.merge:
+            report.merge(outcomes, about, options.repeat)
+        elif options.only is None:  # a part would replace the whole
             report.RESULTS.write_text(report.full(outcomes, text), encoding="utf-8")
         if writes_readme:
             report.write_between_markers(report.README, text)
@@ -41,6 +45,7 @@ def _benchmarks(options: argparse.Namespace) -> Sequence[Callable[[Lab], Outcome
         "batches": lambda lab: batches.run(lab, rows, repeat, _say),
         "builders": lambda lab: builders.run(lab, repeat, _say),
         "exec": lambda lab: once_exec.run(lab, repeat, _say),
+        "jobs": lambda lab: jobs.run(lab, repeat, _say),
     }
     return [every[options.only]] if options.only else list(every.values())
 
@@ -51,14 +56,22 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=_positive, default=5, help="rounds, after a discarded one (5)")
     parser.add_argument(
         "--only",
-        choices=["transfer", "batches", "builders", "exec", "memory"],
+        choices=["transfer", "batches", "builders", "exec", "jobs", "memory"],
         help="run one benchmark; neither README nor results.md is written then",
+    )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="with --only: put its figures among the others in README and results.md, which stay",
     )
     parser.add_argument(
         "--no-large", action="store_true", help="leave out the transfer of ten times the rows"
     )
     parser.add_argument("--no-readme", action="store_true", help="leave README as it is")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.merge and (options.only is None or options.no_readme):
+        parser.error("--merge goes with --only, and not with --no-readme")
+    return options
 
 
 def _positive(text: str) -> int:

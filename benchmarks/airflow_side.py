@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
-import json
-import os
-import resource
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import psycopg
 from airflow.providers.common.sql.operators.generic_transfer import GenericTransfer
@@ -24,78 +14,26 @@ from airflow_dblink.core.once import Once
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.transfer import DblinkTransferOperator
-from benchmarks.proxy import Proxy
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
+from benchmarks.side import PROXIED, Meter, Store, connect, context_of_task, proxied, serve
 
 _SOURCE = "bench_source"
 _DESTINATION = "bench_destination"
-_MB = 1e6
 _Connection = psycopg.Connection[tuple[Any, ...]]
-
-
-class _Store(dict[str, Any]):
-    """Stands in for Airflow's ``task_state_store``, which is a call to the API server."""
-
-    def set(self, key: str, value: Any) -> None:
-        self[key] = json.loads(json.dumps(value))
-
-
-def _context() -> Context:
-    ti = SimpleNamespace(
-        dag_id="bench",
-        task_id="bench",
-        run_id="bench",
-        map_index=-1,
-        try_number=1,
-        max_tries=0,
-        xcom_push=lambda key, value: None,
-    )
-    return cast("Context", {"ti": ti, "task_state_store": _Store()})
-
-
-class _Meter:
-    """Measures what is called: wall time, CPU of this process, memory above the import baseline."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        self._baseline_mb = _rss_mb("VmRSS")
-
-    def __call__(self, work: Callable[[], Any]) -> dict[str, Any]:
-        gc.collect()
-        # The peak starts anew; where it can't, it is the highest since the start, which is never less.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-        cpu, started = time.process_time(), time.perf_counter()
-        returned = work()
-        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
-        sample = {"seconds": seconds, "cpu_s": cpu_s, "rss_mb": _rss_mb("VmHWM") - self._baseline_mb}
-        return {"sample": sample, "returned": returned}
-
-
-def _rss_mb(field: str) -> float:
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:  # not Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / _MB if sys.platform == "darwin" else peak * 1024 / _MB
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) * 1024 / _MB
 
 
 # -- jobs
 
 
-def transfer(measured: _Meter, **arguments: Any) -> dict[str, Any]:
+def transfer(measured: Meter, **arguments: Any) -> dict[str, Any]:
     """Run the transfer operator; what is measured is its ``execute()``, connecting included."""
     operator = DblinkTransferOperator(
         task_id="move", source_conn_id=_SOURCE, destination_conn_id=_DESTINATION, **arguments
     )
-    context = _context()
+    context = context_of_task()
     return measured(lambda: operator.execute(context))
 
 
-def generic_transfer(measured: _Meter, *, query: str, table: str) -> dict[str, Any]:
+def generic_transfer(measured: Meter, *, query: str, table: str) -> dict[str, Any]:
     """Run Airflow's own operator, as it is by default."""
     operator = GenericTransfer(
         task_id="operator",
@@ -104,11 +42,11 @@ def generic_transfer(measured: _Meter, *, query: str, table: str) -> dict[str, A
         source_conn_id=_SOURCE,
         destination_conn_id=_DESTINATION,
     )
-    context = _context()
+    context = context_of_task()
     return measured(lambda: operator.execute(context))
 
 
-def batches(measured: _Meter, *, way: str, query: str, batch_rows: int) -> dict[str, Any]:
+def batches(measured: Meter, *, way: str, query: str, batch_rows: int) -> dict[str, Any]:
     """Read all rows in lists; returns their number and the sum of their first column."""
     read = _hook_batches if way == "hook" else _psycopg_batches
 
@@ -128,14 +66,14 @@ def _hook_batches(query: str, batch_rows: int) -> Iterator[list[tuple[Any, ...]]
 
 
 def _psycopg_batches(query: str, batch_rows: int) -> Iterator[list[tuple[Any, ...]]]:
-    with _connect(_SOURCE) as connection, connection.cursor("bench") as cursor:
+    with connect(_SOURCE) as connection, connection.cursor("bench") as cursor:
         cursor.itersize = batch_rows
         cursor.execute(query.encode())
         while batch := cursor.fetchmany(batch_rows):
             yield batch
 
 
-def get_result(measured: _Meter, *, query: str, batch_rows: int) -> dict[str, Any]:
+def get_result(measured: Meter, *, query: str, batch_rows: int) -> dict[str, Any]:
     """Read the result of an asynchronous query in lists; returns their number of rows."""
 
     def consume() -> int:
@@ -146,7 +84,7 @@ def get_result(measured: _Meter, *, query: str, batch_rows: int) -> dict[str, An
     return measured(consume)
 
 
-def builders(measured: _Meter, *, way: str, kind: str, table: str, rows: int) -> dict[str, Any]:
+def builders(measured: Meter, *, way: str, kind: str, table: str, rows: int) -> dict[str, Any]:
     """Build a statement for each of the first *rows* keys; returns a digest of the texts."""
     keys = [str(key) for key in range(1, rows + 1)]
     with DblinkHook(dblink_conn_id=_SOURCE) as hook:
@@ -184,14 +122,10 @@ def _hook_one(hook: DblinkHook, kind: str, table: str, keys: list[str]) -> list[
     return [build(table, [1], [key], [key]) for key in keys]
 
 
-def exec_round_trips(measured: _Meter, *, statement: str) -> dict[str, Any]:
+def exec_round_trips(measured: Meter, *, statement: str) -> dict[str, Any]:
     """Count the round trips of both ways, those of connecting left out."""
-    target = DblinkHook(dblink_conn_id=_DESTINATION).target().params
-    with Proxy(str(target["host"]), int(target["port"])) as proxy:
-        uri = os.environ["AIRFLOW_CONN_BENCH_DESTINATION"]
-        uri = uri.replace(f":{target['port']}/", f":{proxy.port}/") + "?sslmode=disable&gssencmode=disable"
-        os.environ["AIRFLOW_CONN_BENCH_PROXY"] = uri
-        _execute_once("bench_proxy", statement)
+    with proxied(_DESTINATION) as (proxy, uri):
+        _execute_once(PROXIED, statement)
         once = proxy.round_trips()
         with psycopg.connect(uri, autocommit=True) as connection:
             connection.execute(statement.encode())
@@ -199,10 +133,10 @@ def exec_round_trips(measured: _Meter, *, statement: str) -> dict[str, Any]:
     return {"once": once, "plain": plain}
 
 
-def exec_connected(measured: _Meter, *, way: str, statement: str, times: int) -> dict[str, Any]:
+def exec_connected(measured: Meter, *, way: str, statement: str, times: int) -> dict[str, Any]:
     """Run *statement* many times over one open connection."""
     if way == "plain":
-        with _connect(_DESTINATION) as connection:
+        with connect(_DESTINATION) as connection:
             connection.autocommit = True
             return measured(lambda: [connection.execute(statement.encode()) for _ in range(times)] and None)
     with DblinkHook(dblink_conn_id=_DESTINATION) as hook:
@@ -210,7 +144,7 @@ def exec_connected(measured: _Meter, *, way: str, statement: str, times: int) ->
 
         def run() -> None:
             for _ in range(times):
-                once = Once(connection, _DESTINATION, _Store())
+                once = Once(connection, _DESTINATION, Store())
                 once.recall()
                 once.begin()
                 once.run(statement)
@@ -218,11 +152,11 @@ def exec_connected(measured: _Meter, *, way: str, statement: str, times: int) ->
         return measured(run)
 
 
-def exec_whole(measured: _Meter, *, way: str, statement: str, times: int) -> dict[str, Any]:
+def exec_whole(measured: Meter, *, way: str, statement: str, times: int) -> dict[str, Any]:
     """Run *statement* many times, each with a connection of its own."""
 
     def plain() -> None:
-        with _connect(_DESTINATION) as connection:
+        with connect(_DESTINATION) as connection:
             connection.execute(statement.encode())
 
     def once() -> None:
@@ -236,11 +170,7 @@ def _execute_once(conn_id: str, statement: str) -> None:
     operator = DblinkExecOperator(
         task_id="exec", conn_id=conn_id, sql=statement, orphan_timeout=timedelta(minutes=1)
     )
-    operator.execute(_context())
-
-
-def _connect(conn_id: str) -> _Connection:
-    return psycopg.connect(os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"])
+    operator.execute(context_of_task())
 
 
 _JOBS = (
@@ -255,21 +185,5 @@ _JOBS = (
 )
 
 
-def main() -> None:
-    """Do the jobs that stdin asks for, until it ends."""
-    jobs = {job.__name__: job for job in _JOBS}
-    measured = _Meter()
-    with os.fdopen(int(sys.argv[1]), "w") as answers:
-        print("{}", file=answers, flush=True)
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                answer = jobs[request["job"]](measured, **request["arguments"])
-            except Exception as error:  # noqa: BLE001 - the parent reports it, with the log
-                traceback.print_exc()
-                answer = {"error": f"{request['job']}: {type(error).__name__}: {error}"}
-            print(json.dumps(answer, default=str), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(*_JOBS)

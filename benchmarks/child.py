@@ -18,7 +18,7 @@ _TAIL_BYTES = 3_000
 
 
 class Child:
-    """A running :mod:`benchmarks.airflow_side`."""
+    """A running :mod:`benchmarks.airflow_side`, or another module that ends in ``serve``."""
 
     def __init__(self, process: subprocess.Popen[str], answers: IO[str], log: IO[bytes]) -> None:
         self._process = process
@@ -51,18 +51,18 @@ class Child:
 
 
 @contextmanager
-def child(lab: Lab, **environment: str) -> Iterator[Child]:
+def child(lab: Lab, module: str = "benchmarks.airflow_side") -> Iterator[Child]:
     """Start a process with Airflow; it knows the connections bench_source and bench_destination."""
     with tempfile.TemporaryDirectory(prefix="bench_airflow_") as home, tempfile.TemporaryFile() as log:
         mine, theirs = os.pipe()
         with (
             os.fdopen(mine) as answers,
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.airflow_side", str(theirs)],
+                [sys.executable, "-m", module, str(theirs)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(home) | lab.environment() | environment,
+                env=_environment(home) | lab.environment(),
                 pass_fds=[theirs],
                 text=True,
             ) as process,

@@ -43,9 +43,13 @@ class Proxy:
     def round_trips(self) -> int:
         """Return how many there were since the last call; connecting, which ends in one, isn't counted."""
         self._idle.wait(10)
-        count = self._ready - self._connections
+        count = self.so_far()
         self._ready = self._connections = 0
         return count
+
+    def so_far(self) -> int:
+        """Return the same while a client is still connected, and go on counting."""
+        return self._ready - self._connections
 
     def _serve(self) -> None:
         while True:

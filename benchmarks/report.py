@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,8 @@ _ROOT = Path(__file__).parents[1]
 README = _ROOT / "README.md"
 RESULTS = _ROOT / "benchmarks" / "results.md"
 _BEGIN, _END = "<!-- bench -->", "<!-- /bench -->"
+_TARGETS = "Targets"
+_ALL_ROUNDS = "## All rounds"
 
 
 def machine(postgresql: str) -> str:
@@ -28,7 +31,7 @@ def machine(postgresql: str) -> str:
 
 def summary(outcomes: Sequence[Outcome], about: str, repeat: int) -> str:
     """Return the tables and, after them, the targets."""
-    blocks = [f"{about} Medians of {repeat} interleaved rounds; differences below 20 % are noise."]
+    blocks = [_first_line(about, repeat)]
     blocks += [_table(table) for outcome in outcomes for table in outcome.tables]
     blocks.append(_checks([check for outcome in outcomes for check in outcome.checks]))
     return "\n\n".join(blocks)
@@ -36,17 +39,38 @@ def summary(outcomes: Sequence[Outcome], about: str, repeat: int) -> str:
 
 def full(outcomes: Sequence[Outcome], text: str) -> str:
     """Return the summary and every single sample."""
-    blocks = ["# Benchmark results", "Written by `make bench`.", text, "## All rounds", "Wall seconds."]
-    for outcome in outcomes:
-        for title, every in outcome.samples.items():
-            rounds = max(len(series.samples) for series in every)
-            rows = [
-                [s.name, *(f"{sample.seconds:.3f}" for sample in s.samples)]
-                + [""] * (rounds - len(s.samples))
-                for s in every
-            ]
-            blocks.append(_table(Table(title, ["way", *(str(n + 1) for n in range(rounds))], rows)))
+    blocks = ["# Benchmark results", "Written by `make bench`.", text, _ALL_ROUNDS, "Wall seconds."]
+    blocks += [_table(table) for outcome in outcomes for table in _samples(outcome)]
     return "\n\n".join(blocks) + "\n"
+
+
+def merge(outcomes: Sequence[Outcome], about: str, repeat: int) -> None:
+    """Put figures in the place of those that README.md and results.md have of the same tables and targets.
+
+    What is new goes behind the others; all else stays as it is.
+
+    :raises BenchmarkError: as :func:`check_others`.
+    """
+    check_others(about, repeat)
+    readme, results = README.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8")
+    shown = readme[readme.index(_BEGIN) + len(_BEGIN) : readme.index(_END)]
+    figures, rounds = results.split(_ALL_ROUNDS)
+    samples = [table for outcome in outcomes for table in _samples(outcome)]
+    figures, rounds = _merged(figures, outcomes), _with_tables(rounds, samples)
+    RESULTS.write_text(f"{figures}\n\n{_ALL_ROUNDS}\n\n{rounds}\n", encoding="utf-8")
+    write_between_markers(README, _merged(shown, outcomes))
+
+
+def check_others(about: str, repeat: int) -> None:
+    """Look whether other figures can stand beside these, before minutes are spent.
+
+    :raises BenchmarkError: if they come from another machine, other versions or fewer rounds.
+    """
+    check_markers(README)
+    first = _first_line(about, repeat)
+    for path in (README, RESULTS):
+        if not path.is_file() or first not in path.read_text(encoding="utf-8"):
+            raise BenchmarkError(f"the other figures in {path.name} don't go with these: {first}")
 
 
 def check_markers(path: Path) -> None:
@@ -73,11 +97,48 @@ def write_between_markers(path: Path, text: str) -> None:
     path.write_text(f"{before}{_BEGIN}\n{text}\n{after}", encoding="utf-8")
 
 
+def _first_line(about: str, repeat: int) -> str:
+    return f"{about} Medians of {repeat} interleaved rounds; differences below 20 % are noise."
+
+
+def _samples(outcome: Outcome) -> Iterator[Table]:
+    for title, every in outcome.samples.items():
+        rounds = max(len(series.samples) for series in every)
+        rows = [
+            [s.name, *(f"{sample.seconds:.3f}" for sample in s.samples)] + [""] * (rounds - len(s.samples))
+            for s in every
+        ]
+        yield Table(title, ["way", *(str(n + 1) for n in range(rounds))], rows)
+
+
+def _merged(text: str, outcomes: Sequence[Outcome]) -> str:
+    """Return *text*, which ends with the targets, with other tables and targets."""
+    before, targets = text.strip("\n").split(f"**{_TARGETS}**")
+    head, rows = targets.split("--:|\n")
+    lines = {_what(line): line for line in rows.splitlines()}
+    lines |= {_what(line): line for outcome in outcomes for line in map(_check_row, outcome.checks)}
+    tables = _with_tables(before, [table for outcome in outcomes for table in outcome.tables])
+    return f"{tables}\n\n**{_TARGETS}**{head}--:|\n" + "\n".join(lines.values())
+
+
+def _with_tables(text: str, tables: Iterable[Table]) -> str:
+    head, *rest = re.split(r"^(?=\*\*[^\n]+\*\*$)", text.strip("\n"), flags=re.MULTILINE)
+    blocks = {block.split("**")[1]: block.strip("\n") for block in rest}
+    blocks |= {table.title: _table(table) for table in tables}
+    return "\n\n".join([head.strip("\n"), *blocks.values()])
+
+
+def _what(line: str) -> str:
+    return re.split(r"(?<!\\)\|", line)[1]
+
+
 def _checks(checks: Iterable[Check]) -> str:
-    rows = [
-        [check.what, check.figure, check.target, "met" if check.met else "**missed**"] for check in checks
-    ]
-    return _table(Table("Targets", ["what", "figure", "target", ""], rows))
+    table = _table(Table(_TARGETS, ["what", "figure", "target", ""], []))
+    return "\n".join([table, *map(_check_row, checks)])
+
+
+def _check_row(check: Check) -> str:
+    return _row([check.what, check.figure, check.target, "met" if check.met else "**missed**"])
 
 
 def _table(table: Table) -> str:

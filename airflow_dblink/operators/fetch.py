@@ -88,7 +88,7 @@ class DblinkFetchOperator(DblinkBaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch the rows; their count becomes the XCom return value."""
         with self._errors_for_airflow():
-            sink = self._sink()
+            sink = RowSink.of(self, self.conn_id)
             sink.demand_one()
             with self._hook(self.conn_id) as hook:
                 link = hook.link()
@@ -102,16 +102,3 @@ class DblinkFetchOperator(DblinkBaseOperator):
                 side.run("COMMIT", "ending the transaction")
             self.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])
             return result
-
-    def _sink(self) -> RowSink:
-        return RowSink(
-            self.conn_id,
-            self._check,
-            batch_rows=self.batch_rows,
-            handler=self.handler,
-            path=self.path,
-            path_conn_id=self.path_conn_id,
-            header=self.header,
-            csv_options=self.csv_options or {},
-            max_xcom_rows=self.max_xcom_rows,
-        )

@@ -147,25 +147,14 @@ class DblinkJobOperator(DblinkJobWaitingOperator):
     def execute(self, context: Context) -> Any:
         """Send the job and wait for its end, in the triggerer if it takes longer."""
         with self._errors_for_airflow():
-            sink = self._sink()
+            sink = RowSink.of(self, self.conn_id)
             if sink.given:
                 sink.demand_one()
         return self._send_and_wait(context, keep_result=self.keep_result or bool(sink.given))
 
-    def _sink(self) -> RowSink:
-        return RowSink(
-            self.conn_id,
-            self._check,
-            batch_rows=self.batch_rows,
-            handler=self.handler,
-            path=self.path,
-            path_conn_id=self.path_conn_id,
-            max_xcom_rows=self.max_xcom_rows,
-        )
-
     def _result(self, context: Context, hook: DblinkHook, job: Job) -> dict[str, Any]:
         result = {**self._handle.as_dict(), "command_tag": job.command_tag, "row_count": job.row_count}
-        sink = self._sink()
+        sink = RowSink.of(self, self.conn_id)
         if sink.given:
             drop = not self.keep_result
             result |= _delivered(self, context, hook, self._handle, job, sink, drop=drop)
@@ -268,7 +257,7 @@ class DblinkGetResultOperator(MovingOperator):
         """Hand on the rows; their count becomes the XCom return value."""
         with self._errors_for_airflow():
             handle = self.job_handle = JobHandle.read(self.handle, self.conn_id)
-            sink = self._sink(handle)
+            sink = RowSink.of(self, handle.conn_id)
             self._demand_one_place(sink)
             with self._hook(handle.conn_id) as hook:
                 job = hook.wait_for_job(handle, poll_s=self.poll_interval)
@@ -303,19 +292,6 @@ class DblinkGetResultOperator(MovingOperator):
             demand_kept_rows(handle, job)
         spec = Spec(destination_table=table, source_sql=query, mode=self.mode, key=self.key)
         return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)
-
-    def _sink(self, handle: JobHandle) -> RowSink:
-        return RowSink(
-            handle.conn_id,
-            self._check,
-            batch_rows=self.batch_rows,
-            handler=self.handler,
-            path=self.path,
-            path_conn_id=self.path_conn_id,
-            header=self.header,
-            csv_options=self.csv_options or {},
-            max_xcom_rows=self.max_xcom_rows,
-        )
 
 
 class DblinkCancelQueryOperator(DblinkBaseOperator):

@@ -7,8 +7,8 @@ import math
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from typing import IO, Any, cast
+from dataclasses import dataclass, field, fields
+from typing import IO, Any, Self, cast
 
 from airflow.sdk import ObjectStoragePath
 
@@ -16,6 +16,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.unload import csv_batches
 from airflow_dblink.core.wire import Params, Row, Statement
+from airflow_dblink.operators.base import DblinkBaseOperator
 
 Handler = Callable[[list[Row]], object]
 _PLAIN = (str, int, float, bool, type(None))
@@ -40,6 +41,13 @@ class RowSink:
     header: bool = True
     csv_options: Mapping[str, str] = field(default_factory=dict)
     max_xcom_rows: int | None = None
+
+    @classmethod
+    def of(cls, operator: DblinkBaseOperator, conn_id: str) -> Self:
+        """Return where the rows of *operator* go: its attributes of these names, as far as it has them."""
+        names = {field.name for field in fields(cls)} - {"conn_id", "check"}
+        given = {name: getattr(operator, name) for name in names if getattr(operator, name, None) is not None}
+        return cls(conn_id, operator._check, **given)
 
     @property
     def given(self) -> list[str]:

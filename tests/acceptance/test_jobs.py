@@ -122,6 +122,28 @@ def test_a_user_who_clears_the_task_gets_a_new_job(world: World) -> None:
     assert world.airflow.wait("job_kill", run_id, timeout_s=60) == "failed"
 
 
+def test_a_mark_that_no_triggerer_sees_leaves_the_job_to_the_command_line(world: World) -> None:
+    world.airflow.kill_component("triggerer.1")
+    try:
+        run_id = world.airflow.trigger("job_deferred")
+        world.airflow.wait_for_task("job_deferred", run_id, "deferred", {"deferred"}, timeout_s=60)
+        world.airflow.set_task_state("job_deferred", run_id, "deferred", "failed")
+        assert world.airflow.wait("job_deferred", run_id, timeout_s=30) == "failed"
+        time.sleep(CANCELLED_WITHIN_S + HEARTBEAT_S)
+        assert world.job_states() == {"running": 1}
+        assert len(world.active()) == 1
+
+        ((job_id,),) = world.rows("SELECT id::text FROM airflow_dblink.job")
+        told = world.airflow.cli("dblink", "cancel-job", "warehouse_db", job_id)
+    finally:
+        world.airflow.start_component("triggerer.1")
+
+    assert f"Job {job_id}: cancelled." in told.stdout
+    assert world.job_states() == {"cancelled": 1}
+    assert world.active() == []
+    assert world.effects() == {}
+
+
 def test_execution_timeout_cancels_the_job(world: World) -> None:
     run_id = world.airflow.trigger("job_timeout")
     world.wait_until("both run", lambda: len(world.active()) == 2, 60)

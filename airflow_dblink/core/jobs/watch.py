@@ -23,7 +23,13 @@ from psycopg.rows import TupleRow, dict_row
 
 from airflow_dblink.core.connection import aconnect
 from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.errors import DblinkError, TransientError, UsageError, from_psycopg
+from airflow_dblink.core.errors import (
+    DblinkError,
+    TransientError,
+    UsageError,
+    from_psycopg,
+    without_credentials,
+)
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, call_message, until_claimed
@@ -60,7 +66,7 @@ class Watcher:
         self._to_look_at: set[UUID] = set()
         self._wake = asyncio.Event()
         self._nobody_waits = asyncio.Event()
-        self._poll_s = 60.0
+        self._polls: dict[asyncio.Future[Job | None], float] = {}
         self._task: asyncio.Task[None] | None = None
         self._calls: dict[UUID, asyncio.Task[None]] = {}
 
@@ -81,7 +87,7 @@ class Watcher:
         future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(future)
         self._nobody_waits.clear()
-        self._poll_s = min(self._poll_s, poll_s)
+        self._polls[future] = poll_s
         self._look_at([job_id])
         if self._task is None or self._task.done():
             # Not in the context of whoever came first: its log isn't everybody's.
@@ -89,6 +95,7 @@ class Watcher:
         try:
             return await future
         finally:
+            del self._polls[future]
             futures = self._waiting.get(job_id, set())
             futures.discard(future)
             if not futures:
@@ -96,6 +103,10 @@ class Watcher:
             if not self._waiting:
                 self._nobody_waits.set()
                 self._wake.set()  # the task then ends by itself
+
+    @property
+    def _poll_s(self) -> float:
+        return min(self._polls.values(), default=0.0)
 
     # -- one task for all
 
@@ -107,7 +118,8 @@ class Watcher:
                     async for _ in self._looks(connection):
                         pauses = back_off()
             except (TransientError, psycopg.OperationalError, OSError) as error:
-                log.warning("Waiting for %s jobs: %s", len(self._waiting), error)
+                reason = without_credentials(str(error).strip())
+                log.warning("Waiting for %s jobs: %s", len(self._waiting), reason)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._nobody_waits.wait(), next(pauses))
             except DblinkError as error:
@@ -119,12 +131,13 @@ class Watcher:
 
     async def _looks(self, connection: Connection) -> AsyncIterator[None]:
         """Look at what is waited for, whenever there is reason to, until nothing is."""
-        target = await self._get_target()
+        target, loop = await self._get_target(), asyncio.get_running_loop()
         listens = listens_to(target)
         if listens:
             connection.add_notify_handler(lambda note: self._told(note.payload))
             await self._say(connection, LISTEN)
         self._look_at(self._waiting)
+        looked_at_all = loop.time()
         while self._waiting:
             ids = [job_id for job_id in self._to_look_at if job_id in self._waiting]
             self._to_look_at.clear()
@@ -134,8 +147,12 @@ class Watcher:
                 for job_id in ids:
                     self._seen(job_id, jobs.get(job_id), target)
             yield None
-            if self._waiting and not self._to_look_at and not await self._until_woken(connection):
+            if self._waiting and not self._to_look_at:
+                await self._until_woken(connection, looked_at_all + self._poll_s - loop.time())
+            # Also where somebody tells something all the time: not all ends are told.
+            if loop.time() >= looked_at_all + self._poll_s:
                 self._look_at(self._waiting)
+                looked_at_all = loop.time()
 
     def _seen(self, job_id: UUID, job: Job | None, target: Target) -> None:
         if job is None or job.has_ended:
@@ -170,21 +187,20 @@ class Watcher:
             if (job_id := UUID(payload)) in self._waiting:
                 self._look_at([job_id])
 
-    async def _until_woken(self, connection: Connection) -> bool:
-        """Wait for a notification or a new job to look at; returns whether one came within the poll time."""
+    async def _until_woken(self, connection: Connection, seconds: float) -> None:
+        """Wait for a notification or a new job to look at, but not longer than so many *seconds*."""
         loop, pgconn = asyncio.get_running_loop(), connection.pgconn
         self._take_notifications(pgconn)  # what came with the last answer
         descriptor = pgconn.socket
         loop.add_reader(descriptor, self._wake.set)
         try:
-            await asyncio.wait_for(self._wake.wait(), self._poll_s)
+            await asyncio.wait_for(self._wake.wait(), max(seconds, 0.0))
         except TimeoutError:
-            return False
+            return
         finally:
             loop.remove_reader(descriptor)
         pgconn.consume_input()
         self._take_notifications(pgconn)
-        return True
 
     def _take_notifications(self, pgconn: pq.abc.PGconn) -> None:
         while (note := pgconn.notifies()) is not None:

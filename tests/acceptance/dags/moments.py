@@ -8,7 +8,6 @@ The moments are those at which the state of :class:`airflow_dblink.core.once.Onc
 import os
 import signal
 import threading
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,11 @@ from airflow.sdk import DAG
 
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.transfer import DblinkTransferOperator
+from tests.acceptance.dying import Store, die
 
 Moment = tuple[Any, ...]
 
 SUSPENDED = Path(os.environ.get("SUSPENDED_PIDS", "/nonexistent"))
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def suspend() -> None:
@@ -33,26 +29,6 @@ def suspend() -> None:
     (SUSPENDED / f"{os.getpid()}").write_text(f"{os.getppid()}")
     os.kill(os.getppid(), signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)
-
-
-class Store:
-    """The task's real state store, with an event before or after its n-th write."""
-
-    def __init__(self, store: Any, when: str, nth: int, event: Callable[[], None]) -> None:
-        self._store, self._when, self._nth, self._event = store, when, nth, event
-        self._writes = 0
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._store.get(key, default)
-
-    def set(self, key: str, value: Any) -> None:
-        self._writes += 1
-        here = self._writes == self._nth
-        if here and self._when == "before":
-            self._event()
-        self._store.set(key, value)
-        if here and self._when == "after":
-            self._event()
 
 
 class FirstTryDies:

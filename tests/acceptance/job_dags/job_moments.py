@@ -1,13 +1,10 @@
 """Jobs whose senders and waiters die at exactly named moments of their first try; the next tries live.
 
-Every effect is a row of ``effect`` on the warehouse. ``effect`` has no key, and a trigger counts, beyond any
-rollback, how often the work was begun (sequence ``runs``).
+Every effect is a row of ``effect`` on the warehouse. That table has no key: what is done twice is there twice.
 """
 
-import os
-import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -21,32 +18,9 @@ from airflow_dblink.operators.jobs import (
     DblinkSendQueryOperator,
 )
 from airflow_dblink.sensors.job import DblinkJobSensor
+from tests.acceptance.dying import Store, die
 
 EFFECT = "INSERT INTO effect (task) SELECT %(task)s FROM pg_sleep(%(seconds)s)"
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Store:
-    """The task's real state store, with an event before or after its n-th write."""
-
-    def __init__(self, store: Any, when: str, nth: int, event: Callable[[], None]) -> None:
-        self._store, self._when, self._nth, self._event = store, when, nth, event
-        self._writes = 0
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._store.get(key, default)
-
-    def set(self, key: str, value: Any) -> None:
-        self._writes += 1
-        here = self._writes == self._nth
-        if here and self._when == "before":
-            self._event()
-        self._store.set(key, value)
-        if here and self._when == "after":
-            self._event()
 
 
 class DyingCall(send.Call):
