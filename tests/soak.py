@@ -68,7 +68,7 @@ def run_rounds(here: World, rounds: int, seed: int, *, say: Callable[[str], None
     dice = random.Random(seed)  # noqa: S311 - the same again, not a secret
     here.prepare()
     wrong: list[str] = []
-    events = {
+    events: dict[str, Callable[[World, random.Random], None]] = {
         "triggerer killed": kill_triggerer,
         "scheduler restarted": restart_scheduler,
         "backend terminated": terminate_a_backend,

@@ -16,7 +16,7 @@ from airflow_dblink.embedded.server import Server
 
 DAGS = Path(__file__).parent / "job_dags"
 # Seen by the scheduler after at most so long, then the task may be tried again.
-HEARTBEAT_TIMEOUT_S = 8
+HEARTBEAT_TIMEOUT_S = 20
 SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT_S),
     # A triggerer that is gone for so long loses its triggers to another one.
@@ -51,7 +51,11 @@ class World:
             return cursor.fetchall() if cursor.description else []
 
     def prepare(self) -> None:
-        """Make the table of effects anew, and forget all jobs."""
+        """Make the table of effects anew, and forget all jobs; those that a test has left running end."""
+        self.rows(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE query LIKE 'CALL %run(%' AND state = 'active'"
+        )
         with psycopg.connect(self.warehouse.conninfo(), autocommit=True) as connection:
             connection.execute(SCHEMA.encode())
             connection.execute("DROP SCHEMA IF EXISTS airflow_dblink CASCADE")

@@ -117,7 +117,7 @@ def test_a_user_who_clears_the_task_gets_a_new_job(world: World) -> None:
         done = {(task, "cancelled", False) for task in ("waiting", "deferred")}
         return done | {(task, "running", True) for task in ("waiting", "deferred")} == set(jobs)
 
-    world.wait_until("each has a new job", both_anew, 40)
+    world.wait_until("each has a new job", both_anew, 60)
     world.rows("SELECT pg_terminate_backend(pid) FROM airflow_dblink.job WHERE state = 'running'")
     assert world.airflow.wait("job_kill", run_id, timeout_s=60) == "failed"
 
@@ -130,18 +130,18 @@ def test_a_mark_that_no_triggerer_sees_leaves_the_job_to_the_command_line(world:
         world.airflow.set_task_state("job_deferred", run_id, "deferred", "failed")
         assert world.airflow.wait("job_deferred", run_id, timeout_s=30) == "failed"
         time.sleep(CANCELLED_WITHIN_S + HEARTBEAT_S)
-        assert world.job_states() == {"running": 1}
-        assert len(world.active()) == 1
+        ours = "SELECT id::text, state FROM airflow_dblink.job WHERE dag_id = 'job_deferred'"
+        ((job_id, state),) = world.rows(ours)
+        assert state == "running"
+        assert [job_id in query for query, _ in world.active()].count(True) == 1
 
-        ((job_id,),) = world.rows("SELECT id::text FROM airflow_dblink.job")
         told = world.airflow.cli("dblink", "cancel-job", "warehouse_db", job_id)
     finally:
         world.airflow.start_component("triggerer.1")
 
     assert f"Job {job_id}: cancelled." in told.stdout
-    assert world.job_states() == {"cancelled": 1}
-    assert world.active() == []
-    assert world.effects() == {}
+    assert world.rows(ours) == [(job_id, "cancelled")]
+    assert not any(job_id in query for query, _ in world.active())
 
 
 def test_execution_timeout_cancels_the_job(world: World) -> None:
@@ -161,7 +161,7 @@ def test_a_restart_of_any_component_cancels_nothing(world: World) -> None:
     run_id = world.airflow.trigger("job_kill", {"seconds": 25})
     world.wait_until("all run", lambda: len(world.active()) == 3, 60)
     for task in ("deferred", "kept"):
-        world.airflow.wait_for_task("job_kill", run_id, task, {"deferred"}, timeout_s=30)
+        world.airflow.wait_for_task("job_kill", run_id, task, {"deferred"}, timeout_s=60)
 
     world.airflow.kill_component("triggerer.1")
     world.airflow.start_component("triggerer.1")
@@ -193,7 +193,7 @@ def test_a_worker_that_is_told_to_stop_leaves_the_job_to_the_next_try(world: Wor
 def test_a_triggerer_that_is_told_to_stop_leaves_the_jobs(world: World) -> None:
     run_id = world.airflow.trigger("job_kill", {"seconds": 15})
     world.wait_until("all run", lambda: len(world.active()) == 3, 60)
-    world.airflow.wait_for_task("job_kill", run_id, "deferred", {"deferred"}, timeout_s=30)
+    world.airflow.wait_for_task("job_kill", run_id, "deferred", {"deferred"}, timeout_s=60)
     world.airflow.kill_component("triggerer.1", signal.SIGTERM)
     world.airflow.start_component("triggerer.1")
 
@@ -231,6 +231,6 @@ def _start_killable(world: World) -> str:
     run_id = world.airflow.trigger("job_kill")
     world.wait_until("all run", lambda: len(world.active()) == 3, 60)
     for task in ("deferred", "kept"):
-        world.airflow.wait_for_task("job_kill", run_id, task, {"deferred"}, timeout_s=30)
+        world.airflow.wait_for_task("job_kill", run_id, task, {"deferred"}, timeout_s=60)
     world.wait_until_watched(2)
     return run_id

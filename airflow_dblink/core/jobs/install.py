@@ -10,6 +10,7 @@ from typing import Any, Self
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.jobs.job import standby
 from airflow_dblink.core.sqlfiles import statements
 
 #: Of the table and the procedure; a newer one there serves older clients, too.
@@ -67,9 +68,10 @@ class Installation:
         """Return whether jobs can be sent; false: :func:`install_script` is to be run first, and may be.
 
         :raises InstallationError: if neither; says what a DBA has to do.
+        :raises TransientError: if the server is a standby.
         """
         if self.is_standby:
-            raise InstallationError("this server is a standby: jobs need a primary", conn_id)
+            raise standby(conn_id)
         if self.distrusted_owner is not None:
             raise InstallationError(
                 f"schema {self.schema!r} or a part of it belongs to role {self.distrusted_owner!r}, who could"

@@ -196,6 +196,16 @@ def job_of(row: Mapping[str, Any]) -> Job:
     return Job(**row)
 
 
+def standby(conn_id: str) -> TransientError:
+    """Return the error for a server that can't be asked for jobs now; once promoted, it can."""
+    return TransientError(
+        "this server is a standby: jobs need a primary",
+        conn_id,
+        "25006",
+        hint="with several hosts in the connection, set target_session_attrs to read-write",
+    )
+
+
 def missing(handle_or_id: object, conn_id: str, schema: str) -> UsageError:
     """Return the error for a job whose row isn't there."""
     return UsageError(

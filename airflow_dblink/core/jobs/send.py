@@ -29,7 +29,7 @@ from psycopg.types.json import Jsonb
 from airflow_dblink.core.connection import LinkConnection, set_config, watched
 from airflow_dblink.core.errors import OutcomeUnknownError, TransientError, from_psycopg
 from airflow_dblink.core.jobs.draft import Draft
-from airflow_dblink.core.jobs.job import Job
+from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.remote import Jobs, task_params
 from airflow_dblink.core.jobs.steps import Step, call_message, until_claimed, until_ended
 from airflow_dblink.core.once import Store
@@ -228,6 +228,8 @@ class Submission:
         found = jobs.installation()
         if found.server != state["server"]:
             raise self._unknown(state, "another server or database answers now")
+        if found.is_standby:
+            raise standby(self.conn_id)
         job = jobs.find(job_id) if found.version is not None else None
         if job is None and state["sent"]:
             raise self._unknown(state, "the server no longer knows it")

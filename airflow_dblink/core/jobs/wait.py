@@ -13,7 +13,7 @@ import psycopg
 
 from airflow_dblink.core.connection import Check, LinkConnection
 from airflow_dblink.core.errors import TransientError, from_psycopg
-from airflow_dblink.core.jobs.job import Job
+from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.core.jobs.send import call
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, CHANNEL
@@ -66,6 +66,8 @@ def wait_for_end(
                     if not listens:
                         _sleep(poll_s, check)
                 return job
+        except psycopg.errors.ReadOnlySqlTransaction:  # LISTEN is refused by standbys alone
+            log.warning("%s", standby(conn_id))
         except psycopg.Error as error:
             failure = from_psycopg(error, conn_id, "waiting for a job")
             if not isinstance(failure, TransientError):

@@ -31,7 +31,7 @@ from airflow_dblink.core.errors import (
     without_credentials,
 )
 from airflow_dblink.core.jobs import steps
-from airflow_dblink.core.jobs.job import Job
+from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, call_message, until_claimed
 from airflow_dblink.core.jobs.wait import LISTEN, back_off
 
@@ -214,6 +214,8 @@ class Watcher:
     async def _say(self, connection: Connection, statement: bytes) -> None:
         try:
             await connection.execute(statement)
+        except psycopg.errors.ReadOnlySqlTransaction:  # LISTEN is refused by standbys alone
+            raise standby(self._application_name) from None
         except psycopg.Error as error:
             raise from_psycopg(error, self._application_name, "waiting for jobs") from None
 

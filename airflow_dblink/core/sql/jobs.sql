@@ -104,7 +104,8 @@ SELECT pg_terminate_backend(j.pid)
  WHERE j.id = %(id)s AND j.state = 'running' AND EXISTS (SELECT FROM {its_session} AND a.backend_start IS NOT NULL);
 
 -- name: notify
-SELECT pg_notify('airflow_dblink_job', %(id)s::text);
+-- Not where the queue is full: what is said in the same transaction would then fail with it.
+SELECT pg_notify('airflow_dblink_job', %(id)s::text) WHERE pg_notification_queue_usage() < 0.9;
 
 -- name: running_since
 -- Those that nobody has asked for since their session ended still say so.

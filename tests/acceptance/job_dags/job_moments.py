@@ -1,6 +1,6 @@
 """Jobs whose senders and waiters die at exactly named moments of their first try; the next tries live.
 
-Every effect is a row of ``effect`` on the warehouse. That table has no key: what is done twice is there twice.
+Every effect is a row of ``effect`` on the warehouse, a table without key: done twice, it is there twice.
 """
 
 import threading
@@ -111,7 +111,7 @@ class Send(FirstTryDies, DblinkSendQueryOperator):
 
 MODES: dict[str, dict[str, Any]] = {
     "poke": {"mode": "poke", "poke_interval": 1},
-    "reschedule": {"mode": "reschedule", "poke_interval": 1},
+    "reschedule": {"mode": "reschedule", "poke_interval": 3},
     "deferrable": {"deferrable": True, "poke_interval": 1},
 }
 KILLED: dict[str, dict[str, Any]] = {

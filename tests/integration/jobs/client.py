@@ -1,0 +1,209 @@
+"""Who sends jobs in these tests: what operators, sensor and trigger do with the core, in short."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from airflow_dblink.core.connection import LinkConnection, connect
+from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.jobs.draft import Draft, draft
+from airflow_dblink.core.jobs.install import install_script
+from airflow_dblink.core.jobs.job import SCHEMA, Job
+from airflow_dblink.core.jobs.remote import Jobs, task_params
+from airflow_dblink.core.jobs.send import Sent, Submission
+from airflow_dblink.core.jobs.steps import Step
+from airflow_dblink.core.jobs.wait import wait_for_end
+from airflow_dblink.core.jobs.watch import listens_to
+from tests.databases import Database, Row
+from tests.stores import MemoryStore
+
+#: A job that is there until it is cancelled.
+SLEEP = "SELECT pg_sleep(600)"
+#: As the fixture ``client`` makes its table; :func:`effects` counts them.
+EFFECT = "INSERT INTO effect VALUES (1)"
+SLOW_EFFECT = f"SELECT pg_sleep(0.5); {EFFECT}"
+
+
+class Client:
+    """One role on one target; its connections are closed after the test.
+
+    :ivar schema: where the job table is.
+    :ivar opened: its connections.
+    """
+
+    def __init__(self, target: Target, schema: str = SCHEMA) -> None:
+        self.target = target
+        self.schema = schema
+        self.opened: list[LinkConnection] = []
+        self._jobs: Jobs | None = None
+
+    def open(self, check: Callable[[], None] | None = None) -> LinkConnection:
+        """Return a new connection, around a pooler where that can be."""
+        self.opened.append(connect(self.target, direct=True, check=check))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        for connection in self.opened:
+            connection.close()
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs over a connection that is kept, or made anew after it was lost."""
+        if self._jobs is None or self._jobs.connection.closed:
+            self._jobs = Jobs(self.open(), self.target.conn_id, self.schema)
+        return self._jobs
+
+    def draft(self, sql: str, params: Any = None, **options: Any) -> Draft:
+        return draft(self.jobs.connection, self.target.conn_id, sql, params, **options)
+
+    def submission(
+        self, store: MemoryStore | None = None, *, life: int = 0, task: Mapping[str, Any] | None = None
+    ) -> Submission:
+        return Submission(
+            self.target.conn_id,
+            self.schema,
+            self.open,
+            MemoryStore() if store is None else store,
+            task or {"dag_id": "dag", "task_id": "task", "run_id": "run", "map_index": -1, "try_number": 1},
+            life=life,
+        )
+
+    def submit(
+        self, sql: str, params: Any = None, *, store: MemoryStore | None = None, life: int = 0, **options: Any
+    ) -> Sent:
+        """Send a job, or find the one that *store* knows of; its call is still to be left."""
+        return self.submission(store, life=life).submit(
+            lambda connection: draft(connection, self.target.conn_id, sql, params, **options)
+        )
+
+    def send(self, sql: str, params: Any = None, **options: Any) -> UUID:
+        """Send a job and leave it to the server; *options* as :meth:`submit` has."""
+        sent = self.submit(sql, params, **options)
+        if sent.call is not None:
+            sent.call.leave()
+        return sent.job_id
+
+    def wait(self, job_id: UUID, *, poll_s: float = 0.2) -> Job:
+        """Wait for a job's end, a minute at most."""
+        deadline = time.monotonic() + 60
+
+        def check() -> None:
+            assert time.monotonic() < deadline, f"job {job_id} does not end"
+
+        return wait_for_end(
+            lambda: self.open(check),
+            self.target.conn_id,
+            self.schema,
+            job_id,
+            listens=listens_to(self.target),
+            poll_s=poll_s,
+            check=check,
+        )
+
+    def run(self, sql: str, params: Any = None, **options: Any) -> Job:
+        """Send a job, leave, and wait for its end."""
+        return self.wait(self.send(sql, params, **options))
+
+    def insert(self, sql: str, *, sent_s_ago: float = 0.0, **columns: Any) -> UUID:
+        """Make the row of a job that nobody calls, as a sender leaves it that dies before its call."""
+        self.jobs.ready()
+        made = self.draft(sql)
+        params: dict[str, Any] = {
+            **task_params({}),
+            **vars(made),
+            "settings": Jsonb({}),
+            "id": uuid4(),
+            "replaces": None,
+            **columns,
+        }
+        self.jobs.run(Step(("insert",), params))
+        self.jobs.connection.execute(
+            psycopg.sql.SQL("UPDATE {} SET sent_at = now() - make_interval(secs => %s) WHERE id = %s").format(
+                psycopg.sql.Identifier(self.schema, "job")
+            ),
+            [sent_s_ago, params["id"]],
+        )
+        return UUID(str(params["id"]))
+
+    def call(self, job_id: UUID) -> str:
+        """Run the procedure on a connection of its own; returns the command tag."""
+        connection = self.open()
+        with suppress(psycopg.OperationalError):  # for those who close it in between
+            return connection.execute(self.call_text(job_id).encode()).statusmessage or ""
+        return ""
+
+    def call_text(self, job_id: UUID) -> str:
+        return f"CALL \"{self.schema}\".run('{job_id}')"
+
+    def column(self, job_id: UUID, name: str) -> Any:
+        """Return what the table has in a column, also in those that :class:`Job` leaves out."""
+        query = f'SELECT {name} FROM "{self.schema}".job WHERE id = %s'  # noqa: S608 - the test's own
+        row = self.jobs.connection.execute(query.encode(), [job_id]).fetchone()
+        return row[0] if row else None
+
+
+def effects(database: Database) -> int:
+    """Return how often :data:`EFFECT` was committed."""
+    return int(database.rows("SELECT count(*) FROM effect")[0][0])
+
+
+def role_of(target: Target) -> str:
+    return str(target.params["user"])
+
+
+def dba_installs(database: Database, *roles: Target, results: bool = False) -> None:
+    """Do what a DBA does with what ``airflow dblink sql`` prints; and let all roles have effects."""
+    database.admin(install_script(SCHEMA, [role_of(role) for role in roles], results=results))
+    database.admin("GRANT INSERT ON effect TO PUBLIC")
+
+
+def until(what: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    """Wait until *what* gives something true, and return it."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def backend(database: Database, pid: int | None) -> list[Row]:
+    """Return (state, query) of the session with that process; nothing if it is gone."""
+    return database.admin("SELECT state, query FROM pg_stat_activity WHERE pid = %s", pid)
+
+
+def sleeps(database: Database, pid: int | None) -> bool:
+    """Return whether the session with that process is in ``pg_sleep``."""
+    query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+    return bool(database.admin(query, pid))
+
+
+def start(connection: LinkConnection, sql: str) -> None:
+    """Send *sql* to the server and don't wait for its answer."""
+    connection.pgconn.send_query(sql.encode())
+    while connection.pgconn.flush():
+        pass
+
+
+def end_with_fin(connection: LinkConnection) -> None:
+    """Do what the end of a worker's process does to its connection: a FIN, and nothing said before."""
+    sock = socket.socket(fileno=connection.pgconn.socket)
+    sock.shutdown(socket.SHUT_RDWR)
+    sock.detach()
+    connection.close()
+
+
+def end_with_rst(connection: LinkConnection) -> None:
+    """Close the connection's socket with a RST, as the end of a worker's machine does."""
+    sock = socket.socket(fileno=connection.pgconn.socket)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.detach()
+    connection.close()

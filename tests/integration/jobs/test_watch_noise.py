@@ -1,0 +1,44 @@
+"""Waiting in an event loop where others notify all the time."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from uuid import uuid4
+
+from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.jobs.watch import Watcher
+from tests.databases import Database
+from tests.integration.jobs.client import SLEEP, Client
+
+
+def test_a_job_that_was_lost_is_noticed_however_much_is_notified(client: Client, source: Database) -> None:
+    """Nothing tells of a lost job: only the poll finds it, and no notification may put that off."""
+    job_id = client.send(SLEEP)
+
+    async def get_target() -> Target:
+        return client.target
+
+    async def noise() -> None:
+        while True:
+            await asyncio.to_thread(
+                source.execute, "SELECT pg_notify('airflow_dblink_job', %s)", str(uuid4())
+            )
+            await asyncio.sleep(0.2)
+
+    async def watch() -> str:
+        waiting = asyncio.create_task(
+            Watcher(get_target, client.target.job_schema, "noise").wait(job_id, 2.0)
+        )
+        noisy = asyncio.create_task(noise())
+        await asyncio.sleep(1)
+        source.execute("SELECT pg_terminate_backend(pid) FROM airflow_dblink.job")
+        try:
+            job = await asyncio.wait_for(waiting, 20)
+        finally:
+            noisy.cancel()
+            with suppress(asyncio.CancelledError):
+                await noisy
+        return job.state if job else "missing"
+
+    assert asyncio.run(watch()) == "lost"
