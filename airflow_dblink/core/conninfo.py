@@ -22,6 +22,13 @@ OWN_OPTIONS = frozenset(
 
 # NAMEDATALEN - 1: PostgreSQL cuts application_name silently after this many bytes.
 _NAME_BYTES = 63
+# TCP's own patience is two hours where nothing is said, a quarter of one where no answer comes.
+_KEEPALIVE = {
+    "keepalives_idle": 30,  # seconds, as the next
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
 # "scheduled__2026-11-22T06:00:00+00:00" tells nothing that "2026-11-22T06:00:00" doesn't.
 _RUN_ID = re.compile(r"^[a-z_]+?__(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
 _QUOTED = re.compile(r'".*"', re.DOTALL)
@@ -61,7 +68,8 @@ class Target:
         """Return the libpq connection string, for sync and async alike.
 
         :param application_name: unless the connection names its own.
-        :param direct: use the direct address, where there is one.
+        :param direct: use the direct address, where there is one; and notice within a minute or two if the
+            network has gone, for who waits.
         :raises UsageError: if a parameter is not one that libpq knows, or holds a NUL character.
         """
         params = {k: v for k, v in self.params.items() if v is not None and v != ""}
@@ -72,6 +80,8 @@ class Target:
             params["host"] = self.direct_host or params.get("host")
             params["port"] = self.direct_port or params.get("port")
             params.pop("hostaddr", None)
+        if direct:
+            params = {**_KEEPALIVE, **params}
         # libpq would silently use what stands before the NUL.
         if with_nul := sorted(k for k, v in params.items() if "\0" in str(v)):
             raise UsageError(f"field {with_nul[0]!r} of the connection holds a NUL character", self.conn_id)

@@ -9,10 +9,12 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_dblink.core.errors import DblinkError
+from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.errors import DblinkError, TransientError, UsageError
 from airflow_dblink.core.jobs.job import SCHEMA
 from airflow_dblink.core.jobs.watch import Watcher, acancel
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -93,7 +95,7 @@ class DblinkJobTrigger(BaseTrigger):
         yield TriggerEvent({"job_id": self.job_id, **await self._end()})
 
     async def _end(self) -> dict[str, Any]:
-        get_target = self._hook().atarget
+        get_target = self._target
         key = (self.conn_id, self.schema, self.password_required)
         watcher = Watcher.shared(key, lambda: Watcher(get_target, self.schema, _NAME))
         _kept(self._warm_up())
@@ -154,11 +156,20 @@ class DblinkJobTrigger(BaseTrigger):
                 await self._task_state()
 
     async def _cancel(self) -> None:
-        target = await self._hook().atarget()
+        target = await self._target()
         job = await acancel(target, _NAME, self.schema, UUID(self.job_id))
         self.log.info(
             "Cancelled job %s on %s: %s", self.job_id, self.conn_id, job.state if job else "missing"
         )
 
-    def _hook(self) -> DblinkHook:
-        return DblinkHook(dblink_conn_id=self.conn_id, password_required=self.password_required)
+    async def _target(self) -> Target:
+        hook = DblinkHook(dblink_conn_id=self.conn_id, password_required=self.password_required)
+        try:
+            return await hook.atarget()
+        except DblinkError:
+            raise
+        except AirflowNotFoundException as error:
+            raise UsageError(str(error), self.conn_id) from None
+        except Exception as error:  # Airflow's own database or API may be away, too
+            why = f"Airflow gives no connection now ({type(error).__name__})"
+            raise TransientError(why, self.conn_id) from error

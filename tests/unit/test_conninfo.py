@@ -165,3 +165,11 @@ def test_what_counts_as_a_credential_of_the_connection(params: dict[str, Any], b
 
 def test_what_airflows_form_sends_for_a_masked_field_is_the_safe_side() -> None:
     assert target_from_extra("c", {}, {"password_required": "***"}).password_required is True
+
+
+def test_who_waits_notices_a_network_that_has_gone_unless_the_connection_says_otherwise() -> None:
+    target = Target("x", {"host": "db", "keepalives_idle": "7"})
+
+    waiting = conninfo_to_dict(target.conninfo(direct=True))
+    assert (waiting["keepalives_idle"], waiting["tcp_user_timeout"]) == ("7", "60000")
+    assert "tcp_user_timeout" not in target.conninfo()

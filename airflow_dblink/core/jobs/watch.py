@@ -114,9 +114,12 @@ class Watcher:
         pauses = back_off()
         while self._waiting:
             try:
-                async with await self._connection() as connection:
+                connection = await self._connection()
+                try:
                     async for _ in self._looks(connection):
                         pauses = back_off()
+                finally:  # at once: no ROLLBACK over a network that may have gone
+                    await connection.close()
             except (TransientError, psycopg.OperationalError, OSError) as error:
                 reason = without_credentials(str(error).strip())
                 log.warning("Waiting for %s jobs: %s", len(self._waiting), reason)
