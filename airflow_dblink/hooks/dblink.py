@@ -100,7 +100,7 @@ class DblinkHook(JobVocabulary, DbApiSide):
             "job_schema": job_schema,
         }
         self._check = check
-        self._sent_names = []
+        self._submissions: list[Submission] = []
         self._links: Links | None = None
 
     def __enter__(self) -> Self:
@@ -109,6 +109,8 @@ class DblinkHook(JobVocabulary, DbApiSide):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.links.close_all()
+            for submission in self._submissions:
+                submission.finish()
         else:
             self.links.abort_all()
 
@@ -249,6 +251,15 @@ class DblinkHook(JobVocabulary, DbApiSide):
             direct=True,
         )
 
+    @property
+    def _sent_names(self) -> list[str]:
+        """The names of the jobs that the running try of the task has sent, by whichever hook."""
+        try:
+            ti = get_current_context()["ti"]
+        except RuntimeError:
+            return []
+        return _sent_names.setdefault((ti.dag_id, ti.task_id, ti.run_id, ti.map_index, ti.try_number), [])
+
     def submission(self, conn_id: str, name: str | None = None, *, cancels: bool = True) -> Submission:
         """Return what sends a job of the running task, once across its tries; outside of a task, once.
 
@@ -337,6 +348,10 @@ class DblinkHook(JobVocabulary, DbApiSide):
         Model: ``dblink_get_connections``, which gives NULL where this gives an empty list.
         """
         return self.links.names()
+
+
+# By try; a process runs one.
+_sent_names: dict[tuple[object, ...], list[str]] = {}
 
 
 class _NoStore:

@@ -141,11 +141,11 @@ class DblinkBaseOperator(BaseOperator):
         ti = context["ti"]
         return ti.try_number <= ti.max_tries and self._is_marked_running(context)
 
-    def _is_marked_running(self, context: Context) -> bool:
+    def _is_marked_running(self, context: Context, *, without_answer: bool = False) -> bool:
         """Return whether Airflow still has the task as running: it is told to stop, but by no user.
 
         Asked in a thread, since SIGKILL follows SIGTERM after 5 s and a kill must cancel in time;
-        no answer counts as no.
+        without an answer in time it is *without_answer*.
         """
         ti = context["ti"]
         with_index = None if ti.map_index is None or ti.map_index < 0 else ti.map_index
@@ -159,11 +159,9 @@ class DblinkBaseOperator(BaseOperator):
         executor = ThreadPoolExecutor(1, thread_name_prefix="task-state")
         try:
             return executor.submit(ask).result(timeout=_STATE_ANSWER_S)
-        except Exception as error:  # noqa: BLE001 - whatever keeps the answer away, cancelling is safe
-            self.log.warning(
-                "No answer whether the task is still wanted (%s): cancelling.", type(error).__name__
-            )
-            return False
+        except Exception as error:  # noqa: BLE001 - whatever keeps the answer away
+            self.log.warning("No answer whether the task is still wanted (%s).", type(error).__name__)
+            return without_answer
         finally:
             executor.shutdown(wait=False)
 

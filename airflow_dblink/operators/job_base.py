@@ -9,13 +9,18 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout
 
 from airflow_dblink.core.connection import LinkConnection, connect
 from airflow_dblink.core.conninfo import parse_session_settings
-from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
+from airflow_dblink.core.errors import (
+    DblinkError,
+    RemoteError,
+    StoppedError,
+    UsageError,
+    without_credentials,
+)
 from airflow_dblink.core.jobs.draft import Draft, check_statement, draft
 from airflow_dblink.core.jobs.job import Job, JobHandle, missing
 from airflow_dblink.core.jobs.remote import Jobs
@@ -135,7 +140,8 @@ class DblinkJobBaseOperator(DblinkBaseOperator):
             job_id = submission.job_id
             if job_id is None:
                 raise
-            if not self.cancel_on_kill or self._is_marked_running(context):
+            # A user's wish came by Airflow's API; if that gives no answer now, it is an outage that stops us.
+            if not self.cancel_on_kill or self._is_marked_running(context, without_answer=True):
                 raise DblinkTaskKilledError(
                     f"the task was told to stop; job {job_id} goes on, and the next try takes it over"
                 ) from None
@@ -155,8 +161,8 @@ class DblinkJobBaseOperator(DblinkBaseOperator):
             with connect(hook.target(), application_name="airflow-dblink cancel", direct=True) as connection:
                 job = Jobs(connection, self.conn_id, submission.schema).cancel(job_id)
             self.log.info("Cancelled job %s on %s: %s", job_id, self.conn_id, job.state)
-        except (DblinkError, psycopg.Error) as error:
-            self.log.warning("Cancelling job %s failed: %s", job_id, error)
+        except Exception as error:  # noqa: BLE001 - what has ended the task is what counts
+            self.log.warning("Cancelling job %s failed: %s", job_id, without_credentials(str(error)))
 
 
 class DblinkJobWaitingOperator(DblinkJobBaseOperator):
@@ -200,10 +206,21 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                 job = self._look(hook, self._handle)
                 if job is None or not job.has_ended:
                     if self.deferrable:
-                        self._check()
-                        self._defer(began)
+                        self._demand_wanted(context)
+                        self._defer(began, keep_result=keep_result, of_earlier_life=sent.of_earlier_life)
                     job = hook.wait_for_job(self._handle, poll_s=self.poll_interval)
+                if sent.of_earlier_life and job.state == "cancelled":
+                    return self._send_and_wait(context, keep_result=keep_result)
             return self._ended(context, hook, submission, job)
+
+    def _demand_wanted(self, context: Context) -> None:
+        """Raise if a user has stopped the task: one that defers is not told of it any more.
+
+        :raises StoppedError: then.
+        """
+        self._check()
+        if not self._is_marked_running(context, without_answer=True):
+            raise StoppedError("the task was told to stop")
 
     @property
     def _handle(self) -> JobHandle:
@@ -221,7 +238,7 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                 return None
             raise
 
-    def _defer(self, began: float) -> None:
+    def _defer(self, began: float, *, keep_result: bool, of_earlier_life: bool) -> None:
         handle = self._handle
         limit = self.execution_timeout
         self.log.info("Job %s still runs: waiting in the triggerer.", handle.job_id)
@@ -236,14 +253,27 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                 deadline=None if limit is None else began + limit.total_seconds(),
             ),
             method_name="execute_complete",
-            kwargs={"handle": handle.as_dict(), "began": began},
+            kwargs={
+                "handle": handle.as_dict(),
+                "keep_result": keep_result,
+                "of_earlier_life": of_earlier_life,
+            },
             timeout=None if limit is None else limit + _TRIGGERER_GRACE,
         )
 
     def execute_complete(
-        self, context: Context, event: Mapping[str, Any], handle: Mapping[str, str], began: float = 0.0
+        self,
+        context: Context,
+        event: Mapping[str, Any],
+        handle: Mapping[str, str],
+        keep_result: bool = False,
+        of_earlier_life: bool = False,
     ) -> Any:
-        """Go on after the triggerer's event; the job itself says how it ended."""
+        """Go on after the triggerer's event; the job itself says how it ended.
+
+        One that was taken over when the task was cleared, and was then cancelled after all by what
+        the clearing has stopped, is sent anew.
+        """
         self.job_handle = JobHandle.read(handle)
         state = event["state"]
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
@@ -254,19 +284,22 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                     f"execution_timeout is over: job {self.job_handle.job_id} was cancelled"
                 )
             if state == "error":
-                raise UsageError(str(event.get("message")))
+                kind = UsageError if event.get("is_mistake", True) else RemoteError
+                raise kind(str(event.get("message")))
             if state == "missing":
                 raise missing(self.job_handle.job_id, self.conn_id, self.job_handle.schema)
             with self._cancelling(context, hook, submission):
                 job = hook.wait_for_job(self.job_handle, poll_s=self.poll_interval)
-            return self._ended(context, hook, submission, job)
+            if not (of_earlier_life and job.state == "cancelled"):
+                return self._ended(context, hook, submission, job)
+        return self._send_and_wait(context, keep_result=keep_result)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Cancel the job when waiting took longer than ``execution_timeout``, and nobody else did."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            with suppress(DblinkError), self._hook(self.conn_id) as hook:
+            with suppress(Exception), self._hook(self.conn_id) as hook:
                 submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
                 if submission.job_id is not None:  # for the link
                     self.job_handle = JobHandle(self.conn_id, str(submission.job_id), submission.schema)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.configuration import conf
 
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.core.jobs.vocabulary import demand_kept_rows
 from airflow_dblink.core.once import KEY as ONCE_KEY
@@ -306,7 +306,7 @@ class DblinkCancelQueryOperator(DblinkBaseOperator):
     :param kwargs: of the base operator.
 
     :returns: (XCom) the state of each job by its id, as it is then.
-    :raises AirflowFailException: if there is no such job.
+    :raises AirflowFailException: if there is no such job; of several, the others have been cancelled then.
     :raises RemoteError: what the server says.
     :raises TransientError: the same, where a retry may help; also if a job still runs.
 
@@ -326,11 +326,21 @@ class DblinkCancelQueryOperator(DblinkBaseOperator):
         """Cancel; the states become the XCom return value."""
         with self._errors_for_airflow():
             states: dict[str, str] = {}
+            failures: list[DblinkError] = []
             for handle in self._handles():
-                with self._hook(handle.conn_id) as hook:
-                    job = hook.cancel_job(handle)
-                self.log.info("Job %s on %s: %s", job.id, handle.conn_id, job.state)
-                states[handle.job_id] = job.state
+                try:
+                    with self._hook(handle.conn_id) as hook:
+                        job = hook.cancel_job(handle)
+                except StoppedError:
+                    raise
+                except DblinkError as error:  # the others are to be cancelled all the same
+                    self.log.warning("%s", error)
+                    failures.append(error)
+                else:
+                    self.log.info("Job %s on %s: %s", job.id, handle.conn_id, job.state)
+                    states[handle.job_id] = job.state
+            if failures:
+                raise next((error for error in failures if error.retryable), failures[0])
             return states
 
     def _handles(self) -> list[JobHandle]:
@@ -356,7 +366,8 @@ def _delivered(
     """Hand on the kept rows and, with *drop*, drop them; a retry after that is given what was returned."""
     store: Store = context["task_state_store"]
     stored: Any = store.get(_RESULT_KEY)
-    if isinstance(stored, dict) and stored["job_id"] == handle.job_id and job.result_table is None:
+    mine = {"job_id": handle.job_id, "life": context["ti"].max_tries}
+    if isinstance(stored, dict) and mine.items() <= stored.items() and job.result_table is None:
         operator.log.info("An earlier try has handed on the rows and dropped them.")
         result: dict[str, Any] = dict(stored["result"])
         return result
@@ -365,6 +376,6 @@ def _delivered(
         result = sink.deliver(link, jobs.result_query(job), expected=job.row_count)
     operator.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])
     if drop:
-        store.set(_RESULT_KEY, {"job_id": handle.job_id, "result": result})
+        store.set(_RESULT_KEY, {**mine, "result": result})
         hook.drop_result(handle)
     return result

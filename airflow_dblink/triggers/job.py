@@ -53,7 +53,8 @@ class DblinkJobTrigger(BaseTrigger):
         cancelled, and the event's state is ``timeout``.
 
     The event has ``job_id`` and ``state``: ``succeeded``, ``failed``, ``cancelled``, ``lost``; ``missing`` if
-    there is no such job, ``timeout``, or ``error`` with a ``message`` where waiting can't help.
+    there is no such job, ``timeout``, or ``error`` where waiting can't help, with a ``message``, and
+    ``is_mistake`` if it is the user's.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class DblinkJobTrigger(BaseTrigger):
                 self.log.warning("Cancelling job %s failed: %s", self.job_id, error)
             return {"state": "timeout"}
         except DblinkError as error:
-            return {"state": "error", "message": str(error)}
+            return {"state": "error", "message": str(error), "is_mistake": isinstance(error, UsageError)}
         return {"state": job.state if job else "missing"}
 
     async def on_kill(self) -> None:
@@ -143,7 +144,7 @@ class DblinkJobTrigger(BaseTrigger):
         if ti is None:
             return None
         map_index = ti.map_index if ti.map_index is not None and ti.map_index >= 0 else None
-        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+        states = await sync_to_async(RuntimeTaskInstance.get_task_states, thread_sensitive=False)(
             dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=map_index
         )
         return next((state for run in states.values() for state in run.values()), None)

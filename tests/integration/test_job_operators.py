@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
+import psycopg
 import pytest
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import (
@@ -21,7 +24,10 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time.context import set_current_context
 
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError
+from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.job import JobHandle
+from airflow_dblink.core.jobs.remote import Jobs
+from airflow_dblink.core.jobs.send import call
 from airflow_dblink.exceptions import DblinkJobError, DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.execute import DblinkExecOperator
@@ -126,13 +132,14 @@ def test_a_longer_job_defers_with_ids_only(table: Database) -> None:
 @pytest.mark.parametrize(
     ("event", "error", "why"),
     [
-        ({"state": "error", "message": "connection 'source': denied"}, AirflowFailException, "denied"),
+        ({"state": "error", "message": "denied", "is_mistake": True}, AirflowFailException, "denied"),
+        ({"state": "error", "message": "denied", "is_mistake": False}, RemoteError, "denied"),
         ({"state": "missing"}, AirflowFailException, "there is no job"),
         ({"state": "timeout"}, AirflowTaskTimeout, "execution_timeout"),
     ],
 )
 def test_the_triggers_other_events(
-    table: Database, event: dict[str, str], error: type[BaseException], why: str
+    table: Database, event: dict[str, Any], error: type[BaseException], why: str
 ) -> None:
     handle = _send("SELECT pg_sleep(30)")
     store = MemoryStore()
@@ -480,9 +487,6 @@ def test_the_hooks_asynchronous_functions_take_a_handle(table: Database) -> None
             hook.get_result(long)
         with pytest.raises(UsageError, match="there is no job"):
             hook.is_busy({**long, "job_id": "00000000-0000-0000-0000-000000000000"})
-        hook.send_job(INSERT, name="mine")
-        with pytest.raises(UsageError, match="'mine' already"):
-            hook.send_job(INSERT, name="mine")
 
 
 def test_a_lost_job_is_told_as_such(table: Database) -> None:
@@ -526,3 +530,104 @@ def test_a_job_of_a_task_can_have_limits_and_be_pruned(table: Database) -> None:
         assert _states(table) == ["running"]
         assert table.rows("SELECT count(*) FROM pg_class WHERE relname LIKE 'result\\_%'") == [(0,)]
         hook.cancel_query(running)
+
+
+def test_hooks_of_one_try_know_of_each_others_jobs(table: Database, store: MemoryStore) -> None:
+    """And a task that is cleared after its success sends them anew."""
+
+    def work(**fields: Any) -> list[dict[str, str]]:
+        handles = []
+        with set_current_context(context(store, **fields)):
+            for _ in range(2):
+                with DblinkHook(dblink_conn_id="source") as hook:
+                    handles.append(hook.send_job(INSERT))
+                    hook.wait_for_job(handles[-1])
+            with DblinkHook(dblink_conn_id="source") as hook:
+                hook.send_job(INSERT, name=f"mine of try {fields['try_number']}")
+            with DblinkHook(dblink_conn_id="source") as hook, pytest.raises(UsageError, match="already"):
+                hook.send_job(INSERT, name=f"mine of try {fields['try_number']}")
+        return handles
+
+    first = work(task_id="python", try_number=1)
+    assert first[0] != first[1]
+    assert _count(table) == 3
+    assert work(task_id="python", try_number=2, max_tries=0) == first
+    assert work(task_id="python", try_number=3, max_tries=3) != first
+    assert _count(table) == 7
+
+
+def test_a_job_taken_over_by_a_cleared_task_and_cancelled_after_all_is_sent_anew(
+    table: Database, store: MemoryStore
+) -> None:
+    """As when the triggerer learns of the clearing later than the scheduler starts the new try."""
+    sql = f"SELECT pg_sleep(3); {INSERT}"
+    deferred = _job(sql, deferrable=True, grace_period=timedelta(0))
+    with pytest.raises(TaskDeferred) as first:
+        deferred.execute(context(store))
+    handle = (first.value.kwargs or {})["handle"]
+    with pytest.raises(TaskDeferred) as second:
+        deferred.execute(context(store, max_tries=1, try_number=2))
+    kept = second.value.kwargs or {}
+    assert kept["handle"] == handle
+    DblinkHook(dblink_conn_id="source").cancel_job(handle)
+
+    event = {"job_id": handle["job_id"], "state": "cancelled"}
+    result = _job(sql).execute_complete(context(store, max_tries=1, try_number=2), event, **kept)
+
+    assert result["job_id"] != handle["job_id"]
+    assert _states(table) == ["cancelled", "succeeded"]
+    assert _count(table) == 1
+
+
+def test_a_task_that_a_user_has_stopped_does_not_defer(table: Database, store: MemoryStore) -> None:
+    with pytest.raises(DblinkTaskKilledError):
+        _job("SELECT pg_sleep(60)", deferrable=True, grace_period=timedelta(0)).execute(
+            context(store, wanted="failed")
+        )
+    assert _states(table) == ["cancelled"]
+
+
+def test_a_call_that_ends_before_the_job_began_is_no_success(table: Database, store: MemoryStore) -> None:
+    """A statement_timeout that strikes while somebody holds a lock on the job table."""
+    _send("SELECT 1")
+    hook = DblinkHook(dblink_conn_id="source")
+    with closing(hook.open_direct("source")) as connection, psycopg.connect(table.admin_conninfo) as admin:
+        job_id, submission = uuid4(), hook.submission("source")
+        made = draft(connection, "source", INSERT)
+        submission._insert(Jobs(connection, "source", "airflow_dblink"), made, job_id, None)
+        admin.execute("LOCK TABLE airflow_dblink.job IN SHARE MODE")
+        with pytest.raises(TransientError, match="statement timeout"):
+            call(connection, "source", "airflow_dblink", job_id, "300ms")
+    assert sorted(_states(table)) == ["sent", "succeeded"]
+
+
+def test_one_job_that_cannot_be_cancelled_keeps_no_other_from_it(table: Database) -> None:
+    running = _send("SELECT pg_sleep(60)")
+    missing = {**running, "job_id": str(uuid4())}
+    with pytest.raises(AirflowFailException, match="there is no job"):
+        DblinkCancelQueryOperator(task_id="cancel", handle=[missing, running]).execute(context())
+    assert _states(table) == ["cancelled"]
+
+
+def test_nobody_can_have_another_table_dropped_by_who_prunes(table: Database) -> None:
+    _send("SELECT 1")
+    table.execute("CREATE TABLE airflow_dblink.precious (a int)")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        table.execute("UPDATE airflow_dblink.job SET result_table = 'precious'")
+
+
+def test_returning_in_a_functions_body_makes_no_query_of_it(table: Database) -> None:
+    body = (
+        "CREATE FUNCTION f() RETURNS int LANGUAGE SQL BEGIN ATOMIC INSERT INTO t VALUES (1) RETURNING a; END"
+    )
+    assert _job(body).execute(context())["command_tag"] is None
+
+
+def test_a_cleared_delivery_of_a_dropped_result_is_no_silent_success(table: Database) -> None:
+    store = MemoryStore()
+    get = DblinkGetResultOperator(
+        task_id="get", handle=_send(NUMBERS, keep_result=True), max_xcom_rows=100, drop_result=True
+    )
+    get.execute(context(store))
+    with pytest.raises(AirflowFailException, match="its result was dropped"):
+        get.execute(context(store, try_number=2, max_tries=1))

@@ -19,6 +19,7 @@ from airflow_dblink.core.script import Part, parts
 from airflow_dblink.core.wire import Params, bind
 
 _QUERIES = ("SELECT", "VALUES", "TABLE")
+_CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
 _TAGS = {
     "INSERT": "INSERT 0",
     **{verb: verb for verb in ("UPDATE", "DELETE", "MERGE", "SELECT")},
@@ -114,7 +115,9 @@ def check_statement(statement: object, conn_id: str) -> None:
 
 def _gives_rows(part: Part) -> bool:
     # SELECT INTO gives none; the server says what to write instead.
-    return (part.verb in _QUERIES and "INTO" not in part.outer_words) or "RETURNING" in part.outer_words
+    return (part.verb in _QUERIES and "INTO" not in part.outer_words) or (
+        part.verb in _CHANGES and "RETURNING" in part.outer_words
+    )
 
 
 def _demand_named_columns(connection: LinkConnection, conn_id: str, query: str) -> None:

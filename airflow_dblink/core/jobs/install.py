@@ -92,7 +92,7 @@ class Installation:
         if keep_result and not self.may_keep_results:
             raise self._for_dba(
                 conn_id,
-                "does not let this role keep rows, which handing them on needs (GRANT CREATE)",
+                "does not let this role keep results, nor so hand rows on (GRANT CREATE)",
                 " --results",
             )
         return True

@@ -14,7 +14,7 @@ from psycopg import ClientCursor, sql
 from psycopg.rows import dict_row
 
 from airflow_dblink.core.connection import LinkConnection
-from airflow_dblink.core.errors import from_psycopg
+from airflow_dblink.core.errors import RemoteError, TransientError, from_psycopg
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.install import VERSION, Installation, install_script
 from airflow_dblink.core.jobs.job import Job, job_of, missing
@@ -171,7 +171,7 @@ class Jobs:
                     pass
                 return cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
-            raise from_psycopg(error, self.conn_id, "asking for jobs") from None
+            raise asking_failed(error, self.conn_id) from None
 
     def drive(self, procedure: Steps[T]) -> T:
         """Do what *procedure* says, step by step.
@@ -190,6 +190,15 @@ class Jobs:
         except StopIteration as done:
             result: T = done.value
             return result
+
+
+def asking_failed(error: psycopg.Error, conn_id: str) -> RemoteError:
+    """Return the error for a question about jobs that the server didn't answer.
+
+    A limit of the role's, a lock, somebody's cancel pass: who waits for a job asks again.
+    """
+    ours = from_psycopg(error, conn_id, "asking for jobs")
+    return TransientError(*ours.args) if ours.sqlstate in ("57014", "55P03") else ours
 
 
 def task_params(task: Mapping[str, Any]) -> dict[str, Any]:

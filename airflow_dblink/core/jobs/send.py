@@ -15,6 +15,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -62,6 +63,11 @@ class Call:
         except psycopg.Error as error:
             raise self._error(error) from None
 
+    @property
+    def claimed(self) -> bool:
+        """Whether this call has begun the job; another one may have, or nobody."""
+        return bool(self._notices)
+
     def wait_until_claimed(self) -> None:
         """Wait until the job is seen running, has ended, or was another call's: only then leave.
 
@@ -75,8 +81,10 @@ class Call:
         except psycopg.Error as error:
             raise self._error(error) from None
         if self._ended:
-            self._log_error()
-        elif not self._notices:
+            failure = self._log_error()
+            if failure is not None and not self.claimed:
+                raise failure
+        elif not self.claimed:
             raise TransientError(
                 f"the job was sent, but did not begin within {_CLAIM_S:.0f} s",
                 self._conn_id,
@@ -104,17 +112,19 @@ class Call:
         check = self._connection.check
         return waiting.wait(watched(gen, check) if check else gen, self._connection.pgconn.socket, _LOOK_S)
 
-    def _log_error(self) -> None:
-        """Say what the call itself failed with, such as a commit; the job's own errors are in its row."""
+    def _log_error(self) -> TransientError | None:
+        """Say and return what the call itself failed with, such as a commit; the job's own is in its row."""
+        failure: TransientError | None = None
         try:
             results = self._connection.wait(fetch_many(self._connection.pgconn))
         except psycopg.Error as error:
-            log.warning("%s", self._error(error))
-            return
+            results, failure = [], self._error(error)
         for result in results:
             if result.status == pq.ExecStatus.FATAL_ERROR:
-                failure = error_from_result(result, encoding=self._connection.info.encoding)
-                log.warning("%s", from_psycopg(failure, self._conn_id, "calling the job"))
+                failure = self._error(error_from_result(result, encoding=self._connection.info.encoding))
+        if failure is not None:
+            log.warning("%s", failure)
+        return failure
 
     def _error(self, error: psycopg.Error) -> TransientError:
         ours = from_psycopg(error, self._conn_id, "calling the job")
@@ -126,12 +136,15 @@ class Sent:
     """A job that is there.
 
     :ivar job: as it was found, if an earlier try had sent it and it had begun.
+    :ivar of_earlier_life: that was before the user cleared the task: what the user's clearing has
+        stopped may still be about to cancel it.
     :ivar call: the call under way, if this try made it. Leave it, or wait for its end.
     """
 
     job_id: UUID
     job: Job | None = None
     call: Call | None = None
+    of_earlier_life: bool = False
 
 
 @dataclass
@@ -180,7 +193,7 @@ class Submission:
                 self._state = state
             if earlier is not None and earlier.state in ("running", "succeeded"):
                 connection.close()
-                return Sent(earlier.id, earlier)
+                return Sent(earlier.id, earlier, of_earlier_life=self._state["life"] < self.life)
             if earlier is not None and earlier.state == "sent":
                 job_id, statement_timeout = earlier.id, earlier.statement_timeout
             else:
@@ -190,6 +203,8 @@ class Submission:
                 statement_timeout = draft.statement_timeout
                 self._insert(jobs, draft, job_id, earlier.id if earlier else None)
             started = call(connection, self.conn_id, self.schema, job_id, statement_timeout)
+            if not started.claimed:
+                self._demand_begun(job_id)
             self._note({**self._state, "sent": True})
         except BaseException:
             connection.close()
@@ -263,6 +278,16 @@ class Submission:
                 },
             )
         )
+
+    def _demand_begun(self, job_id: UUID) -> None:
+        """Raise if no other call has begun the job either.
+
+        :raises TransientError: a retry calls it again.
+        :raises UsageError: if its row is gone.
+        """
+        with closing(self.open()) as connection:
+            if Jobs(connection, self.conn_id, self.schema).get(job_id).state == "sent":
+                raise TransientError(f"job {job_id} was sent, and its call did not begin it", self.conn_id)
 
     def _note(self, state: Mapping[str, Any]) -> None:
         self._state = dict(state)

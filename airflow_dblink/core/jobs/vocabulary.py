@@ -49,7 +49,12 @@ class JobVocabulary(Vocabulary):
         """Return what sends a job of the running task."""
 
     _check: Check | None
-    _sent_names: list[str]
+    _submissions: list[Submission]
+
+    @property
+    @abstractmethod
+    def _sent_names(self) -> list[str]:
+        """The names of the jobs that the running try of the task has sent."""
 
     def send_job(
         self,
@@ -65,7 +70,8 @@ class JobVocabulary(Vocabulary):
         """Send *sql* as a job of the server's own, and return its handle as soon as it is running.
 
         It goes on whatever becomes of the task. A retry of the task that comes by here finds it:
-        still running or succeeded, it is taken; failed, cancelled or lost, it is sent anew.
+        still running or succeeded, it is taken; failed, cancelled or lost, it is sent anew. So is it
+        when the task is cleared, if the hook's ``with`` block had been left without an error.
 
         :param sql: one or several statements, which are one transaction.
         :param conn_id: Airflow connection of the database; the hook's own by default.
@@ -84,7 +90,8 @@ class JobVocabulary(Vocabulary):
         Model: ``dblink_send_query``, whose query dies with its session.
         """
         conn_id = self.target(conn_id).conn_id
-        submission = self.submission(conn_id, self._job_name(conn_id, sql, params, name))
+        submission = self.submission(conn_id, self._job_name(conn_id, sql, params, name), cancels=False)
+        self._submissions.append(submission)
         settings = parse_session_settings(conn_id, session_settings)
         if statement_timeout is not None:
             settings["statement_timeout"] = f"{statement_timeout.total_seconds() * 1000:.0f}ms"

@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import AsyncClientCursor, AsyncConnection, pq, waiting
+from psycopg.errors import error_from_result
+from psycopg.generators import fetch_many
 from psycopg.rows import TupleRow, dict_row
 
 from airflow_dblink.core.connection import aconnect
@@ -32,6 +34,7 @@ from airflow_dblink.core.errors import (
 )
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.job import Job, standby
+from airflow_dblink.core.jobs.remote import asking_failed
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, call_message, until_claimed
 from airflow_dblink.core.jobs.wait import LISTEN, back_off
 
@@ -138,7 +141,7 @@ class Watcher:
         listens = listens_to(target)
         if listens:
             connection.add_notify_handler(lambda note: self._told(note.payload))
-            await self._say(connection, LISTEN)
+            await self._say(connection, LISTEN, target.conn_id)
         self._look_at(self._waiting)
         looked_at_all = loop.time()
         while self._waiting:
@@ -214,13 +217,13 @@ class Watcher:
     async def _connection(self) -> Connection:
         return await aconnect(await self._get_target(), application_name=self._application_name, direct=True)
 
-    async def _say(self, connection: Connection, statement: bytes) -> None:
+    async def _say(self, connection: Connection, statement: bytes, conn_id: str) -> None:
         try:
             await connection.execute(statement)
         except psycopg.errors.ReadOnlySqlTransaction:  # LISTEN is refused by standbys alone
-            raise standby(self._application_name) from None
+            raise standby(conn_id) from None
         except psycopg.Error as error:
-            raise from_psycopg(error, self._application_name, "waiting for jobs") from None
+            raise from_psycopg(error, conn_id, "waiting for jobs") from None
 
     async def _call(self, target: Target, job: Job) -> None:
         try:
@@ -263,7 +266,12 @@ async def acall(target: Target, application_name: str, schema: str, job: Job) ->
         connection.pgconn.send_query(call_message(schema, job.id).as_string(connection).encode())
         claimed = until_claimed(connection.pgconn, notices, time.monotonic() + _CLAIM_S)
         # Not the connection's own wait: it cancels what runs when the triggerer is stopped.
-        await waiting.wait_async(claimed, connection.pgconn.socket, _LOOK_S)
+        ended = await waiting.wait_async(claimed, connection.pgconn.socket, _LOOK_S)
+        if ended and not notices:
+            for result in await connection.wait(fetch_many(connection.pgconn)):
+                if result.status == pq.ExecStatus.FATAL_ERROR:
+                    failure = error_from_result(result, encoding=connection.info.encoding)
+                    raise from_psycopg(failure, target.conn_id, "calling the job")
     finally:
         await connection.close()
 
@@ -305,4 +313,4 @@ async def _arun(connection: Connection, conn_id: str, schema: str, step: Step) -
                 pass
             return await cursor.fetchall() if cursor.description else []
     except psycopg.Error as error:
-        raise from_psycopg(error, conn_id, "asking for jobs") from None
+        raise asking_failed(error, conn_id) from None

@@ -44,13 +44,15 @@ ON CONFLICT (id) DO NOTHING;
 -- The session that runs job j. A pooler's goes on with something else when the job has ended.
 pg_stat_activity AS a
  WHERE a.pid = j.pid
-   AND (a.backend_start = j.backend_start OR a.backend_start IS NULL OR j.backend_start IS NULL)
+   AND (a.backend_start = j.backend_start OR j.backend_start IS NULL
+        -- Hidden: another role's. The owner's own aren't hidden from the owner.
+        OR (a.backend_start IS NULL AND j.owner <> CURRENT_USER))
    AND (a.state IS NULL OR a.state = 'disabled' OR (a.state = 'active' AND strpos(a.query, j.id::text) > 0));
 
 -- name: give_up_lost
--- A job whose session is gone has committed nothing, and after this it can't any more. A session
--- that this role may not look at counts as alive. Should the job end at this very moment, it is
--- no longer 'running' when this gets the row's lock.
+-- A job whose session is gone has committed nothing, and after this it can't any more. A session that
+-- may be the job's, but that this role may not look at, counts as alive. Should the job end at this very
+-- moment, it is no longer 'running' when this gets the row's lock.
 UPDATE {schema}.job AS j
    SET state = CASE WHEN j.cancel_requested_at IS NULL THEN 'lost' ELSE 'cancelled' END,
        ended_at = clock_timestamp(),

@@ -52,7 +52,8 @@ CREATE TABLE IF NOT EXISTS {schema}.job (
     pid integer,
     backend_start timestamptz,
     row_count bigint,
-    result_table name,
+    -- Of that name alone: whoever prunes drops it, with rights of his own.
+    result_table name CHECK (result_table = 'result_' || replace(id::text, '-', '')),
     sqlstate text,
     message text,
     detail text,
