@@ -207,10 +207,8 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                 if job is None or not job.has_ended:
                     if self.deferrable:
                         self._demand_wanted(context)
-                        self._defer(began, keep_result=keep_result, of_earlier_life=sent.of_earlier_life)
+                        self._defer(began)
                     job = hook.wait_for_job(self._handle, poll_s=self.poll_interval)
-                if sent.of_earlier_life and job.state == "cancelled":
-                    return self._send_and_wait(context, keep_result=keep_result)
             return self._ended(context, hook, submission, job)
 
     def _demand_wanted(self, context: Context) -> None:
@@ -238,7 +236,7 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                 return None
             raise
 
-    def _defer(self, began: float, *, keep_result: bool, of_earlier_life: bool) -> None:
+    def _defer(self, began: float) -> None:
         handle = self._handle
         limit = self.execution_timeout
         self.log.info("Job %s still runs: waiting in the triggerer.", handle.job_id)
@@ -253,27 +251,12 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                 deadline=None if limit is None else began + limit.total_seconds(),
             ),
             method_name="execute_complete",
-            kwargs={
-                "handle": handle.as_dict(),
-                "keep_result": keep_result,
-                "of_earlier_life": of_earlier_life,
-            },
+            kwargs={"handle": handle.as_dict()},
             timeout=None if limit is None else limit + _TRIGGERER_GRACE,
         )
 
-    def execute_complete(
-        self,
-        context: Context,
-        event: Mapping[str, Any],
-        handle: Mapping[str, str],
-        keep_result: bool = False,
-        of_earlier_life: bool = False,
-    ) -> Any:
-        """Go on after the triggerer's event; the job itself says how it ended.
-
-        One that was taken over when the task was cleared, and was then cancelled after all by what
-        the clearing has stopped, is sent anew.
-        """
+    def execute_complete(self, context: Context, event: Mapping[str, Any], handle: Mapping[str, str]) -> Any:
+        """Go on after the triggerer's event; the job itself says how it ended."""
         self.job_handle = JobHandle.read(handle)
         state = event["state"]
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
@@ -290,9 +273,7 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                 raise missing(self.job_handle.job_id, self.conn_id, self.job_handle.schema)
             with self._cancelling(context, hook, submission):
                 job = hook.wait_for_job(self.job_handle, poll_s=self.poll_interval)
-            if not (of_earlier_life and job.state == "cancelled"):
-                return self._ended(context, hook, submission, job)
-        return self._send_and_wait(context, keep_result=keep_result)
+            return self._ended(context, hook, submission, job)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Cancel the job when waiting took longer than ``execution_timeout``, and nobody else did."""

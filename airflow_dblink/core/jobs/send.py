@@ -136,15 +136,12 @@ class Sent:
     """A job that is there.
 
     :ivar job: as it was found, if an earlier try had sent it and it had begun.
-    :ivar of_earlier_life: that was before the user cleared the task: what the user's clearing has
-        stopped may still be about to cancel it.
     :ivar call: the call under way, if this try made it. Leave it, or wait for its end.
     """
 
     job_id: UUID
     job: Job | None = None
     call: Call | None = None
-    of_earlier_life: bool = False
 
 
 @dataclass
@@ -156,8 +153,7 @@ class Submission:
     :ivar task: ``dag_id``, ``task_id``, ``run_id``, ``map_index``, ``try_number``.
     :ivar key: under which the store keeps it; another one for each job of a task.
     :ivar life: as in :class:`~airflow_dblink.core.once.Once`.
-    :ivar cancels: when a task that had come to its end is cleared, cancel its job if that still goes on;
-        else it is taken over.
+    :ivar cancels: when the task was cleared, cancel its job if that still goes on; else it is taken over.
     """
 
     conn_id: str
@@ -193,7 +189,7 @@ class Submission:
                 self._state = state
             if earlier is not None and earlier.state in ("running", "succeeded"):
                 connection.close()
-                return Sent(earlier.id, earlier, of_earlier_life=self._state["life"] < self.life)
+                return Sent(earlier.id, earlier)
             if earlier is not None and earlier.state == "sent":
                 job_id, statement_timeout = earlier.id, earlier.statement_timeout
             else:
@@ -226,16 +222,17 @@ class Submission:
         state = self.store.get(self.key)
         if not isinstance(state, dict):
             return None
-        if not state.get("ended") or state["life"] >= self.life:
+        if state["life"] >= self.life:
             return state
-        # Cleared by the user, who has seen the task's end; not that of a job that was only sent.
+        # Cleared by the user. The new try may well begin before those whom that has stopped are told of it.
         found = jobs.installation()
-        job = jobs.find(UUID(state["job_id"])) if found.server == state["server"] and found.version else None
-        if job is None or job.has_ended:
-            return None
-        if self.cancels:
+        here = found.server == state["server"] and found.version is not None
+        job = jobs.find(UUID(state["job_id"])) if here else None
+        if job is not None and not job.has_ended and self.cancels:
             log.info("The task was cleared: cancelling job %s.", job.id)
             jobs.cancel(job.id)
+        elif state.get("ended") and (job is None or job.has_ended):
+            return None  # the user has seen the end
         return state
 
     def _earlier_job(self, jobs: Jobs, state: Mapping[str, Any]) -> Job | None:

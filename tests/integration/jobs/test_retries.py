@@ -111,11 +111,25 @@ def test_a_cleared_success_sends_a_new_job_and_a_retry_of_it_takes_that(
     assert effects(source) == 2
 
 
-def test_clearing_what_has_not_finished_still_finds_its_job(client: Client, source: Database) -> None:
+def test_clearing_a_task_that_did_not_see_the_end_takes_what_has_succeeded(
+    client: Client, source: Database
+) -> None:
+    store = MemoryStore()
+    first = client.send(SLOW_EFFECT, store=store)
+    assert client.wait(first).state == "succeeded"
+
+    assert client.run(SLOW_EFFECT, store=store, life=1).id == first
+    assert effects(source) == 1
+
+
+def test_clearing_while_the_job_runs_cancels_it_first(client: Client, source: Database) -> None:
     store = MemoryStore()
     first = client.send(SLOW_EFFECT, store=store)
 
-    assert client.run(SLOW_EFFECT, store=store, life=1).id == first
+    second = client.run(SLOW_EFFECT, store=store, life=1)
+
+    assert (second.state, second.replaces) == ("succeeded", first)
+    assert client.jobs.get(first).state == "cancelled"
     assert effects(source) == 1
 
 
