@@ -285,10 +285,12 @@ class DblinkGetResultOperator(MovingOperator):
         table, conn_id = self.destination_table, self.destination_conn_id
         if table is None or conn_id is None:
             raise UsageError("no destination", handle.conn_id)
+        store: Store = context["task_state_store"]
+        loaded: Any = store.get(ONCE_KEY)
         query = ""
         if job.result_table is not None:
             query = hook.counted_result_query(handle, job)
-        elif not isinstance(context["task_state_store"].get(ONCE_KEY), dict):
+        elif not isinstance(loaded, dict) or loaded["life"] < context["ti"].max_tries:  # cleared since
             demand_kept_rows(handle, job)
         spec = Spec(destination_table=table, source_sql=query, mode=self.mode, key=self.key)
         return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)

@@ -364,6 +364,8 @@ def test_a_load_whose_worker_died_is_not_done_twice(table: Database, warehouse: 
     load.execute(context(store, max_tries=1, try_number=2))
     load.execute(context(store, max_tries=1, try_number=3))  # the rows are dropped by now
     assert warehouse.rows("SELECT count(*) FROM numbers") == [(25,)]
+    with pytest.raises(AirflowFailException, match="its result was dropped"):  # cleared, it can't load again
+        load.execute(context(store, max_tries=2, try_number=4))
 
 
 def test_somebody_changed_the_result(table: Database, warehouse: Database) -> None:
