@@ -68,7 +68,7 @@ def build_sql_insert(
 
     Model: ``dblink_build_sql_insert``.
     """
-    return _build(link, relname, primary_key_attnums, src_pk_att_vals, tgt_pk_att_vals, _insert)
+    return _build(link, relname, primary_key_attnums, src_pk_att_vals, tgt_pk_att_vals, render_insert)
 
 
 def build_sql_update(
@@ -87,7 +87,7 @@ def build_sql_update(
 
     Model: ``dblink_build_sql_update``.
     """
-    return _build(link, relname, primary_key_attnums, src_pk_att_vals, tgt_pk_att_vals, _update)
+    return _build(link, relname, primary_key_attnums, src_pk_att_vals, tgt_pk_att_vals, render_update)
 
 
 def build_sql_delete(
@@ -107,7 +107,7 @@ def build_sql_delete(
         positions = shape.positions(link, attnums)
         demand_length(link, "target", len(positions), len(tgt))
         confirm(link, shape)
-        return _delete(shape, positions, literals(tgt))
+        return render_delete(shape, positions, literals(tgt))
 
     return with_shape(link, relname, work)
 
@@ -133,7 +133,7 @@ def build_sql_insert_many(
 
     Model: ``dblink_build_sql_insert``.
     """
-    return _build_many(link, relname, primary_key_attnums, src, tgt, _insert)
+    return _build_many(link, relname, primary_key_attnums, src, tgt, render_insert)
 
 
 def build_sql_update_many(
@@ -152,7 +152,7 @@ def build_sql_update_many(
 
     Model: ``dblink_build_sql_update``.
     """
-    return _build_many(link, relname, primary_key_attnums, src, tgt, _update)
+    return _build_many(link, relname, primary_key_attnums, src, tgt, render_update)
 
 
 def build_sql_delete_many(
@@ -177,7 +177,7 @@ def build_sql_delete_many(
             confirm(link, shape)
         else:
             keys = queried_keys(link, shape, source, len(positions))
-        return [_delete(shape, positions, literals(key)) for key in keys.rows]
+        return [render_delete(shape, positions, literals(key)) for key in keys.rows]
 
     return with_shape(link, relname, work)
 
@@ -254,13 +254,15 @@ def _attnums(link: Wire, attnums: Sequence[int]) -> Sequence[int]:
 # -- the texts
 
 
-def _insert(shape: Shape, positions: Positions, values: Sequence[str], key: Sequence[Text]) -> str:
+def render_insert(shape: Shape, positions: Positions, values: Sequence[str], key: Sequence[Text]) -> str:
+    """Return the INSERT of a row of *values*, as literals, with its key replaced by *key*."""
     values = _with_key(positions, values, key)
     columns = ",".join([column.quoted for column in shape.columns])
     return "".join(("INSERT INTO ", shape.name, "(", columns, ") VALUES(", ",".join(values), ")"))
 
 
-def _update(shape: Shape, positions: Positions, values: Sequence[str], key: Sequence[Text]) -> str:
+def render_update(shape: Shape, positions: Positions, values: Sequence[str], key: Sequence[Text]) -> str:
+    """Return the UPDATE that gives the row with this *key* the *values*, as literals."""
     values = _with_key(positions, values, key)
     assignments = (f"{column.quoted} = {value}" for column, value in zip(shape.columns, values, strict=True))
     return "".join(
@@ -268,7 +270,8 @@ def _update(shape: Shape, positions: Positions, values: Sequence[str], key: Sequ
     )
 
 
-def _delete(shape: Shape, positions: Positions, key: Sequence[Text]) -> str:
+def render_delete(shape: Shape, positions: Positions, key: Sequence[Text]) -> str:
+    """Return the DELETE of the row with this *key*, as literals."""
     return "".join(("DELETE FROM ", shape.name, " WHERE ", shape.where(positions, key)))
 
 

@@ -205,10 +205,11 @@ class Once:
 
     # -- this try
 
-    def begin(self, settings: Mapping[str, str] | None = None) -> None:
+    def begin(self, settings: Mapping[str, str] | None = None, *, read_committed: bool = False) -> None:
         """Begin the transaction and store its ticket: one round trip to the server.
 
         :param settings: run-time parameters, local to the transaction.
+        :param read_committed: whatever the session's default is, each statement sees what was committed.
         :raises Exception: what the store raises for a superseded try; nothing was done then.
         :raises RemoteError: what the server says.
         """
@@ -219,7 +220,9 @@ class Once:
             # Scripts are read by our lexer as the standard has it, whatever *settings* say.
             "standard_conforming_strings": "on",
         }
-        message = sql.SQL("BEGIN; {}; {}").format(
+        begin = "BEGIN ISOLATION LEVEL READ COMMITTED" if read_committed else "BEGIN"
+        message = sql.SQL("{}; {}; {}").format(
+            sql.SQL(begin),
             set_config(local.items(), local=True),
             sql.SQL(_SQL["ticket"].decode()),
         )
@@ -233,6 +236,13 @@ class Once:
             raise from_psycopg(error, self.conn_id, "beginning the transaction") from None
         self.store.set(KEY, {"ticket": self._ticket, "life": self.life})
 
+    def keep(self, result: Mapping[str, Any]) -> None:
+        """Store what a retry should return if it finds the transaction committed.
+
+        :raises Exception: what the store raises for a superseded try.
+        """
+        self.store.set(KEY, {"ticket": self._ticket, "life": self.life, "result": dict(result)})
+
     def commit(self, result: Mapping[str, Any]) -> None:
         """Store what a retry should return, then commit.
 
@@ -240,7 +250,7 @@ class Once:
         :raises RemoteError: if the commit fails (a deferred constraint); all is rolled back.
         :raises TransientError: if the connection is lost in the commit; a later try finds out.
         """
-        self.store.set(KEY, {"ticket": self._ticket, "life": self.life, "result": dict(result)})
+        self.keep(result)
         try:
             tag = self.connection.execute("COMMIT").statusmessage
         except psycopg.Error as error:
@@ -259,12 +269,19 @@ class Once:
         """
         check_script(script, self.conn_id)
         # On a line of its own: a comment at the end of the script would swallow it.
-        tags = self._message(f"{script}\n; COMMIT")
+        tags = self.execute(f"{script}\n; COMMIT")
         if not tags or tags.pop() != "COMMIT":
             raise UsageError("the script ended its own transaction", self.conn_id)
         return tags
 
-    def _message(self, text: str) -> list[str]:
+    def execute(self, text: str) -> list[str]:
+        """Run the statements of *text* as one message, and leave the transaction open.
+
+        Rows are read and thrown away.
+
+        :returns: the command tags, one per statement.
+        :raises RemoteError: what the server says.
+        """
         pgconn = self.connection.pgconn
         tags: list[str] = []
         failure: psycopg.Error | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
 from psycopg.generators import execute, fetch
@@ -21,6 +21,7 @@ from psycopg.waiting import Ready, Wait
 
 from airflow_dblink.core.connection import LinkConnection
 from airflow_dblink.core.errors import from_psycopg
+from airflow_dblink.core.tables import Side
 
 Report = Callable[[int, int], None]
 
@@ -37,6 +38,11 @@ class End:
     connection: LinkConnection
     conn_id: str
     copy: bytes
+
+    @classmethod
+    def of(cls, side: Side, copy: sql.Composed | sql.SQL) -> Self:
+        """Return the end on *side*."""
+        return cls(side.connection, side.conn_id, copy.as_string(side.connection).encode())
 
 
 @dataclass
@@ -66,7 +72,7 @@ def pump(source: End, destination: End, report: Report) -> Pumped:
     """
     _start(source, pq.ExecStatus.COPY_OUT)
     _start(destination, pq.ExecStatus.COPY_IN)
-    with _Listener(destination) as listener:
+    with Listener(destination.connection) as listener:
         done, more = _move(source, destination, listener, report)
         if not more:
             done.sent = _finish(source, execute(source.connection.pgconn))
@@ -75,7 +81,7 @@ def pump(source: End, destination: End, report: Report) -> Pumped:
     return done
 
 
-def _move(source: End, destination: End, listener: _Listener, report: Report) -> tuple[Pumped, bool]:
+def _move(source: End, destination: End, listener: Listener, report: Report) -> tuple[Pumped, bool]:
     """Move chunk by chunk; whether there may be more, which the destination doesn't want."""
     done, more, refused = Pumped(), True, False
     while more and not refused:
@@ -104,7 +110,7 @@ def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[bytes, int, bool]]:
     return b"".join(rows), len(rows), True
 
 
-class _Listener:
+class Listener:
     """Hears the destination out while it takes data, and notices an error among its notices.
 
     psycopg's copy_to doesn't listen: a server that has much to say (a NOTICE per row) would wait
@@ -112,9 +118,9 @@ class _Listener:
     come, and leaves an error unread until the COPY has ended.
     """
 
-    def __init__(self, end: End) -> None:
-        self._connection = end.connection
-        self._pgconn = end.connection.pgconn
+    def __init__(self, connection: LinkConnection) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
         self._unread_chunks = 0
@@ -129,6 +135,11 @@ class _Listener:
     def _on_notice(self, _: object) -> None:
         self._unread_chunks = 0
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the server has said something that may be an error; the end of the COPY will tell."""
+        return self._unread_chunks > 0
+
     def send(self, chunk: bytes) -> PQGen[bool]:
         """Send *chunk*; whether the server has said something that is no notice."""
         if self._unread_chunks:
@@ -139,7 +150,7 @@ class _Listener:
             while self._pgconn.flush():
                 yield from self._room()
         if self._poll.poll(0):
-            self._listen()
+            self.listen()
         return self._unread_chunks > _CHUNKS_AFTER_UNREAD
 
     def end(self, reason: bytes | None) -> PQGen[pq.abc.PGresult | None]:
@@ -156,9 +167,10 @@ class _Listener:
     def _room(self) -> PQGen[None]:
         ready = yield Wait.RW
         if ready & Ready.R:
-            self._listen()
+            self.listen()
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Take in what the server has sent."""
         self._unread_chunks = self._unread_chunks or 1
         self._pgconn.consume_input()
         self._pgconn.is_busy()  # parses: a whole notice resets the count

@@ -54,6 +54,17 @@ class Side:
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, action) from None
 
+    def fetch(self, statement: sql.SQL | sql.Composed, action: str) -> list[dict[str, Any]]:
+        """Run *statement* and return its rows.
+
+        :raises RemoteError: what the server says.
+        """
+        try:
+            with self.connection.cursor(row_factory=dict_row) as cursor:
+                return cursor.execute(statement).fetchall()
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, action) from None
+
 
 @dataclass(frozen=True)
 class Column:
@@ -115,6 +126,7 @@ class Type:
 
     :ivar base_type: the type itself, or what a domain comes down to.
     :ivar element: element type of a true array.
+    :ivar send: function of pg_catalog that gives its binary form, ``None`` where another schema has it.
     """
 
     type: int
@@ -125,6 +137,7 @@ class Type:
     has_binary: bool
     element: int | None
     element_name: str | None
+    send: str | None
     attributes: list[str]
 
     @property

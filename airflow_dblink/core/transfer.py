@@ -13,26 +13,17 @@ from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.connection import set_config
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.once import Once
 from airflow_dblink.core.pump import End, pump
-from airflow_dblink.core.tables import Relation, Side
+from airflow_dblink.core.sequences import reset_sequences
+from airflow_dblink.core.session import TEXT_FORMS, set_local
+from airflow_dblink.core.tables import Side
 from airflow_dblink.core.transfer_plan import STAGE, Plan, Spec, plan
 
 Progress = Callable[[int, int, int | None], None]
 
 log = logging.getLogger(__name__)
-
-# What shapes values as text: pinned alike on both sides, so that they are read as written.
-_TEXT_FORMS = {
-    "datestyle": "ISO, YMD",
-    "intervalstyle": "postgres",
-    "extra_float_digits": "1",
-    "bytea_output": "hex",
-    "lc_monetary": "C",
-    "xmloption": "content",  # read by binary input too
-}
 
 
 def prepare(
@@ -54,9 +45,9 @@ def prepare(
     """
     # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
     source.run("BEGIN READ ONLY", "beginning the source transaction")
-    _set_local(source, source_settings)
+    set_local(source, source_settings)
     destination.run("BEGIN READ ONLY", "checking the destination")
-    _set_local(destination, destination_settings)
+    set_local(destination, destination_settings)
     work = plan(source, destination, spec)
     destination.run("ROLLBACK", "checking the destination")
     if work.same_database and "lock_timeout" not in source_settings:
@@ -64,11 +55,6 @@ def prepare(
         # that waits for us: a deadlock that no server can see.
         source.run("SET LOCAL lock_timeout = '10s'", "setting up the source transaction")
     return work
-
-
-def _set_local(side: Side, settings: Mapping[str, str]) -> None:
-    local = {**_TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
-    side.run(set_config(local.items(), local=True), "setting up the transaction")
 
 
 def run(
@@ -84,11 +70,11 @@ def run(
     :raises RemoteError: what a server says, naming its connection; nothing is changed then.
     """
     started = time.monotonic()
-    once.begin({**_TEXT_FORMS, **settings})
+    once.begin({**TEXT_FORMS, **settings})
     _make_room(destination, work)
     pumped = pump(
-        _end(source, work.copy_out),
-        _end(destination, work.copy_in),
+        End.of(source, work.copy_out),
+        End.of(destination, work.copy_in),
         lambda rows, size: progress(rows, size, work.estimated_rows),
     )
     source.run("COMMIT", "ending the source transaction")
@@ -106,10 +92,6 @@ def run(
     }
     once.commit(result)
     return result
-
-
-def _end(side: Side, copy: sql.Composed | sql.SQL) -> End:
-    return End(side.connection, side.conn_id, copy.as_string(side.connection).encode())
 
 
 def _make_room(destination: Side, work: Plan) -> None:
@@ -174,34 +156,8 @@ def _finish(destination: Side, work: Plan) -> int:
 
 def _after_load(destination: Side, work: Plan) -> None:
     if work.spec.reset_sequences and work.relation is not None:
-        _reset_sequences(destination, work, work.relation)
+        reset_sequences(destination, work.relation, {pair.destination for pair in work.pairs})
     if work.spec.analyze:
         destination.run(sql.SQL("ANALYZE {}").format(work.target), "analyzing the destination table")
     if work.spec.post_sql:
         destination.run(work.spec.post_sql, "executing post_sql")
-
-
-def _reset_sequences(destination: Side, work: Plan, relation: Relation) -> None:
-    """Move the sequences of loaded serial and identity columns beyond the values that came."""
-    given = {pair.destination for pair in work.pairs}
-    for row in destination.rows("sequences", {"oid": relation.oid}):
-        if row["column_name"] not in given:
-            continue
-        if not row["may_set"]:
-            log.warning("the role may not set the sequence of %s.%s", relation, row["column_name"])
-            continue
-        destination.run(
-            sql.SQL(
-                "SELECT pg_catalog.setval({sequence}::oid::regclass, least(loaded.highest, {highest})::int8)"
-                "  FROM (SELECT pg_catalog.max({column}) AS highest FROM {table}) AS loaded"
-                " WHERE loaded.highest >= {lowest} AND loaded.highest >"
-                "       coalesce(pg_catalog.pg_sequence_last_value({sequence}::oid::regclass), {lowest} - 1)"
-            ).format(
-                sequence=row["oid"],
-                column=sql.Identifier(row["column_name"]),
-                table=work.target,
-                lowest=row["lowest"],
-                highest=row["highest"],
-            ),
-            "setting the sequence",
-        )

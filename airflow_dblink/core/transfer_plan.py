@@ -94,7 +94,7 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     """
     _check_arguments(spec)
     table = get_relation(source, spec.source_table) if spec.source_table else None
-    query = _source_query(source, spec, table)
+    query = source_query(source, table, spec.source_sql, spec.source_parameters)
     offered = describe(source, query.as_string(source.connection))
     relation = _destination(destination, spec)
     pairs = match(offered, relation, spec.columns, source.conn_id, destination.conn_id)
@@ -146,16 +146,22 @@ def _check_script(name: str, script: str) -> None:
         raise UsageError(f"{name}: {error.message}", hint=hint) from None
 
 
-def _source_query(source: Side, spec: Spec, table: Relation | None) -> sql.Composed | sql.SQL:
+def source_query(
+    source: Side, table: Relation | None, source_sql: str | None, parameters: Params | None
+) -> sql.Composed | sql.SQL:
+    """Return what is read: all columns of *table*, or *source_sql* with its *parameters* in it.
+
+    :raises UsageError: if *source_sql* isn't one statement, or the parameters don't fit.
+    """
     if table is not None:
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
         return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
-    found = parts(spec.source_sql or "")
+    found = parts(source_sql or "")
     if len(found) != 1:
         raise UsageError(f"source_sql must be one statement, got {len(found)}")
     text = found[0].text  # neither the semicolon nor a comment behind it: COPY puts it in parentheses
-    if spec.source_parameters is not None:
-        text = bind(source.connection, source.conn_id, text, spec.source_parameters)
+    if parameters is not None:
+        text = bind(source.connection, source.conn_id, text, parameters)
     return sql.SQL(text)
 
 
@@ -184,16 +190,16 @@ def _check_privileges(
     wanted = {pair.source for pair in pairs}
     if table is not None:
         hidden = [c.name for c in table.columns if c.name in wanted and not c.may_select]
-        _demand(not hidden, source, f"permission denied: no SELECT on {table} ({', '.join(hidden)})")
+        demand(not hidden, source, f"permission denied: no SELECT on {table} ({', '.join(hidden)})")
         if table.row_security:
             log.warning("%s: row-level security limits which rows of %s are read", source.conn_id, table)
     if relation is None:
         return
     given = {pair.destination for pair in pairs}
     closed = [c.name for c in relation.columns if c.name in given and not c.may_insert]
-    _demand(not closed, destination, f"permission denied: no INSERT on {relation} ({', '.join(closed)})")
+    demand(not closed, destination, f"permission denied: no INSERT on {relation} ({', '.join(closed)})")
     if spec.mode == "replace":
-        _demand(relation.may_truncate, destination, f"permission denied: no TRUNCATE on {relation}")
+        demand(relation.may_truncate, destination, f"permission denied: no TRUNCATE on {relation}")
     if spec.mode == "upsert":
         always = [c.name for c in relation.columns if c.name in given - {*key} and c.always_identity]
         if always:
@@ -205,13 +211,17 @@ def _check_privileges(
                 hint="leave it out of columns, or make it the key",
             )
         unread = [c.name for c in relation.columns if c.name in given and not c.may_select]
-        _demand(not unread, destination, f"permission denied: no SELECT on {relation} ({', '.join(unread)})")
+        demand(not unread, destination, f"permission denied: no SELECT on {relation} ({', '.join(unread)})")
         fixed = [c.name for c in relation.columns if c.name in given - {*key} and not c.may_update]
-        _demand(not fixed, destination, f"permission denied: no UPDATE on {relation} ({', '.join(fixed)})")
-        _demand(relation.may_stage, destination, "permission denied: no TEMP on the database, for staging")
+        demand(not fixed, destination, f"permission denied: no UPDATE on {relation} ({', '.join(fixed)})")
+        demand(relation.may_stage, destination, "permission denied: no TEMP on the database, for staging")
 
 
-def _demand(granted: bool, side: Side, message: str) -> None:
+def demand(granted: bool, side: Side, message: str) -> None:
+    """Refuse with *message* what the connection's role may not do.
+
+    :raises UsageError: 42501 unless *granted*.
+    """
     if not granted:
         raise UsageError(message, side.conn_id, "42501", hint="grant it to the connection's role")
 

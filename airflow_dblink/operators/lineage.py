@@ -1,4 +1,4 @@
-"""OpenLineage datasets of a transfer: names of tables, never their rows, never credentials."""
+"""OpenLineage datasets of a transfer or a sync: names of tables, never their rows, never credentials."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from airflow_dblink.hooks.dblink import DblinkHook
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_dblink.operators.sync import DblinkSyncOperator
     from airflow_dblink.operators.transfer import DblinkTransferOperator
 
 _NAME = re.compile(r'"((?:[^"]|"")*)"|([^".\s]+)')
 
 
-def transfer_lineage(operator: DblinkTransferOperator) -> OperatorLineage[Any, Any] | None:
+def transfer_lineage(
+    operator: DblinkTransferOperator | DblinkSyncOperator,
+) -> OperatorLineage[Any, Any] | None:
     """Return input and output datasets of *operator*, ``None`` without the OpenLineage provider.
 
     A query's tables are found by OpenLineage's own SQL parser.

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import uuid
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, fields
-from typing import IO, Any, Self, cast
-
-from airflow.sdk import ObjectStoragePath
+from typing import Any, Self
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.unload import csv_batches
 from airflow_dblink.core.wire import Params, Row, Statement
 from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.files import new_file
 
 Handler = Callable[[list[Row]], object]
 _PLAIN = (str, int, float, bool, type(None))
@@ -118,36 +114,22 @@ class RowSink:
     def _to_file(
         self, link: Link, statement: Statement, params: Params | None, path: str, expected: int | None
     ) -> dict[str, Any]:
-        target = ObjectStoragePath(path, conn_id=self.path_conn_id)
-        partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
-        target.parent.mkdir(parents=True, exist_ok=True)
         rows = batches = 0
-        try:
-            with ExitStack() as stack:
-                file = stack.enter_context(partial.open("wb"))  # type: ignore[no-untyped-call] # Airflow's
-                if path.endswith(".gz"):
-                    # Without name and time in its header, the same rows are the same bytes.
-                    binary = cast("IO[bytes]", file)
-                    file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=binary, mtime=0))
-                batch_source = csv_batches(
-                    link,
-                    statement,
-                    params,
-                    batch_rows=self.batch_rows,
-                    header=self.header,
-                    **self.csv_options,
-                )
-                for data, count in batch_source:
-                    self.check()
-                    file.write(data)
-                    rows, batches = rows + count, batches + (count > 0)
+        with new_file(path, self.path_conn_id) as file:
+            batch_source = csv_batches(
+                link,
+                statement,
+                params,
+                batch_rows=self.batch_rows,
+                header=self.header,
+                **self.csv_options,
+            )
+            for data, count in batch_source:
                 self.check()
+                file.write(data)
+                rows, batches = rows + count, batches + (count > 0)
+            self.check()
             self._demand(rows, expected)
-            partial.fs.mv(partial.path, target.path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                partial.unlink()
-            raise
         return {"rows": rows, "batches": batches, "path": path}
 
 

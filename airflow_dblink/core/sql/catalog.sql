@@ -72,6 +72,8 @@ SELECT b.wanted::int8 AS type,
            AND (e.oid IS NULL OR e.typsend::oid <> 0 AND e.typreceive::oid <> 0) AS has_binary,
        e.oid::int8 AS element,
        e.typname AS element_name,
+       (SELECT p.proname FROM pg_catalog.pg_proc AS p
+         WHERE p.oid = t.typsend AND p.pronamespace = 'pg_catalog'::regnamespace) AS send,
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
               WHERE a.attrelid = greatest(t.typrelid, e.typrelid) AND a.attrelid <> 0
                 AND a.attnum > 0 AND NOT a.attisdropped

@@ -1,0 +1,139 @@
+"""The rows that a sync compares: the same columns, under the same names and types, on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from airflow_dblink.core.columns import Pair
+from airflow_dblink.core.sync.checksum import Checksum
+from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.tables import Relation, Side, Type
+
+Condition = sql.Composed | sql.SQL
+
+# Types of which two values that are "=" are the same, byte for byte.
+_EXACT = frozenset(
+    {"bool", "int2", "int4", "int8", "oid", "date", "bytea", "uuid", "time", "timestamp", "timestamptz"}
+)
+_INTEGERS = ("int2", "int4", "int8")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of a sync.
+
+    :ivar pair: which source column goes where, and how.
+    :ivar kind: its type in the destination.
+    :ivar canonical: its value as both servers write it, from a row of :class:`Part`.
+    :ivar nullable: whether it may be NULL on either side, as far as the catalogs tell.
+    """
+
+    pair: Pair
+    kind: Type
+    canonical: sql.Composable
+    nullable: bool
+
+    @property
+    def name(self) -> str:
+        """Its name in the destination, which it has on both sides here."""
+        return self.pair.destination
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether values that are equal to PostgreSQL are always the same to us."""
+        return self.kind.base_name in _EXACT
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether ranges of it can be reckoned."""
+        return self.kind.base_name in _INTEGERS
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one side.
+
+    :ivar rows: what stands after FROM; its alias is ``part``, its columns have the destination's names.
+    :ivar where: which of them; ``None`` for all.
+    :ivar relation: the table, where it is one that is read directly.
+    :ivar indexed: columns that lead an index.
+    """
+
+    side: Side
+    rows: sql.Composable
+    where: sql.Composable | None
+    relation: Relation | None
+    indexed: frozenset[str]
+
+    def select(
+        self, what: sql.Composable, condition: sql.Composable | None = None, end: str = ""
+    ) -> sql.Composed:
+        """Return ``SELECT what``, for the rows of *condition*, with *end* behind it."""
+        conditions = [sql.SQL("({}\n)").format(given) for given in (self.where, condition) if given]
+        where = sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("")
+        return sql.SQL("SELECT {} FROM {}{}{}").format(what, self.rows, where, sql.SQL(end))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sync that both catalogs agree to.
+
+    :ivar target: the destination table.
+    :ivar fields: the columns, in the order of the data.
+    :ivar key: the key's columns.
+    :ivar row_format: COPY format of whole rows.
+    :ivar key_format: COPY format of keys alone.
+    :ivar row_security: the sides where policies limit which rows are seen.
+    :ivar trusted_key: whether the source itself keeps the key unique.
+    :ivar watermark: the column of the source's part that tells what is new.
+    """
+
+    spec: Spec
+    source: Part
+    destination: Part
+    target: Relation
+    fields: tuple[Field, ...]
+    key: tuple[Field, ...]
+    row_format: str
+    key_format: str
+    checksum: Checksum
+    row_security: tuple[str, ...]
+    trusted_key: bool
+    watermark: sql.Identifier | None
+    watermark_type: str | None
+
+    @property
+    def row_hash(self) -> sql.Composed:
+        """The hash of a whole row of a :class:`Part`."""
+        return self.checksum.of([field.canonical for field in self.fields])
+
+    @property
+    def key_hash(self) -> sql.Composed:
+        """The hash of a row's key."""
+        return self.checksum.of([field.canonical for field in self.key], salt=1)
+
+    @property
+    def key_is_null(self) -> sql.Composable | None:
+        """The condition that a key column is NULL; ``None`` where the catalogs exclude it."""
+        nullable = [column(field.name) for field in self.key if field.nullable]
+        if not nullable:
+            return None
+        return sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nullable)
+
+    @property
+    def key_names(self) -> str:
+        """The key's columns, for messages."""
+        return ", ".join(field.name for field in self.key)
+
+
+def column(name: str, alias: str = "part") -> sql.Identifier:
+    """Return a column of a row of *alias*."""
+    return sql.Identifier(alias, name)
+
+
+def comma(items: Sequence[sql.Composable]) -> sql.Composed:
+    """Return *items* with commas between them."""
+    return sql.SQL(", ").join(items)

@@ -1,0 +1,396 @@
+"""All that is checked before a sync looks at a row: both catalogs, types, keys, privileges."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from psycopg import sql
+
+from airflow_dblink.core.columns import Pair, match, route
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.sqlfiles import statements
+from airflow_dblink.core.sync.checksum import Checksum
+from airflow_dblink.core.sync.part import Field, Part, Work, column
+from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.tables import (
+    Relation,
+    ResultColumn,
+    Side,
+    Type,
+    describe,
+    get_relation,
+    primary_key,
+    types,
+)
+from airflow_dblink.core.transfer_plan import demand, source_query
+from airflow_dblink.core.wire import bind
+
+log = logging.getLogger(__name__)
+
+SQL = statements("sync.sql")
+# A value that is assigned to such a type is rounded to its modifier, as an explicit cast does. Strings and
+# bits are not: there a cast cuts off what the assignment refuses.
+_ROUNDED = frozenset({"numeric", "time", "timetz", "timestamp", "timestamptz", "interval"})
+
+
+def prepare(source: Side, destination: Side, spec: Spec) -> Work:
+    """Check *spec* against both databases and return the work. Changes nothing; in transactions.
+
+    :raises UsageError: names the connection, table, column or argument that can't work.
+    :raises RemoteError: what a server says of the query, the condition or a name.
+    """
+    spec.check()
+    target = get_relation(destination, spec.destination_table)
+    if target.kind not in ("r", "p"):
+        raise UsageError(f"{target} is not a table", destination.conn_id, "42809")
+    table = get_relation(source, spec.source_table) if spec.source_table else None
+    if table and table.oid == target.oid and _same_database(source, destination):
+        raise UsageError(f"{target} is both source and destination", destination.conn_id)
+    query = source_query(source, table, spec.source_sql, spec.source_parameters)
+    offered = describe(source, query.as_string(source.connection))
+    names = {offer.name for offer in offered}
+    _refuse_drift(spec, target, names, source, destination)
+    pairs = match(offered, target, spec.columns, source.conn_id, destination.conn_id)
+    pairs, row_format = route(source, destination, pairs)
+    pairs = tuple(_rounded(pair, target) for pair in pairs)
+    key = _key(destination, spec, target, pairs)
+    _check_privileges(source, destination, spec, table, target, pairs, key)
+    checksum = Checksum.agree(source, destination, spec.plan["seed"] if spec.plan else None)
+    fields = _fields(destination, source, pairs, key, table, target, checksum)
+    key_pairs = [pair for pair in pairs if pair.destination in key]
+    work = Work(
+        spec=spec,
+        source=_source_part(source, spec, table, query, pairs, offered),
+        destination=_part_of_table(destination, spec, target),
+        target=target,
+        fields=fields,
+        key=tuple(field for name in key for field in fields if field.name == name),
+        row_format=row_format,
+        key_format=route(source, destination, key_pairs)[1],
+        checksum=checksum,
+        row_security=tuple(
+            name
+            for name, there in (("source", table), ("destination", target))
+            if there and there.row_security
+        ),
+        trusted_key=table is not None and _is_unique(source, table, pairs, key),
+        watermark=watermark(spec, pairs) if spec.is_incremental else None,
+        watermark_type=next((o.type_name for o in offered if o.name == spec.watermark_column), None),
+    )
+    _check_conditions(work)
+    return work
+
+
+def _same_database(source: Side, destination: Side) -> bool:
+    return source.rows("database", {}) == destination.rows("database", {})
+
+
+def _refuse_drift(spec: Spec, target: Relation, names: set[str], source: Side, destination: Side) -> None:
+    if spec.columns is not None:
+        return
+    alone = [c.name for c in target.columns if c.name not in names and not c.generated]
+    if alone:
+        raise UsageError(
+            f"{target} has columns that the source has not: {', '.join(map(repr, alone))}",
+            destination.conn_id,
+            hint=f"add them to the source ({source.conn_id}), or name the columns that count: columns=[...]",
+        )
+
+
+def _rounded(pair: Pair, target: Relation) -> Pair:
+    """Let the source round a value as the destination's column would."""
+    wanted = next(c.type_name for c in target.columns if c.name == pair.destination)
+    base = wanted.split("(")[0].split(" ")[0]
+    if "(" not in wanted or pair.type_name == wanted or base not in _ROUNDED:
+        return pair
+    return replace(pair, cast=wanted)
+
+
+def _key(destination: Side, spec: Spec, target: Relation, pairs: Sequence[Pair]) -> tuple[str, ...]:
+    key = tuple(spec.key) if spec.key else tuple(primary_key(destination, target))
+    if not key:
+        raise UsageError(
+            f"{target} has no primary key",
+            destination.conn_id,
+            hint="name the columns of a unique key: key=[...]",
+        )
+    _demand_columns(destination, target, key, "key")
+    unique = _unique_columns(destination, target)
+    if set(key) not in unique:
+        raise UsageError(
+            f"{target} has no unique index on key ({', '.join(key)})",
+            destination.conn_id,
+            "42P10",
+            hint="create one: not partial, not on expressions",
+        )
+    missing = [name for name in key if name not in {pair.destination for pair in pairs}]
+    if missing:
+        raise UsageError(f"key column {', '.join(missing)} of {target} gets no value", destination.conn_id)
+    return key
+
+
+def _demand_columns(side: Side, relation: Relation, names: Sequence[str], argument: str) -> None:
+    known = [column.name for column in relation.columns]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(
+            f"{relation} has no column {', '.join(map(repr, unknown))}, named in {argument}",
+            side.conn_id,
+            "42703",
+            hint=f"it has: {', '.join(known)}",
+        )
+
+
+def _unique_columns(side: Side, relation: Relation) -> list[set[str]]:
+    rows = rows_of(side, "unique_constraints", relation)
+    return [set(row["columns"]) for row in rows]
+
+
+def rows_of(side: Side, name: str, relation: Relation) -> list[dict[str, Any]]:
+    """Return the rows of a statement of ``sync.sql`` about *relation*.
+
+    :raises RemoteError: what the server says.
+    """
+    statement = bind(side.connection, side.conn_id, SQL[name].decode(), {"oid": relation.oid})
+    return side.fetch(sql.SQL(statement), "reading the catalogs")
+
+
+def _is_unique(source: Side, table: Relation, pairs: Sequence[Pair], key: Sequence[str]) -> bool:
+    names = {pair.source for pair in pairs if pair.destination in key and pair.cast is None}
+    return len(names) == len(key) and names in _unique_columns(source, table)
+
+
+def _check_privileges(
+    source: Side,
+    destination: Side,
+    spec: Spec,
+    table: Relation | None,
+    target: Relation,
+    pairs: Sequence[Pair],
+    key: Sequence[str],
+) -> None:
+    wanted = {pair.source for pair in pairs}
+    if table is not None:
+        hidden = [c.name for c in table.columns if c.name in wanted and not c.may_select]
+        demand(not hidden, source, f"permission denied: no SELECT on {table} ({', '.join(hidden)})")
+    given = {pair.destination for pair in pairs}
+    facts = rows_of(destination, "table_facts", target)[0]
+    columns = [c for c in target.columns if c.name in given]
+    for operation, on, names in (
+        ("SELECT", True, [c.name for c in columns if not c.may_select]),
+        ("INSERT", spec.insert, [c.name for c in columns if not c.may_insert]),
+        ("UPDATE", spec.update, [c.name for c in columns if c.name not in key and not c.may_update]),
+    ):
+        message = f"permission denied: no {operation} on {target} ({', '.join(names)})"
+        demand(not (on and names), destination, message)
+    if spec.delete and not spec.is_incremental:
+        demand(bool(facts["may_delete"]), destination, f"permission denied: no DELETE on {target}")
+    message = f"permission denied: {target} can't be locked without UPDATE, DELETE or TRUNCATE on it"
+    demand(bool(facts["may_lock"]), destination, message)
+    demand(target.may_stage, destination, "permission denied: no TEMP on the database, for staging")
+    _check_table(destination, spec, target, facts, [c.name for c in columns if c.always_identity], key)
+
+
+def _check_table(
+    destination: Side,
+    spec: Spec,
+    target: Relation,
+    facts: Mapping[str, Any],
+    always: Sequence[str],
+    key: Sequence[str],
+) -> None:
+    """Refuse what the table's own nature doesn't allow."""
+    if fixed := [name for name in always if name not in key and spec.update]:
+        raise UsageError(
+            f"{target} gives column {', '.join(map(repr, fixed))} its values (GENERATED ALWAYS),"
+            " and can't update it",
+            destination.conn_id,
+            "428C9",
+            hint="leave it out of columns, or make it the key",
+        )
+    if facts["has_rules"]:
+        raise UsageError(f"{target} has rules, which rewrite what a sync does", destination.conn_id, "0A000")
+    if spec.triggers == "disable" and not facts["owns"] and rows_of(destination, "triggers", target):
+        raise UsageError(
+            f"permission denied: only the owner of {target} (and its partitions) may disable its triggers",
+            destination.conn_id,
+            "42501",
+            hint="let them fire: triggers='fire'; or connect as the owner",
+        )
+    if spec.apply == "statements":
+        _check_statements(destination, spec, target, always)
+    if spec.on_conflict == "replace":
+        _check_replace(destination, target)
+
+
+def _check_statements(destination: Side, spec: Spec, target: Relation, always: Sequence[str]) -> None:
+    hint = "use apply='set'"
+    if always and spec.insert:
+        raise UsageError(
+            f"dblink's statements can't insert into {target}: {', '.join(always)} is GENERATED ALWAYS",
+            destination.conn_id,
+            hint=hint,
+        )
+    if references := rows_of(destination, "own_references", target):
+        raise UsageError(
+            f"{target} refers to itself ({references[0]['name']}), and one by one its rows can't be changed",
+            destination.conn_id,
+            hint=f"{hint}, or make the constraint DEFERRABLE",
+        )
+    if spec.on_conflict == "replace":
+        raise UsageError("on_conflict='replace' is for apply='set'", destination.conn_id)
+
+
+def _check_replace(destination: Side, target: Relation) -> None:
+    if followers := rows_of(destination, "cascading_references", target):
+        names = ", ".join(f"{row['name']} of {row['table_name']}" for row in followers)
+        raise UsageError(
+            f"on_conflict='replace' deletes rows of {target} and inserts them anew, and {names} would follow",
+            destination.conn_id,
+            hint="use on_conflict='error'",
+        )
+
+
+def _fields(
+    destination: Side,
+    source: Side,
+    pairs: Sequence[Pair],
+    key: Sequence[str],
+    table: Relation | None,
+    target: Relation,
+    checksum: Checksum,
+) -> tuple[Field, ...]:
+    here: dict[int, Type] = types(destination, [pair.destination_type or 0 for pair in pairs])
+    there: dict[int, Type] = types(source, [pair.source_type for pair in pairs])
+    sure = {c.name for c in target.columns if c.not_null}
+    given = {c.name for c in table.columns if c.not_null} if table else set()
+    fields = []
+    for pair in pairs:
+        kind = here[pair.destination_type or 0]
+        built_in = kind.built_in and there[pair.source_type].built_in
+        canonical = checksum.canonical(column(pair.destination), kind, built_in=built_in)
+        nullable = pair.destination not in sure or pair.source not in given
+        fields.append(Field(pair, kind, canonical, nullable))
+    return tuple(fields)
+
+
+def _source_part(
+    source: Side,
+    spec: Spec,
+    table: Relation | None,
+    query: sql.Composed | sql.SQL,
+    pairs: Sequence[Pair],
+    offered: Sequence[ResultColumn],
+) -> Part:
+    names = {offer.name for offer in offered}
+    values = [
+        sql.SQL("given.{}{} AS {}").format(
+            sql.Identifier(pair.source),
+            sql.SQL(f"::{pair.cast}" if pair.cast else ""),
+            sql.Identifier(pair.destination),
+        )
+        for pair in pairs
+    ]
+    taken = {pair.destination for pair in pairs}
+    others = _others(spec, table, names - taken - {pair.source for pair in pairs})
+    values += [sql.SQL("given.{0} AS {0}").format(sql.Identifier(name)) for name in others]
+    given = table.identifier if table else sql.SQL("({}\n)").format(query)
+    rows = sql.SQL("(SELECT {} FROM {} AS given) AS part").format(sql.SQL(", ").join(values), given)
+    given_conditions = [c for c in (_condition(source, spec),) if c] + _window(source, spec, offered, pairs)
+    where = sql.SQL("\n) AND (").join(given_conditions) if given_conditions else None
+    indexed: frozenset[str] = frozenset()
+    if table is not None and table.kind in ("r", "p"):
+        led = {str(row["name"]) for row in rows_of(source, "indexed", table)}
+        indexed = frozenset(p.destination for p in pairs if p.source in led and p.cast is None)
+    return Part(source, rows, where, table, indexed)
+
+
+def _others(spec: Spec, table: Relation | None, names: set[str]) -> list[str]:
+    """Return columns that aren't kept equal but may stand in *where* or be the watermark."""
+    wanted = set(names) if spec.where else names & {spec.watermark_column or ""}
+    if table is not None:
+        wanted &= {column.name for column in table.columns if column.may_select}
+    return sorted(wanted)
+
+
+def _condition(side: Side, spec: Spec) -> sql.Composable | None:
+    if spec.where is None:
+        return None
+    if spec.where_parameters is None:
+        return sql.SQL(spec.where)
+    return sql.SQL(bind(side.connection, side.conn_id, spec.where, spec.where_parameters))
+
+
+def _window(
+    source: Side, spec: Spec, offered: Sequence[ResultColumn], pairs: Sequence[Pair]
+) -> list[sql.Composable]:
+    """Return the conditions of ``watermark - overlap <= column < until``; values are read by the server."""
+    if spec.watermark_column is None:
+        return []
+    kind = next((offer.type_name for offer in offered if offer.name == spec.watermark_column), None)
+    if kind is None:
+        raise UsageError(
+            f"the source has no column {spec.watermark_column!r}, named in watermark_column",
+            source.conn_id,
+            "42703",
+            hint=f"it has: {', '.join(offer.name for offer in offered)}",
+        )
+    name = watermark(spec, pairs)
+    type_name = sql.SQL(kind)
+    found: list[sql.Composable] = []
+    if spec.watermark_from is not None:
+        low = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_from), type_name)
+        if spec.watermark_overlap is not None:
+            step = "interval" if isinstance(spec.watermark_overlap, timedelta) else "numeric"
+            low = sql.SQL("({} - {}::{})::{}").format(
+                low, sql.Literal(spec.watermark_overlap), sql.SQL(step), type_name
+            )
+        found.append(sql.SQL("{} >= {}").format(name, low))
+    if spec.watermark_until is not None:
+        high = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_until), type_name)
+        found.append(sql.SQL("{} < {}").format(name, high))
+    return found
+
+
+def watermark(spec: Spec, pairs: Sequence[Pair]) -> sql.Identifier:
+    """Return the watermark column of a row of the source's part."""
+    name = spec.watermark_column or ""
+    return column(next((pair.destination for pair in pairs if pair.source == name), name))
+
+
+def _part_of_table(destination: Side, spec: Spec, target: Relation) -> Part:
+    rows = sql.SQL("{} AS part").format(target.identifier)
+    led = frozenset(str(row["name"]) for row in rows_of(destination, "indexed", target))
+    return Part(destination, rows, _condition(destination, spec), target, led)
+
+
+def _check_conditions(work: Work) -> None:
+    """Let both parsers read the condition, and look for what no key may be."""
+    for part in (work.source, work.destination):
+        describe(part.side, part.select(sql.SQL("1")).as_string(part.side.connection))
+    nulls = [column(field.name) for field in work.key if field.name not in _not_null(work.target)]
+    if nulls:
+        condition = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nulls)
+        found = work.destination.side.fetch(
+            work.destination.select(sql.SQL("1 AS one"), condition, " LIMIT 1"), "checking the key"
+        )
+        if found:
+            raise null_key(work, work.destination.side)
+
+
+def _not_null(relation: Relation) -> set[str]:
+    return {c.name for c in relation.columns if c.not_null}
+
+
+def null_key(work: Work, side: Side) -> UsageError:
+    """Return the error for a row that no key finds."""
+    return UsageError(
+        f"a row has NULL in key ({work.key_names}) of {work.target}",
+        side.conn_id,
+        hint="NULL is equal to nothing, so such a row could never be found again: leave it out (where=...),"
+        " or choose another key",
+    )

@@ -1,0 +1,395 @@
+"""A sync from beginning to end: compare, plan, apply, verify, commit.
+
+The source is read in one REPEATABLE READ snapshot. The destination is compared without a lock first; if
+something differs, its transaction locks the table against writers, and unless nobody has written anything
+on that server since, compares again under the lock. So at the commit the destination is what the
+source was in its snapshot, whoever else writes on either side.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.once import Once
+from airflow_dblink.core.sequences import reset_sequences
+from airflow_dblink.core.session import TEXT_FORMS, set_local
+from airflow_dblink.core.sync import groups
+from airflow_dblink.core.sync.apply import apply_set, apply_statements, make_way, stage_rows, verify
+from airflow_dblink.core.sync.groups import Comparison
+from airflow_dblink.core.sync.part import Work
+from airflow_dblink.core.sync.plan import Plan, make_plan, stage_all, stage_hashes
+from airflow_dblink.core.sync.prepare import SQL, prepare, rows_of
+from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.tables import Side
+from airflow_dblink.core.wire import Wire
+
+log = logging.getLogger(__name__)
+
+# Of the rows, in groups that differ: beyond it all rows are fetched and compared in the destination
+# (benchmarks/sync.py has the curve).
+RELOAD_SHARE = 0.5
+
+_BEGIN_SOURCE = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_BEGIN_LOOK = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_BEGIN_DRY = "BEGIN ISOLATION LEVEL REPEATABLE READ"
+# One side waits in its transaction for the other's work. And groups are hashed: a sort takes longer.
+_OWN = {"idle_in_transaction_session_timeout": "0", "work_mem": "64MB"}
+
+Use = Callable[[Work], None]
+
+
+@dataclass
+class Session:
+    """The two connections of a sync, in autocommit mode, and what is set in their transactions.
+
+    :ivar link: the destination's link, whose connection *destination* is.
+    """
+
+    source: Side
+    destination: Side
+    link: Wire
+    source_settings: Mapping[str, str]
+    destination_settings: Mapping[str, str]
+
+    def settings(self) -> dict[str, str]:
+        """Return the destination's settings: its TimeZone is the source's, unless one was given."""
+        zone = self.source.connection.info.parameter_status("TimeZone") or "UTC"
+        given = self.destination_settings
+        zones = {} if any(name.lower() == "timezone" for name in given) else {"timezone": zone}
+        return {**_OWN, **zones, **given}
+
+    def begin_source(self) -> None:
+        """Begin the source's snapshot."""
+        self.source.run(_BEGIN_SOURCE, "beginning the source transaction")
+        set_local(self.source, {**_OWN, **self.source_settings})
+
+    def begin_destination(self, begin: str) -> None:
+        """Begin a transaction of the destination that changes nothing."""
+        self.destination.run(begin, "checking the destination")
+        set_local(self.destination, self.settings())
+
+
+@dataclass
+class Outcome:
+    """What was found and done so far.
+
+    :ivar size: bytes that came to the client.
+    """
+
+    started: float = field(default_factory=time.monotonic)
+    size: int = 0
+    comparison: Comparison | None = None
+    method: str = "difference"
+    source_rows: int | None = None
+    destination_rows: int | None = None
+    plan: Plan = field(default_factory=Plan)
+    done: dict[str, int] = field(default_factory=dict)
+    watermark: str | None = None
+    xid: str | None = None
+
+    def result(self, work: Work, *, dry_run: bool) -> dict[str, Any]:
+        """Return it as JSON has it: the XCom of the operator."""
+        plan = self.plan
+        found: dict[str, Any] = {
+            "method": self.method,
+            "source_rows": self.source_rows,
+            "destination_rows": self.destination_rows,
+            "groups": self.comparison.groups if self.comparison else 0,
+            "groups_differing": len(self.comparison.differing) if self.comparison else 0,
+            "missing": plan.missing,
+            "changed": plan.changed,
+            "extra": plan.extra,
+            **{name: self.done.get(name, 0) for name in ("inserted", "updated", "deleted", "displaced")},
+            "first_keys": plan.first_keys,
+            "bytes": self.size,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "row_security": list(work.row_security),
+            "xid": self.xid,
+        }
+        if dry_run:
+            found["plan"] = {"seed": work.checksum.seed, "digest": plan.digest}
+        if work.spec.is_incremental:
+            found["watermark"] = self.watermark
+            found["watermark_type"] = work.watermark_type
+        return found
+
+
+def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = None) -> dict[str, Any]:
+    """Return what a sync would do; changes nothing.
+
+    :param use: called while the plan is there, for its statements.
+    :raises UsageError: what can't work, and what a guard refuses.
+    :raises RemoteError: what a server says.
+    """
+    outcome = Outcome()
+    session.begin_source()
+    session.begin_destination(_BEGIN_DRY)
+    work = prepare(session.source, session.destination, spec)
+    _compare(work, outcome)
+    _plan(work, outcome)
+    if use is not None:
+        _stage(work, outcome)
+        use(work)
+    session.destination.run("ROLLBACK", "ending the dry run")
+    session.source.run("COMMIT", "ending the source transaction")
+    return outcome.result(work, dry_run=True)
+
+
+def run(
+    session: Session, spec: Spec, once: Once, use: Callable[[Work], None] | None = None
+) -> dict[str, Any]:
+    """Make the destination equal to the source in one transaction, exactly once.
+
+    :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
+    :param use: called while the plan is there, for its statements.
+    :raises UsageError: what can't work, and what a guard refuses; nothing is changed then.
+    :raises VerificationError: if the destination isn't right after the changes; all is rolled back.
+    :raises RemoteError: what a server says; nothing is changed then.
+    """
+    outcome = Outcome()
+    session.begin_source()
+    session.begin_destination(_BEGIN_LOOK)
+    work = prepare(session.source, session.destination, spec)
+    before = _snapshot(session.destination)
+    if spec.lock == "apply":
+        _compare(work, outcome)
+    session.destination.run("ROLLBACK", "comparing")
+    if outcome.comparison is not None and not outcome.comparison.differing and spec.plan is None:
+        _guard_sizes(work, outcome)
+        session.source.run("COMMIT", "ending the source transaction")
+        return outcome.result(work, dry_run=False)
+    once.begin({**TEXT_FORMS, **session.settings()}, read_committed=True)
+    outcome.xid = once.xid
+    _lock(work)
+    if spec.lock == "compare" or not _is_quiet(before, _snapshot(session.destination), int(once.xid)):
+        if spec.lock == "apply" and outcome.comparison is not None:
+            log.info("The destination's server was written to since: comparing again, under the lock.")
+        _compare(work, outcome)
+    _plan(work, outcome)
+    _demand_same_plan(work, outcome.plan)
+    _stage(work, outcome)
+    if use is not None:
+        use(work)
+    session.source.run("COMMIT", "ending the source transaction")
+    _apply(work, outcome, session.link)
+    result = outcome.result(work, dry_run=False)
+    once.commit(result)
+    return result
+
+
+def _compare(work: Work, outcome: Outcome) -> None:
+    """Decide the method, and compare by groups unless all rows are to be fetched."""
+    spec = work.spec
+    outcome.comparison, outcome.method = None, "reload"
+    if spec.is_incremental or spec.method == "reload":
+        return
+    rows = _rows(work)
+    if spec.method == "auto" and rows == 0:
+        return  # the first load
+    comparison = groups.compare(work, groups.choose(work, rows))
+    outcome.size += comparison.size
+    outcome.source_rows = comparison.source_rows
+    outcome.destination_rows = comparison.destination_rows
+    if spec.method == "auto" and comparison.differing_rows > comparison.rows * RELOAD_SHARE:
+        log.info(
+            "%s of %s groups differ: all rows are fetched.", len(comparison.differing), comparison.groups
+        )
+        return
+    outcome.comparison, outcome.method = comparison, "difference"
+
+
+def _rows(work: Work) -> int:
+    """Return about how many rows the destination's part has; 0 only if it is empty."""
+    part = work.destination
+    if part.where is None and work.target.rows:
+        return work.target.rows
+    found = part.side.fetch(part.select(sql.SQL("pg_catalog.count(*) AS rows")), "counting the rows")
+    return int(found[0]["rows"])
+
+
+def _plan(work: Work, outcome: Outcome) -> None:
+    """Find the rows that differ, and let the guards see them."""
+    if outcome.comparison is not None:
+        outcome.size += stage_hashes(work, outcome.comparison).size
+    else:
+        _read_watermark(work, outcome)
+        pumped = stage_all(work)
+        outcome.size += pumped.size
+        outcome.source_rows = pumped.sent
+        part = work.destination
+        counted = part.side.fetch(part.select(sql.SQL("pg_catalog.count(*) AS rows")), "counting the rows")
+        outcome.destination_rows = int(counted[0]["rows"])
+    _guard_sizes(work, outcome)
+    outcome.plan = make_plan(work, outcome.comparison)
+    _guard_changes(work, outcome, 0)
+    _demand_room(work)
+
+
+def _read_watermark(work: Work, outcome: Outcome) -> None:
+    if work.watermark is None:
+        return
+    what = sql.SQL("pg_catalog.max({})::text AS highest").format(work.watermark)
+    found = work.source.side.fetch(work.source.select(what), "reading the watermark")
+    outcome.watermark = found[0]["highest"]
+
+
+def is_higher(source: Side, type_name: str, one: str, other: str) -> bool:
+    """Return whether *one* watermark is above the *other*, as the source's type has it.
+
+    :raises RemoteError: what the source says.
+    """
+    higher = sql.SQL("SELECT {}::{type} > {}::{type} AS higher").format(one, other, type=sql.SQL(type_name))
+    return bool(source.fetch(higher, "comparing watermarks")[0]["higher"])
+
+
+def _guard_sizes(work: Work, outcome: Outcome) -> None:
+    spec = work.spec
+    if outcome.source_rows or spec.is_incremental or spec.allow_empty_source or not spec.delete:
+        return
+    if outcome.destination_rows:
+        raise UsageError(
+            f"the source is empty, and {work.target} has {outcome.destination_rows} rows: nothing is deleted",
+            work.source.side.conn_id,
+            hint="if that is right: allow_empty_source=True (and max_delete_fraction=None)",
+        )
+
+
+def _guard_changes(work: Work, outcome: Outcome, displaced: int) -> None:
+    spec, plan = work.spec, outcome.plan
+    rows = outcome.destination_rows or 0
+    deleted = (plan.extra if spec.delete and not spec.is_incremental else 0) + displaced
+    for name, limit, count in (
+        ("max_delete_fraction", spec.max_delete_fraction, deleted),
+        ("max_change_fraction", spec.max_change_fraction, plan.done(spec.operations) + displaced),
+    ):
+        if limit is not None and rows and count > rows * limit:
+            word = "deleted" if name == "max_delete_fraction" else "changed"
+            raise UsageError(
+                f"{count} rows of the {rows} in {work.target} would be {word} ({count / rows:.1%}), more than"
+                f" {name}={limit}; nothing is changed",
+                work.destination.side.conn_id,
+                hint=f"look at a dry run (plan_only=True); if it is right, raise {name}",
+            )
+
+
+def _demand_room(work: Work) -> None:
+    """Refuse to insert a key that a row outside of *where* has: it could only fail, less clearly."""
+    part = work.destination
+    if part.where is None or not work.spec.insert:
+        return
+    keys = " AND ".join("{} = plan.{}" for _ in work.key)
+    names = [
+        name
+        for i, key in enumerate(work.key)
+        for name in (sql.Identifier("target", key.name), sql.Identifier(f"k{i}"))
+    ]
+    found = part.side.fetch(
+        sql.SQL("SELECT 1 AS one FROM pg_temp.airflow_dblink_plan AS plan JOIN {} AS target ON ").format(
+            work.target.identifier
+        )
+        + sql.SQL(keys).format(*names)
+        + sql.SQL(" WHERE plan.op = 'I' LIMIT 1"),
+        "checking the key",
+    )
+    if found:
+        raise UsageError(
+            f"a source row of the part that where selects has the key ({work.key_names}) of a row of"
+            f" {work.target} outside of it",
+            part.side.conn_id,
+            "23505",
+            hint="widen where, or let it name only what never changes for a key",
+        )
+
+
+def _stage(work: Work, outcome: Outcome) -> None:
+    if outcome.comparison is not None:
+        outcome.size += stage_rows(work, outcome.plan, outcome.comparison)
+
+
+def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
+    spec, destination = work.spec, work.destination.side
+    destination.run("SET CONSTRAINTS ALL DEFERRED", "deferring constraints")
+    renewed = displaced = 0
+    if spec.on_conflict == "replace":
+        renewed, displaced = make_way(work)
+        _guard_changes(work, outcome, displaced)
+    with _triggers(work):
+        done = apply_statements(work, link) if spec.apply == "statements" else apply_set(work)
+        outcome.done = {
+            "inserted": done["inserted"] - renewed,
+            "updated": done["updated"] + renewed,
+            "deleted": done["deleted"] - renewed - displaced,
+            "displaced": displaced,
+        }
+        destination.run("SET CONSTRAINTS ALL IMMEDIATE", "checking constraints")
+    verify(work, outcome.comparison)
+    if spec.reset_sequences and outcome.done["inserted"]:
+        reset_sequences(destination, work.target, {column.name for column in work.fields})
+
+
+@contextmanager
+def _triggers(work: Work) -> Any:
+    """Switch the table's own triggers off meanwhile, where that is asked for; foreign keys stay."""
+    found = rows_of(work.destination.side, "triggers", work.target) if work.spec.triggers == "disable" else []
+    _alter(work, [(trigger, "DISABLE") for trigger in found])
+    yield
+    words = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
+    _alter(work, [(trigger, words[str(trigger["enabled"])]) for trigger in found])
+
+
+def _alter(work: Work, changes: list[tuple[dict[str, Any], str]]) -> None:
+    for trigger, word in changes:
+        statement = sql.SQL("ALTER TABLE ONLY {} {} TRIGGER {}").format(
+            sql.Identifier(trigger["schema_name"], trigger["table_name"]),
+            sql.SQL(word),
+            sql.Identifier(trigger["name"]),
+        )
+        work.destination.side.run(statement, "switching a trigger")
+
+
+def _lock(work: Work) -> None:
+    started = time.monotonic()
+    statement = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(work.target.identifier)
+    work.destination.side.run(statement, "locking the destination table")
+    if (waited := time.monotonic() - started) > 1:
+        log.info("Waited %.0f s for the lock on %s.", waited, work.target)
+
+
+def _snapshot(side: Side) -> str:
+    return str(side.fetch(sql.SQL(SQL["snapshot"].decode()), "reading the snapshot")[0]["snapshot"])
+
+
+def _is_quiet(before: str, now: str, own: int) -> bool:
+    """Return whether no transaction that had an id has ended between two snapshots of a server.
+
+    A snapshot is ``xmin:xmax:xip,...``: ids from xmax on hadn't begun, those in xip hadn't ended.
+    """
+    _, begun_before, running_before = _parse(before)
+    _, begun_now, running_now = _parse(now)
+    ended = running_before - running_now
+    begun = set(range(begun_before, min(begun_now, begun_before + 1000))) - running_now - {own}
+    return not ended and not begun and begun_now < begun_before + 1000
+
+
+def _parse(snapshot: str) -> tuple[int, int, set[int]]:
+    low, high, running = snapshot.split(":")
+    return int(low), int(high), {int(xid) for xid in running.split(",") if xid}
+
+
+def _demand_same_plan(work: Work, plan: Plan) -> None:
+    wanted = work.spec.plan
+    if wanted is not None and plan.digest != wanted["digest"]:
+        raise UsageError(
+            f"the data moved on: what differs now ({plan.missing} missing, {plan.changed} changed,"
+            f" {plan.extra} extra) is not what the plan says; nothing is changed",
+            work.destination.side.conn_id,
+            hint="make a new plan (plan_only=True) and have that approved",
+        )

@@ -1,0 +1,115 @@
+"""What a sync is asked to do, and what is refused without a look at the servers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, get_args
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.script import parts
+from airflow_dblink.core.wire import Params
+
+Method = Literal["auto", "difference", "reload"]
+Apply = Literal["set", "statements"]
+Lock = Literal["apply", "compare"]
+OnConflict = Literal["error", "replace"]
+Triggers = Literal["fire", "disable"]
+
+#: What a row of a plan says: the row is missing in the destination, differs, or is there alone.
+INSERT, UPDATE, DELETE = "I", "U", "D"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to make equal; see :class:`~airflow_dblink.operators.sync.DblinkSyncOperator`."""
+
+    destination_table: str
+    source_table: str | None = None
+    source_sql: str | None = None
+    source_parameters: Params | None = None
+    key: Sequence[str] | None = None
+    columns: Sequence[str] | Mapping[str, str] | None = None
+    where: str | None = None
+    where_parameters: Params | None = None
+    insert: bool = True
+    update: bool = True
+    delete: bool = True
+    method: Method = "auto"
+    apply: Apply = "set"
+    lock: Lock = "apply"
+    on_conflict: OnConflict = "error"
+    triggers: Triggers = "fire"
+    plan: Mapping[str, Any] | None = None
+    max_delete_fraction: float | None = 0.25
+    max_change_fraction: float | None = None
+    allow_empty_source: bool = False
+    watermark_column: str | None = None
+    watermark_from: str | None = None
+    watermark_until: str | None = None
+    watermark_overlap: timedelta | int | float | None = None
+    sample_keys: int = 5
+    reset_sequences: bool = True
+
+    @property
+    def operations(self) -> str:
+        """The operations that are on, as a plan's rows have them."""
+        given = {INSERT: self.insert, UPDATE: self.update, DELETE: self.delete}
+        return "".join(operation for operation, on in given.items() if on)
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether only the source's rows above a watermark are looked at; what isn't there then stays."""
+        return self.watermark_column is not None
+
+    def check(self) -> None:
+        """Refuse arguments that can't work together.
+
+        :raises UsageError: names the argument.
+        """
+        if (self.source_table is None) == (self.source_sql is None):
+            raise UsageError("give either source_table or source_sql")
+        if self.source_parameters is not None and self.source_sql is None:
+            raise UsageError("source_parameters belong to source_sql")
+        if self.where_parameters is not None and self.where is None:
+            raise UsageError("where_parameters belong to where")
+        self._check_choices()
+        self._check_numbers()
+        for name in ("key", "columns"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} must be a list of columns, got a text")
+        if self.key is not None and not self.key:
+            raise UsageError("key names no column")
+        if not self.operations:
+            raise UsageError("insert, update and delete are all off: there is nothing to do")
+        if self.where is not None and len(parts(self.where)) != 1:
+            raise UsageError("where must be one condition, without a semicolon")
+        if self.is_incremental and self.plan is not None:
+            raise UsageError("plan and watermark_column don't go together", hint="approve a full sync")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "method": Method,
+            "apply": Apply,
+            "lock": Lock,
+            "on_conflict": OnConflict,
+            "triggers": Triggers,
+        }
+        for name, choice in choices.items():
+            if (value := getattr(self, name)) not in get_args(choice):
+                raise UsageError(f"{name} must be {' or '.join(get_args(choice))}, got {value!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("max_delete_fraction", "max_change_fraction"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+                raise UsageError(f"{name} must be between 0 and 1, or None for no limit, got {value!r}")
+        if (
+            isinstance(self.sample_keys, bool)
+            or not isinstance(self.sample_keys, int)
+            or self.sample_keys < 0
+        ):
+            raise UsageError(f"sample_keys must be 0 or more, got {self.sample_keys!r}")
+        if self.plan is not None and not {"seed", "digest"} <= set(self.plan):
+            raise UsageError("plan must be what a dry run returned under 'plan'")

@@ -1,0 +1,362 @@
+"""DblinkSyncOperator: a table made equal to another database's by moving only the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.sync.apply import statements_of_plan
+from airflow_dblink.core.sync.part import Work
+from airflow_dblink.core.sync.run import Session, dry_run, is_higher, run
+from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
+from airflow_dblink.core.tables import Side
+from airflow_dblink.core.wire import Wire
+from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.files import new_file
+from airflow_dblink.operators.lineage import transfer_lineage
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import Asset, Context
+
+WATERMARK = "airflow_dblink_watermark"
+
+
+class DblinkSyncOperator(DblinkBaseOperator):
+    """Make a table equal to a table or query of another database, moving only the difference.
+
+    Compare: both servers reckon checksums of groups of keys, at the same time; only groups that differ
+    are looked into, and only rows that differ are moved. Plan: the rows that are missing, differ or are
+    there alone; guards may refuse it. Apply: in one destination transaction, exactly once, with the
+    table locked against writers. Verify: what was looked into is compared again before the commit.
+
+    At the commit the destination is what the source was in its snapshot (one REPEATABLE READ
+    transaction). Rows whose values are equal, byte for byte, are never rewritten.
+
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table name as in SQL, partitioned tables too. (templated)
+    :param source_table: table or view that is read; or (templated)
+    :param source_sql: the query that is read, or the path of a ``.sql`` file. It is run two to four times in
+        one snapshot, so it must give the same rows each time. (templated)
+    :param source_parameters: values for ``%s`` or ``%(name)s`` in *source_sql*. (templated)
+    :param key: destination columns that tell rows apart: a unique index, on any columns and types; by
+        default the primary key. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. By default
+        all: then neither side may have a column that the other has not. (templated)
+    :param where: a condition, in the destination's column names, for the rows of both sides that
+        count; rows outside of it are left alone. (templated)
+    :param where_parameters: values for ``%s`` or ``%(name)s`` in *where*. (templated)
+    :param insert: insert rows that are missing in the destination.
+    :param update: update rows that differ.
+    :param delete: delete rows that the source has not.
+    :param method: ``difference``: compare checksums first. ``reload``: fetch all rows, and find in the
+        destination which differ. ``auto``: the latter for an empty table, or when the checksums of most
+        groups differ. (templated)
+    :param apply: ``set``: all changes as one statement. ``statements``: dblink's statements, one by one.
+    :param lock: ``apply``: writers wait while the changes are made; if anybody has written on that
+        server since the table was compared, it is compared again meanwhile. ``compare``: they wait for
+        the compare, too; better where there is always somebody.
+    :param plan_only: a dry run: change nothing, and return what would be done, with a ``plan``. (templated)
+    :param plan: what a dry run returned under ``plan``: exactly that is done, or the task fails because
+        the data moved on. (templated)
+    :param statements_path: URL of a file on Airflow's object storage to which the plan is written as
+        dblink's statements, row values and all; also in a dry run. (templated)
+    :param statements_conn_id: Airflow connection of the object storage. (templated)
+    :param max_delete_fraction: fail, with nothing changed, if a larger part of the destination's rows
+        would be deleted; ``None`` for no limit. (templated)
+    :param max_change_fraction: likewise for all changes together. (templated)
+    :param allow_empty_source: let an empty source empty the destination (within *max_delete_fraction*).
+    :param on_conflict: a row of the source has the value of another unique key that another row of the
+        destination still has. ``error``: fail, naming the constraint. ``replace``: delete that row; if it
+        is to be updated itself, it is inserted anew.
+    :param triggers: ``fire``, or ``disable`` the destination table's own triggers meanwhile, as its owner;
+        foreign keys are checked in any case.
+    :param watermark_column: source column that grows with every change: only rows from the last run's
+        highest value on are read, inserted and updated; nothing is deleted. The watermark is kept in
+        Airflow's asset state store, and advanced after the commit. (templated)
+    :param watermark_overlap: read again from so far below the watermark (timedelta, or a number): for
+        transactions that commit later than they began.
+    :param watermark_until: read below this value only. (templated)
+    :param watermark_asset: the inlet or outlet that has the watermark; by default the task's only one.
+    :param sample_keys: how many keys of each kind the result names; 0 for none.
+    :param reset_sequences: move the sequences of serial and identity columns beyond inserted values.
+    :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
+        cancelled and done again.
+
+    :returns: (XCom) ``source_rows`` and ``destination_rows`` that were compared; ``missing``, ``changed``
+        and ``extra`` rows found; ``inserted``, ``updated``, ``deleted`` and ``displaced`` (to make way,
+        *on_conflict*); ``groups``, ``groups_differing``, ``first_keys``, ``bytes`` that came to the worker,
+        ``seconds``, ``method``, ``row_security`` (sides where policies hide rows), ``xid``; ``plan`` of a
+        dry run; ``watermark``.
+    :raises AirflowFailException: for mistakes, guards and a plan that no longer holds (no retry helps), and
+        if the server can't tell whether an earlier try has committed. Nothing is changed then.
+    :raises VerificationError: if the destination was not right after the changes; all is rolled back.
+    :raises RemoteError: what a server says, naming its connection; nothing is changed then.
+    :raises TransientError: the same, where a retry may help.
+    :raises DblinkTaskKilledError: after a kill; nothing is changed then.
+    """
+
+    template_fields: Sequence[str] = (
+        "source_conn_id",
+        "destination_conn_id",
+        "destination_table",
+        "source_table",
+        "source_sql",
+        "source_parameters",
+        "key",
+        "columns",
+        "where",
+        "where_parameters",
+        "method",
+        "plan_only",
+        "plan",
+        "statements_path",
+        "statements_conn_id",
+        "max_delete_fraction",
+        "max_change_fraction",
+        "watermark_column",
+        "watermark_until",
+        "session_settings",
+    )
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "source_sql": "postgresql",
+        "where": "postgresql",
+        "source_parameters": "json",
+        "where_parameters": "json",
+        "key": "json",
+        "columns": "json",
+        "plan": "json",
+        "session_settings": "json",
+    }
+    ui_color = "#f5e3cf"
+
+    def __init__(
+        self,
+        *,
+        source_conn_id: str,
+        destination_conn_id: str,
+        destination_table: str,
+        source_table: str | None = None,
+        source_sql: str | None = None,
+        source_parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        key: Sequence[str] | None = None,
+        columns: Sequence[str] | Mapping[str, str] | None = None,
+        where: str | None = None,
+        where_parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        insert: bool = True,
+        update: bool = True,
+        delete: bool = True,
+        method: Method = "auto",
+        apply: Apply = "set",
+        lock: Lock = "apply",
+        plan_only: bool = False,
+        plan: Mapping[str, Any] | None = None,
+        statements_path: str | None = None,
+        statements_conn_id: str | None = None,
+        max_delete_fraction: float | None = 0.25,
+        max_change_fraction: float | None = None,
+        allow_empty_source: bool = False,
+        on_conflict: OnConflict = "error",
+        triggers: Triggers = "fire",
+        watermark_column: str | None = None,
+        watermark_overlap: timedelta | float | None = None,
+        watermark_until: str | None = None,
+        watermark_asset: Asset | None = None,
+        sample_keys: int = 5,
+        reset_sequences: bool = True,
+        orphan_timeout: timedelta = timedelta(hours=1),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source_conn_id = source_conn_id
+        self.destination_conn_id = destination_conn_id
+        self.destination_table = destination_table
+        self.source_table = source_table
+        self.source_sql = source_sql
+        self.source_parameters = source_parameters
+        self.key = key
+        self.columns = columns
+        self.where = where
+        self.where_parameters = where_parameters
+        self.insert = insert
+        self.update = update
+        self.delete = delete
+        self.method = method
+        self.apply = apply
+        self.lock = lock
+        self.plan_only = plan_only
+        self.plan = plan
+        self.statements_path = statements_path
+        self.statements_conn_id = statements_conn_id
+        self.max_delete_fraction = max_delete_fraction
+        self.max_change_fraction = max_change_fraction
+        self.allow_empty_source = allow_empty_source
+        self.on_conflict = on_conflict
+        self.triggers = triggers
+        self.watermark_column = watermark_column
+        self.watermark_overlap = watermark_overlap
+        self.watermark_until = watermark_until
+        self.watermark_asset = watermark_asset
+        self.sample_keys = sample_keys
+        self.reset_sequences = reset_sequences
+        self.orphan_timeout = orphan_timeout
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Make the table equal; the counts become the XCom return value."""
+        with self._errors_for_airflow():
+            store = self._watermark_store(context)
+            spec = self._spec(store.get(WATERMARK) if store is not None else None)
+            spec.check()
+            result = self._sync(context, spec)
+            if store is not None:
+                self._advance(store, result)
+            return result
+
+    def _sync(self, context: Context, spec: Spec) -> dict[str, Any]:
+        with self._hook(self.source_conn_id) as there, self._hook(self.destination_conn_id) as here:
+            link = here.link()
+            destination = Side(link.connection, self.destination_conn_id)
+            once = self._once(context, destination.connection, destination.conn_id, self.orphan_timeout)
+            if not self._is_dry and (earlier := self._recall(context, here, once)) is not None:
+                self.log.info("An earlier try has committed: nothing is done. %s", earlier)
+                once.finish(earlier)
+                return earlier
+            source = Side(there.link().connection, self.source_conn_id)
+            session = Session(
+                source,
+                destination,
+                link,
+                self._settings(source.connection, source.conn_id),
+                self._settings(destination.connection, destination.conn_id),
+            )
+            use = self._writer(link) if self.statements_path else None
+            if self._is_dry:
+                result = dry_run(session, spec, use)
+                self._report(result, "Would be done, by a dry run")
+                return result
+            result = run(session, spec, once, use)
+            self._report(result, "Done")
+            self._check()
+            if result["xid"] is not None:
+                once.finish(result)
+            return result
+
+    @property
+    def _is_dry(self) -> bool:
+        if isinstance(self.plan_only, bool):
+            return self.plan_only
+        if str(self.plan_only).strip().lower() in ("true", "false"):  # rendered by a template
+            return str(self.plan_only).strip().lower() == "true"
+        raise UsageError(f"plan_only must be true or false, got {self.plan_only!r}")
+
+    def _spec(self, watermark: Any) -> Spec:
+        return Spec(
+            destination_table=self.destination_table,
+            source_table=self.source_table,
+            source_sql=self.source_sql,
+            source_parameters=self.source_parameters,
+            key=self.key,
+            columns=self.columns,
+            where=self.where,
+            where_parameters=self.where_parameters,
+            insert=self.insert,
+            update=self.update,
+            delete=self.delete,
+            method=self.method,
+            apply=self.apply,
+            lock=self.lock,
+            on_conflict=self.on_conflict,
+            triggers=self.triggers,
+            plan=self.plan,
+            max_delete_fraction=self.max_delete_fraction,
+            max_change_fraction=self.max_change_fraction,
+            allow_empty_source=self.allow_empty_source,
+            watermark_column=self.watermark_column,
+            watermark_from=watermark,
+            watermark_until=self.watermark_until,
+            watermark_overlap=self.watermark_overlap,
+            sample_keys=self.sample_keys,
+            reset_sequences=self.reset_sequences,
+        )
+
+    def _writer(self, link: Wire) -> Callable[[Work], None]:
+        def write(work: Work) -> None:
+            with new_file(self.statements_path or "", self.statements_conn_id) as file:
+                for statement in statements_of_plan(work, link):
+                    self._check()
+                    file.write(f"{statement};\n".encode())
+
+        return write
+
+    # -- the watermark
+
+    def _watermark_store(self, context: Context) -> Any:
+        """Return where the watermark is kept, ``None`` where there is none to keep."""
+        if self.watermark_column is None:
+            return None
+        stores: Any = context["asset_state_store"]
+        try:
+            if self.watermark_asset is not None:
+                return stores[self.watermark_asset]
+            stores.get(WATERMARK)  # of the task's only asset
+        except (KeyError, ValueError) as error:
+            raise UsageError(
+                f"the watermark belongs to an asset of the task: {error}",
+                hint="give the task one outlet (the destination's asset), or say which: watermark_asset=...",
+            ) from None
+        return stores
+
+    def _advance(self, store: Any, result: Mapping[str, Any]) -> None:
+        """Keep the watermark, unless a later run has kept a higher one."""
+        found = result.get("watermark")
+        if self._is_dry or found is None:
+            return
+        kept = store.get(WATERMARK)
+        if kept is not None:
+            with self._hook(self.source_conn_id) as hook:
+                source = Side(hook.link().connection, self.source_conn_id)
+                if not is_higher(source, result["watermark_type"], found, kept):
+                    return
+        store.set(WATERMARK, found)
+        self.log.info("Watermark of %s: %s", self.watermark_column, found)
+
+    # -- what is told
+
+    def _report(self, result: Mapping[str, Any], title: str) -> None:
+        for side in result["row_security"]:
+            self.log.warning("Row-level security limits which rows of the %s are seen.", side)
+        self.log.info(
+            "%s: %s inserted, %s updated, %s deleted in %s.%s (%s; %.1f MB to the worker, %s s)",
+            title,
+            *(f"{result[name]:,}" for name in self._counted),
+            self.destination_conn_id,
+            self.destination_table,
+            result["method"],
+            result["bytes"] / 1e6,
+            result["seconds"],
+        )
+        self.log.info(
+            "Compared %s rows of the source with %s of the destination; %s of %s groups differ.",
+            f"{result['source_rows'] or 0:,}",
+            f"{result['destination_rows'] or 0:,}",
+            f"{result['groups_differing']:,}",
+            f"{result['groups']:,}",
+        )
+        for kind, keys in result["first_keys"].items():
+            if keys:
+                shown = "; ".join(", ".join(key) for key in keys)
+                self.log.info("%s: %s rows, the first keys: %s", kind, f"{result[kind]:,}", shown)
+
+    @property
+    def _counted(self) -> tuple[str, str, str]:
+        if self._is_dry:
+            return ("missing", "changed", "extra")
+        return ("inserted", "updated", "deleted")
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
+        return transfer_lineage(self)
