@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.sync.apply import statements_of_plan
 from airflow_dblink.core.sync.part import Work
 from airflow_dblink.core.sync.run import Session, dry_run, is_higher, run
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
+from airflow_dblink.core.sync.statements import statements_of_plan
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import Wire
 from airflow_dblink.operators.base import DblinkBaseOperator
@@ -53,8 +53,10 @@ class DblinkSyncOperator(DblinkBaseOperator):
     :param update: update rows that differ.
     :param delete: delete rows that the source has not.
     :param method: ``difference``: compare checksums first. ``reload``: fetch all rows, and find in the
-        destination which differ. ``auto``: the latter for an empty table, or when the checksums of most
-        groups differ. (templated)
+        destination which differ. ``replace``: TRUNCATE, and load all; readers wait meanwhile. ``auto``:
+        ``difference``, or ``reload`` for an empty table and where most groups differ. (templated)
+    :param replace_above: lets ``auto`` take ``replace`` if groups with a larger part of the rows differ. It
+        tells no rows apart: no guards, no *where*, all columns. (templated)
     :param apply: ``set``: all changes as one statement. ``statements``: dblink's statements, one by one.
     :param lock: ``apply``: writers wait while the changes are made; if anybody has written on that
         server since the table was compared, it is compared again meanwhile. ``compare``: they wait for
@@ -111,6 +113,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         "where",
         "where_parameters",
         "method",
+        "replace_above",
         "plan_only",
         "plan",
         "statements_path",
@@ -151,6 +154,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         update: bool = True,
         delete: bool = True,
         method: Method = "auto",
+        replace_above: float | None = None,
         apply: Apply = "set",
         lock: Lock = "apply",
         plan_only: bool = False,
@@ -186,6 +190,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         self.update = update
         self.delete = delete
         self.method = method
+        self.replace_above = replace_above
         self.apply = apply
         self.lock = lock
         self.plan_only = plan_only
@@ -241,8 +246,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
             result = run(session, spec, once, use)
             self._report(result, "Done")
             self._check()
-            if result["xid"] is not None:
-                once.finish(result)
+            once.finish(result)
             return result
 
     @property
@@ -267,6 +271,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
             update=self.update,
             delete=self.delete,
             method=self.method,
+            replace_above=self.replace_above,
             apply=self.apply,
             lock=self.lock,
             on_conflict=self.on_conflict,

@@ -124,6 +124,12 @@ class Work:
         return sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nullable)
 
     @property
+    def not_synced(self) -> list[str]:
+        """The destination's columns that are not kept equal, but for those that it generates."""
+        given = {field.name for field in self.fields}
+        return [c.name for c in self.target.columns if c.name not in given and not c.generated]
+
+    @property
     def key_names(self) -> str:
         """The key's columns, for messages."""
         return ", ".join(field.name for field in self.key)

@@ -125,8 +125,8 @@ def stage_all(work: Work) -> Pumped:
     return moved
 
 
-def copy(work: Work, query: sql.Composed, into: sql.Identifier, copy_format: str) -> Pumped:
-    """Move the rows of *query*, which the source runs, into a staging table.
+def copy(work: Work, query: sql.Composed, into: sql.Composable, copy_format: str) -> Pumped:
+    """Move the rows of *query*, which the source runs, into a table of the destination.
 
     :raises RemoteError: what a server says.
     """

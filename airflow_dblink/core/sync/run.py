@@ -12,22 +12,33 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.once import Once
 from airflow_dblink.core.sequences import reset_sequences
 from airflow_dblink.core.session import TEXT_FORMS, set_local
 from airflow_dblink.core.sync import groups
-from airflow_dblink.core.sync.apply import apply_set, apply_statements, make_way, stage_rows, verify
-from airflow_dblink.core.sync.groups import Comparison
+from airflow_dblink.core.sync.apply import apply_set, stage_rows
+from airflow_dblink.core.sync.conflicts import make_way
+from airflow_dblink.core.sync.guards import (
+    demand_replaceable,
+    demand_room,
+    demand_same_plan,
+    demand_same_table,
+    guard_changes,
+    guard_sizes,
+)
+from airflow_dblink.core.sync.load import load
+from airflow_dblink.core.sync.outcome import Outcome
 from airflow_dblink.core.sync.part import Work
 from airflow_dblink.core.sync.plan import Plan, make_plan, stage_all, stage_hashes
 from airflow_dblink.core.sync.prepare import SQL, prepare, rows_of
 from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.sync.statements import apply_statements
+from airflow_dblink.core.sync.verify import verify, verify_load
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import Wire
 
@@ -77,51 +88,6 @@ class Session:
         set_local(self.destination, self.settings())
 
 
-@dataclass
-class Outcome:
-    """What was found and done so far.
-
-    :ivar size: bytes that came to the client.
-    """
-
-    started: float = field(default_factory=time.monotonic)
-    size: int = 0
-    comparison: Comparison | None = None
-    method: str = "difference"
-    source_rows: int | None = None
-    destination_rows: int | None = None
-    plan: Plan = field(default_factory=Plan)
-    done: dict[str, int] = field(default_factory=dict)
-    watermark: str | None = None
-    xid: str | None = None
-
-    def result(self, work: Work, *, dry_run: bool) -> dict[str, Any]:
-        """Return it as JSON has it: the XCom of the operator."""
-        plan = self.plan
-        found: dict[str, Any] = {
-            "method": self.method,
-            "source_rows": self.source_rows,
-            "destination_rows": self.destination_rows,
-            "groups": self.comparison.groups if self.comparison else 0,
-            "groups_differing": len(self.comparison.differing) if self.comparison else 0,
-            "missing": plan.missing,
-            "changed": plan.changed,
-            "extra": plan.extra,
-            **{name: self.done.get(name, 0) for name in ("inserted", "updated", "deleted", "displaced")},
-            "first_keys": plan.first_keys,
-            "bytes": self.size,
-            "seconds": round(time.monotonic() - self.started, 3),
-            "row_security": list(work.row_security),
-            "xid": self.xid,
-        }
-        if dry_run:
-            found["plan"] = {"seed": work.checksum.seed, "digest": plan.digest}
-        if work.spec.is_incremental:
-            found["watermark"] = self.watermark
-            found["watermark_type"] = work.watermark_type
-        return found
-
-
 def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = None) -> dict[str, Any]:
     """Return what a sync would do; changes nothing.
 
@@ -163,23 +129,30 @@ def run(
         _compare(work, outcome)
     session.destination.run("ROLLBACK", "comparing")
     if outcome.comparison is not None and not outcome.comparison.differing and spec.plan is None:
-        _guard_sizes(work, outcome)
+        guard_sizes(work, outcome)
         session.source.run("COMMIT", "ending the source transaction")
         return outcome.result(work, dry_run=False)
     once.begin({**TEXT_FORMS, **session.settings()}, read_committed=True)
     outcome.xid = once.xid
     _lock(work)
-    if spec.lock == "compare" or not _is_quiet(before, _snapshot(session.destination), int(once.xid)):
-        if spec.lock == "apply" and outcome.comparison is not None:
-            log.info("The destination's server was written to since: comparing again, under the lock.")
+    demand_same_table(work)
+    if spec.lock == "compare":
         _compare(work, outcome)
-    _plan(work, outcome)
-    _demand_same_plan(work, outcome.plan)
-    _stage(work, outcome)
-    if use is not None:
-        use(work)
-    session.source.run("COMMIT", "ending the source transaction")
-    _apply(work, outcome, session.link)
+    elif outcome.comparison is not None and not _is_quiet(
+        before, _snapshot(session.destination), int(once.xid)
+    ):
+        log.info("The destination's server was written to since: comparing again, under the lock.")
+        _compare(work, outcome)
+    if outcome.method == "replace" or (use is None and _is_first_load(work, outcome)):
+        _load(work, outcome)
+    else:
+        _plan(work, outcome)
+        demand_same_plan(work, outcome.plan)
+        _stage(work, outcome)
+        if use is not None:
+            use(work)
+        session.source.run("COMMIT", "ending the source transaction")
+        _apply(work, outcome, session.link)
     result = outcome.result(work, dry_run=False)
     once.commit(result)
     return result
@@ -188,8 +161,8 @@ def run(
 def _compare(work: Work, outcome: Outcome) -> None:
     """Decide the method, and compare by groups unless all rows are to be fetched."""
     spec = work.spec
-    outcome.comparison, outcome.method = None, "reload"
-    if spec.is_incremental or spec.method == "reload":
+    outcome.comparison, outcome.method = None, "replace" if spec.method == "replace" else "reload"
+    if spec.is_incremental or spec.method in ("reload", "replace"):
         return
     rows = _rows(work)
     if spec.method == "auto" and rows == 0:
@@ -198,6 +171,9 @@ def _compare(work: Work, outcome: Outcome) -> None:
     outcome.size += comparison.size
     outcome.source_rows = comparison.source_rows
     outcome.destination_rows = comparison.destination_rows
+    if spec.replace_above is not None and comparison.differing_rows > comparison.rows * spec.replace_above:
+        outcome.method = "replace"
+        return
     if spec.method == "auto" and comparison.differing_rows > comparison.rows * RELOAD_SHARE:
         log.info(
             "%s of %s groups differ: all rows are fetched.", len(comparison.differing), comparison.groups
@@ -211,8 +187,44 @@ def _rows(work: Work) -> int:
     part = work.destination
     if part.where is None and work.target.rows:
         return work.target.rows
+    return _count(work)
+
+
+def _count(work: Work) -> int:
+    part = work.destination
     found = part.side.fetch(part.select(sql.SQL("pg_catalog.count(*) AS rows")), "counting the rows")
     return int(found[0]["rows"])
+
+
+def _is_first_load(work: Work, outcome: Outcome) -> bool:
+    """Return whether the destination's part is empty, so that its rows need no comparing."""
+    if outcome.comparison is not None or work.spec.plan is not None or not work.spec.insert:
+        return False
+    part = work.destination
+    one = part.select(sql.SQL("1 AS one"), end=" LIMIT 1")
+    return work.spec.apply == "set" and not part.side.fetch(one, "looking for rows")
+
+
+def _load(work: Work, outcome: Outcome) -> None:
+    """Fill the table, emptied first for ``replace``, and compare it with the source."""
+    truncate = outcome.method == "replace"
+    if truncate:
+        demand_replaceable(work)
+    _read_watermark(work, outcome)
+    before = _count(work) if truncate else 0
+    with _triggers(work):
+        pumped = load(work, truncate=truncate)
+        outcome.size += pumped.size
+        outcome.source_rows, outcome.destination_rows = pumped.sent, before
+        guard_sizes(work, outcome)
+        work.destination.side.run("SET CONSTRAINTS ALL IMMEDIATE", "checking constraints")
+        comparison = verify_load(work, pumped.taken)
+        outcome.size += comparison.size
+    work.source.side.run("COMMIT", "ending the source transaction")
+    outcome.plan = Plan() if truncate else Plan(missing=pumped.sent)
+    outcome.done = {"inserted": pumped.taken, "deleted": before}
+    if work.spec.reset_sequences:
+        reset_sequences(work.destination.side, work.target, {column.name for column in work.fields})
 
 
 def _plan(work: Work, outcome: Outcome) -> None:
@@ -224,13 +236,11 @@ def _plan(work: Work, outcome: Outcome) -> None:
         pumped = stage_all(work)
         outcome.size += pumped.size
         outcome.source_rows = pumped.sent
-        part = work.destination
-        counted = part.side.fetch(part.select(sql.SQL("pg_catalog.count(*) AS rows")), "counting the rows")
-        outcome.destination_rows = int(counted[0]["rows"])
-    _guard_sizes(work, outcome)
+        outcome.destination_rows = _count(work)
+    guard_sizes(work, outcome)
     outcome.plan = make_plan(work, outcome.comparison)
-    _guard_changes(work, outcome, 0)
-    _demand_room(work)
+    guard_changes(work, outcome, 0)
+    demand_room(work)
 
 
 def _read_watermark(work: Work, outcome: Outcome) -> None:
@@ -250,65 +260,6 @@ def is_higher(source: Side, type_name: str, one: str, other: str) -> bool:
     return bool(source.fetch(higher, "comparing watermarks")[0]["higher"])
 
 
-def _guard_sizes(work: Work, outcome: Outcome) -> None:
-    spec = work.spec
-    if outcome.source_rows or spec.is_incremental or spec.allow_empty_source or not spec.delete:
-        return
-    if outcome.destination_rows:
-        raise UsageError(
-            f"the source is empty, and {work.target} has {outcome.destination_rows} rows: nothing is deleted",
-            work.source.side.conn_id,
-            hint="if that is right: allow_empty_source=True (and max_delete_fraction=None)",
-        )
-
-
-def _guard_changes(work: Work, outcome: Outcome, displaced: int) -> None:
-    spec, plan = work.spec, outcome.plan
-    rows = outcome.destination_rows or 0
-    deleted = (plan.extra if spec.delete and not spec.is_incremental else 0) + displaced
-    for name, limit, count in (
-        ("max_delete_fraction", spec.max_delete_fraction, deleted),
-        ("max_change_fraction", spec.max_change_fraction, plan.done(spec.operations) + displaced),
-    ):
-        if limit is not None and rows and count > rows * limit:
-            word = "deleted" if name == "max_delete_fraction" else "changed"
-            raise UsageError(
-                f"{count} rows of the {rows} in {work.target} would be {word} ({count / rows:.1%}), more than"
-                f" {name}={limit}; nothing is changed",
-                work.destination.side.conn_id,
-                hint=f"look at a dry run (plan_only=True); if it is right, raise {name}",
-            )
-
-
-def _demand_room(work: Work) -> None:
-    """Refuse to insert a key that a row outside of *where* has: it could only fail, less clearly."""
-    part = work.destination
-    if part.where is None or not work.spec.insert:
-        return
-    keys = " AND ".join("{} = plan.{}" for _ in work.key)
-    names = [
-        name
-        for i, key in enumerate(work.key)
-        for name in (sql.Identifier("target", key.name), sql.Identifier(f"k{i}"))
-    ]
-    found = part.side.fetch(
-        sql.SQL("SELECT 1 AS one FROM pg_temp.airflow_dblink_plan AS plan JOIN {} AS target ON ").format(
-            work.target.identifier
-        )
-        + sql.SQL(keys).format(*names)
-        + sql.SQL(" WHERE plan.op = 'I' LIMIT 1"),
-        "checking the key",
-    )
-    if found:
-        raise UsageError(
-            f"a source row of the part that where selects has the key ({work.key_names}) of a row of"
-            f" {work.target} outside of it",
-            part.side.conn_id,
-            "23505",
-            hint="widen where, or let it name only what never changes for a key",
-        )
-
-
 def _stage(work: Work, outcome: Outcome) -> None:
     if outcome.comparison is not None:
         outcome.size += stage_rows(work, outcome.plan, outcome.comparison)
@@ -320,7 +271,7 @@ def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
     renewed = displaced = 0
     if spec.on_conflict == "replace":
         renewed, displaced = make_way(work)
-        _guard_changes(work, outcome, displaced)
+        guard_changes(work, outcome, displaced)
     with _triggers(work):
         done = apply_statements(work, link) if spec.apply == "statements" else apply_set(work)
         outcome.done = {
@@ -382,14 +333,3 @@ def _is_quiet(before: str, now: str, own: int) -> bool:
 def _parse(snapshot: str) -> tuple[int, int, set[int]]:
     low, high, running = snapshot.split(":")
     return int(low), int(high), {int(xid) for xid in running.split(",") if xid}
-
-
-def _demand_same_plan(work: Work, plan: Plan) -> None:
-    wanted = work.spec.plan
-    if wanted is not None and plan.digest != wanted["digest"]:
-        raise UsageError(
-            f"the data moved on: what differs now ({plan.missing} missing, {plan.changed} changed,"
-            f" {plan.extra} extra) is not what the plan says; nothing is changed",
-            work.destination.side.conn_id,
-            hint="make a new plan (plan_only=True) and have that approved",
-        )

@@ -11,7 +11,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.script import parts
 from airflow_dblink.core.wire import Params
 
-Method = Literal["auto", "difference", "reload"]
+Method = Literal["auto", "difference", "reload", "replace"]
 Apply = Literal["set", "statements"]
 Lock = Literal["apply", "compare"]
 OnConflict = Literal["error", "replace"]
@@ -37,6 +37,7 @@ class Spec:
     update: bool = True
     delete: bool = True
     method: Method = "auto"
+    replace_above: float | None = None
     apply: Apply = "set"
     lock: Lock = "apply"
     on_conflict: OnConflict = "error"
@@ -76,17 +77,39 @@ class Spec:
             raise UsageError("where_parameters belong to where")
         self._check_choices()
         self._check_numbers()
+        self._check_names()
+        if not self.operations:
+            raise UsageError("insert, update and delete are all off: there is nothing to do")
+        if self.method == "replace" or self.replace_above is not None:
+            self._check_replace()
+        if self.is_incremental and self.plan is not None:
+            raise UsageError("plan and watermark_column don't go together", hint="approve a full sync")
+
+    def _check_names(self) -> None:
         for name in ("key", "columns"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} must be a list of columns, got a text")
         if self.key is not None and not self.key:
             raise UsageError("key names no column")
-        if not self.operations:
-            raise UsageError("insert, update and delete are all off: there is nothing to do")
         if self.where is not None and len(parts(self.where)) != 1:
             raise UsageError("where must be one condition, without a semicolon")
-        if self.is_incremental and self.plan is not None:
-            raise UsageError("plan and watermark_column don't go together", hint="approve a full sync")
+
+    def _check_replace(self) -> None:
+        """Refuse what needs to know the rows one by one: TRUNCATE does not."""
+        given = {
+            "where": self.where is not None,
+            "watermark_column": self.is_incremental,
+            "plan": self.plan is not None,
+            "insert, update or delete off": len(self.operations) < 3,
+            "apply='statements'": self.apply == "statements",
+            "max_delete_fraction (its default, too: give None)": self.max_delete_fraction is not None,
+            "max_change_fraction": self.max_change_fraction is not None,
+        }
+        if against := [name for name, is_given in given.items() if is_given]:
+            raise UsageError(
+                f"replacing the whole table doesn't go together with {', '.join(against)}",
+                hint="use method='auto' without replace_above",
+            )
 
     def _check_choices(self) -> None:
         choices = {
@@ -101,7 +124,7 @@ class Spec:
                 raise UsageError(f"{name} must be {' or '.join(get_args(choice))}, got {value!r}")
 
     def _check_numbers(self) -> None:
-        for name in ("max_delete_fraction", "max_change_fraction"):
+        for name in ("max_delete_fraction", "max_change_fraction", "replace_above"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
                 raise UsageError(f"{name} must be between 0 and 1, or None for no limit, got {value!r}")

@@ -91,3 +91,40 @@ def test_keys_of_any_type_and_names(source: Database, warehouse: Database) -> No
     result = sync('"It em"')
     assert (result["inserted"], result["updated"], result["deleted"]) == (30, 30, 30)
     assert rows(source, '"It em"') == rows(warehouse, '"It em"')
+
+
+def test_the_first_load_is_copied_straight_into_the_table(both: tuple[Database, Database]) -> None:
+    source, warehouse = both
+    warehouse.execute("TRUNCATE item")
+    result = sync()
+    assert (result["inserted"], result["updated"], result["deleted"]) == (3000, 0, 0)
+    assert rows(source) == rows(warehouse)
+
+
+def test_replace_empties_the_table_and_loads_it(both: tuple[Database, Database]) -> None:
+    source, warehouse = both
+    warehouse.execute(DIFFER)
+    before = warehouse.rows("SELECT pg_relation_filenode('item')")
+    result = sync(method="replace", max_delete_fraction=None)
+    assert (result["method"], result["inserted"], result["deleted"]) == ("replace", 3000, 2999)
+    assert rows(source) == rows(warehouse)
+    assert warehouse.rows("SELECT pg_relation_filenode('item')") != before
+
+
+@pytest.mark.parametrize(("above", "method"), [(0.5, "difference"), (0.01, "replace")])
+def test_auto_replaces_only_above_what_is_allowed(
+    both: tuple[Database, Database], above: float, method: str
+) -> None:
+    source, warehouse = both
+    warehouse.execute(DIFFER)
+    assert sync(replace_above=above, max_delete_fraction=None)["method"] == method
+    assert rows(source) == rows(warehouse)
+
+
+def test_a_reload_is_never_a_replacement_unless_it_is_allowed(both: tuple[Database, Database]) -> None:
+    _, warehouse = both
+    warehouse.execute("UPDATE item SET k = 0 WHERE id > 1")
+    place = "SELECT ctid::text, xmin::text FROM item WHERE id = 1"
+    before = warehouse.rows(place)
+    assert sync()["method"] == "reload"
+    assert warehouse.rows(place) == before

@@ -1,0 +1,99 @@
+"""Rows that stand in the way: they hold a value of another unique key that a row of the source will take."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
+from airflow_dblink.core.sync.part import Work, column, comma
+from airflow_dblink.core.sync.plan import PLAN, ROWS, same_key
+from airflow_dblink.core.sync.prepare import rows_of
+from airflow_dblink.core.sync.spec import DELETE, UPDATE
+
+
+def make_way(work: Work) -> tuple[int, int]:
+    """Delete the rows that hold a value of another unique key which one of the source's rows will take.
+
+    Those that are to be updated themselves (two rows swap their values) are then inserted anew.
+
+    :returns: rows inserted anew, and rows that are gone for good.
+    :raises UsageError: if a row would lose what isn't in *columns*.
+    :raises RemoteError: what the destination says.
+    """
+    given = {field.name for field in work.fields}
+    key = {field.name for field in work.key}
+    renewed = displaced = 0
+    for row in rows_of(work.destination.side, "unique_constraints", work.target):
+        columns = [str(name) for name in row["columns"]]
+        if set(columns) != key and set(columns) <= given:
+            standing = _standing(work, columns)
+            renewed += _renew(work, standing, columns)
+            displaced += _displace(work, standing)
+    return renewed, displaced
+
+
+def _standing(work: Work, columns: list[str]) -> sql.Composed:
+    """Return the SELECT of the keys of rows that hold what another row will take."""
+    same = [sql.SQL("{} = {}").format(column(name), column(name, "given")) for name in columns]
+    keys = [column(field.name) for field in work.key]
+    named = [sql.SQL("{} AS {}").format(key, sql.Identifier(f"k{i}")) for i, key in enumerate(keys)]
+    return sql.SQL(
+        "SELECT DISTINCT {named} FROM {rows} AS given"
+        " JOIN {plan} AS plan ON {given} AND plan.op IN ('I', 'U', 'S') AND {on}"
+        " JOIN {target} AS part ON {same} AND ROW({keys}) IS DISTINCT FROM ROW({theirs})"
+    ).format(
+        named=comma(named),
+        rows=ROWS,
+        plan=PLAN,
+        given=matches(work, "given"),
+        on=sql.SQL("plan.op = ANY ({})").format(as_array(work.spec.operations + RENEWED)),
+        target=work.target.identifier,
+        same=sql.SQL(" AND ").join(same),
+        keys=comma(keys),
+        theirs=comma([column(field.name, "given") for field in work.key]),
+    )
+
+
+def _renew(work: Work, standing: sql.Composed, columns: list[str]) -> int:
+    destination = work.destination.side
+    if UPDATE not in work.spec.operations:
+        return 0
+    renewed = destination.run(
+        sql.SQL("UPDATE {} AS plan SET op = 'S' FROM ({}) AS standing WHERE {} AND plan.op = 'U'").format(
+            PLAN, standing, same_key(work, "plan", "standing")
+        ),
+        "making way for unique values",
+    )
+    if renewed and (lost := work.not_synced):
+        raise UsageError(
+            f"rows of {work.target} swap values of ({', '.join(columns)}) and would be inserted anew, without"
+            f" {', '.join(lost)}",
+            destination.conn_id,
+            hint="name all columns, or make the unique constraint DEFERRABLE",
+        )
+    names = comma([column(f"k{i}", "plan") for i in range(len(work.key))])
+    add = sql.SQL(
+        "INSERT INTO {plan} SELECT 'R', 0, {names}, NULL, NULL FROM {plan} AS plan WHERE op = 'S'"
+        " AND NOT EXISTS (SELECT FROM {plan} AS twin WHERE twin.op = 'R' AND {same})"
+    )
+    same = same_key(work, "plan", "twin")
+    destination.run(add.format(plan=PLAN, names=names, same=same), "making way for unique values")
+    return renewed
+
+
+def _displace(work: Work, standing: sql.Composed) -> int:
+    gone = REMOVED + (DELETE if DELETE in work.spec.operations else "")
+    return work.destination.side.run(
+        sql.SQL(
+            "INSERT INTO {plan} SELECT 'R', 0, {keys}, NULL, NULL FROM ({standing}) AS standing"
+            " WHERE NOT EXISTS (SELECT FROM {plan} AS plan WHERE {same} AND plan.op = ANY ({gone}))"
+        ).format(
+            plan=PLAN,
+            keys=comma([column(f"k{i}", "standing") for i in range(len(work.key))]),
+            standing=standing,
+            same=same_key(work, "plan", "standing"),
+            gone=as_array(gone),
+        ),
+        "making way for unique values",
+    )

@@ -1,0 +1,121 @@
+"""What stops a sync that would do more than anybody meant, with nothing changed."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import TransientError, UsageError
+from airflow_dblink.core.sync.outcome import Outcome
+from airflow_dblink.core.sync.part import Work
+from airflow_dblink.core.sync.plan import Plan
+from airflow_dblink.core.tables import find_relation
+from airflow_dblink.core.transfer_plan import demand
+
+
+def guard_sizes(work: Work, outcome: Outcome) -> None:
+    """Refuse an empty source that would empty the destination.
+
+    :raises UsageError: unless *allow_empty_source*.
+    """
+    spec = work.spec
+    if outcome.source_rows or spec.is_incremental or spec.allow_empty_source or not spec.delete:
+        return
+    if outcome.destination_rows:
+        raise UsageError(
+            f"the source is empty, and {work.target} has {outcome.destination_rows} rows: nothing is deleted",
+            work.source.side.conn_id,
+            hint="if that is right: allow_empty_source=True (and max_delete_fraction=None)",
+        )
+
+
+def guard_changes(work: Work, outcome: Outcome, displaced: int) -> None:
+    """Refuse to delete or change a larger part of the rows than allowed.
+
+    :param displaced: rows that are deleted to make way for others.
+    :raises UsageError: beyond *max_delete_fraction* or *max_change_fraction*.
+    """
+    spec, plan = work.spec, outcome.plan
+    rows = outcome.destination_rows or 0
+    deleted = (plan.extra if spec.delete and not spec.is_incremental else 0) + displaced
+    for name, limit, count in (
+        ("max_delete_fraction", spec.max_delete_fraction, deleted),
+        ("max_change_fraction", spec.max_change_fraction, plan.done(spec.operations) + displaced),
+    ):
+        if limit is not None and rows and count > rows * limit:
+            word = "deleted" if name == "max_delete_fraction" else "changed"
+            raise UsageError(
+                f"{count} rows of the {rows} in {work.target} would be {word} ({count / rows:.1%}), more than"
+                f" {name}={limit}; nothing is changed",
+                work.destination.side.conn_id,
+                hint=f"look at a dry run (plan_only=True); if it is right, raise {name}",
+            )
+
+
+def demand_room(work: Work) -> None:
+    """Refuse to insert a key that a row outside of *where* has: it could only fail, less clearly."""
+    part = work.destination
+    if part.where is None or not work.spec.insert:
+        return
+    keys = " AND ".join("{} = plan.{}" for _ in work.key)
+    names = [
+        name
+        for i, key in enumerate(work.key)
+        for name in (sql.Identifier("target", key.name), sql.Identifier(f"k{i}"))
+    ]
+    found = part.side.fetch(
+        sql.SQL("SELECT 1 AS one FROM pg_temp.airflow_dblink_plan AS plan JOIN {} AS target ON ").format(
+            work.target.identifier
+        )
+        + sql.SQL(keys).format(*names)
+        + sql.SQL(" WHERE plan.op = 'I' LIMIT 1"),
+        "checking the key",
+    )
+    if found:
+        raise UsageError(
+            f"a source row of the part that where selects has the key ({work.key_names}) of a row of"
+            f" {work.target} outside of it",
+            part.side.conn_id,
+            "23505",
+            hint="widen where, or let it name only what never changes for a key",
+        )
+
+
+def demand_same_plan(work: Work, plan: Plan) -> None:
+    """Refuse what isn't the plan that was asked for.
+
+    :raises UsageError: if the data moved on.
+    """
+    wanted = work.spec.plan
+    if wanted is not None and plan.digest != wanted["digest"]:
+        raise UsageError(
+            f"the data moved on: what differs now ({plan.missing} missing, {plan.changed} changed,"
+            f" {plan.extra} extra) is not what the plan says; nothing is changed",
+            work.destination.side.conn_id,
+            hint="make a new plan (plan_only=True) and have that approved",
+        )
+
+
+def demand_same_table(work: Work) -> None:
+    """Refuse a table that was altered or replaced after it had been looked at, and before it was locked.
+
+    :raises TransientError: 55006.
+    """
+    side = work.destination.side
+    now = find_relation(side, work.spec.destination_table)
+    if now is None or (now.oid, now.columns) != (work.target.oid, work.target.columns):
+        raise TransientError(f"{work.target} is being altered", side.conn_id, "55006")
+
+
+def demand_replaceable(work: Work) -> None:
+    """Refuse to empty the table where that is not allowed, or would lose something.
+
+    :raises UsageError: 42501 without TRUNCATE; if some columns are not kept equal.
+    """
+    side = work.destination.side
+    demand(work.target.may_truncate, side, f"permission denied: no TRUNCATE on {work.target}")
+    if lost := work.not_synced:
+        raise UsageError(
+            f"replacing all rows of {work.target} would lose what they have in {', '.join(lost)}",
+            side.conn_id,
+            hint="name all columns, or use method='auto' without replace_above",
+        )

@@ -1,0 +1,56 @@
+"""What a sync has found and done, and how it is told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_dblink.core.sync.groups import Comparison
+from airflow_dblink.core.sync.part import Work
+from airflow_dblink.core.sync.plan import Plan
+
+
+@dataclass
+class Outcome:
+    """What was found and done so far.
+
+    :ivar size: bytes that came to the client.
+    """
+
+    started: float = field(default_factory=time.monotonic)
+    size: int = 0
+    comparison: Comparison | None = None
+    method: str = "difference"
+    source_rows: int | None = None
+    destination_rows: int | None = None
+    plan: Plan = field(default_factory=Plan)
+    done: dict[str, int] = field(default_factory=dict)
+    watermark: str | None = None
+    xid: str | None = None
+
+    def result(self, work: Work, *, dry_run: bool) -> dict[str, Any]:
+        """Return it as JSON has it: the XCom of the operator."""
+        plan = self.plan
+        found: dict[str, Any] = {
+            "method": self.method,
+            "source_rows": self.source_rows,
+            "destination_rows": self.destination_rows,
+            "groups": self.comparison.groups if self.comparison else 0,
+            "groups_differing": len(self.comparison.differing) if self.comparison else 0,
+            "missing": plan.missing,
+            "changed": plan.changed,
+            "extra": plan.extra,
+            **{name: self.done.get(name, 0) for name in ("inserted", "updated", "deleted", "displaced")},
+            "first_keys": plan.first_keys,
+            "bytes": self.size,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "row_security": list(work.row_security),
+            "xid": self.xid,
+        }
+        if dry_run:
+            found["plan"] = {"seed": work.checksum.seed, "digest": plan.digest}
+        if work.spec.is_incremental:
+            found["watermark"] = self.watermark
+            found["watermark_type"] = work.watermark_type
+        return found

@@ -1,0 +1,77 @@
+"""The plan as dblink's statements, made by the builders from the staged rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from psycopg import sql
+
+from airflow_dblink.core.builders import render_delete, render_insert, render_update
+from airflow_dblink.core.keyed_rows import Render, literals, queried_keys, statements_of_query
+from airflow_dblink.core.literals import Text
+from airflow_dblink.core.shape import Positions, Shape, with_shape
+from airflow_dblink.core.sync.part import Work, comma
+from airflow_dblink.core.sync.plan import PLAN
+from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
+from airflow_dblink.core.wire import Wire
+
+_STATEMENTS_AT_ONCE = 1_000
+
+
+def statements_of_plan(work: Work, link: Wire) -> Iterator[str]:
+    """Yield the plan as dblink's statements, deletes first, for the operations that are on.
+
+    :raises RemoteError: what the destination says.
+    """
+    renders: dict[str, Render] = {INSERT: render_insert, UPDATE: render_update, DELETE: _render_delete}
+    positions = tuple([*map(work.fields.index, work.key)])
+    names = comma([sql.Identifier(f"k{i}") for i in range(len(work.key))])
+    for operation in (op for op in (DELETE, UPDATE, INSERT) if op in work.spec.operations):
+        after = 0
+        while True:
+            bounds = sql.SQL("SELECT n FROM {} WHERE op = {} AND n > {} ORDER BY n LIMIT {}").format(
+                PLAN, sql.Literal(operation), sql.Literal(after), sql.Literal(_STATEMENTS_AT_ONCE)
+            )
+            rows = work.destination.side.fetch(bounds, "reading the plan")
+            if not rows:
+                break
+            keys = sql.SQL("SELECT {} FROM {} WHERE op = {} AND n BETWEEN {} AND {} ORDER BY n").format(
+                names, PLAN, sql.Literal(operation), sql.Literal(rows[0]["n"]), sql.Literal(rows[-1]["n"])
+            )
+            yield from _statements(work, link, positions, keys, renders[operation])
+            after = rows[-1]["n"]
+
+
+def _statements(
+    work: Work, link: Wire, positions: tuple[int, ...], keys: sql.Composed, render: Render
+) -> list[str]:
+    target = work.target.identifier.as_string(link.connection)
+    query = sql.SQL(keys.as_string(link.connection))
+
+    def make(staged: Shape) -> list[str]:
+        # Read from the staged rows, written to the table.
+        shape = replace(staged, name=target)
+        if render is _render_delete:
+            found = queried_keys(link, shape, query, len(positions))
+            return [render_delete(shape, positions, literals(key)) for key in found.rows]
+        return statements_of_query(link, shape, positions, query, render)
+
+    return with_shape(link, "pg_temp.airflow_dblink_rows", make)
+
+
+def _render_delete(shape: Shape, positions: Positions, values: Sequence[str], key: Sequence[Text]) -> str:
+    return render_delete(shape, positions, key)
+
+
+def apply_statements(work: Work, link: Wire) -> dict[str, int]:
+    """Apply the plan by dblink's statements, one by one; returns what :func:`apply_set` does.
+
+    :raises RemoteError: what the destination says.
+    """
+    done = {"deleted": 0, "updated": 0, "inserted": 0}
+    kinds = {"DELETE": "deleted", "UPDATE": "updated", "INSERT": "inserted"}
+    for statement in statements_of_plan(work, link):
+        count = work.destination.side.run(statement, "applying a statement")
+        done[kinds[statement[:6]]] += count
+    return done

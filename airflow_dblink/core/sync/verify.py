@@ -1,0 +1,112 @@
+"""A second look before the commit: is the destination what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import DblinkError
+from airflow_dblink.core.sync.apply import RENEWED, as_array
+from airflow_dblink.core.sync.groups import Comparison, choose, compare
+from airflow_dblink.core.sync.part import Work, comma
+from airflow_dblink.core.sync.plan import PLAN, here, same_key, there
+from airflow_dblink.core.sync.prepare import rows_of
+from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
+
+_LEFT = """\
+SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END AS op, {keys}
+  FROM {there} {join} ({here}) AS here ON {same}
+ WHERE here.h IS DISTINCT FROM there.h
+   AND CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END = ANY ({operations})
+ LIMIT 1"""
+_VERIFY_HINT = (
+    "a trigger, a row security policy or a column's own rule changes what is written:"
+    " triggers='disable', or leave the column out of columns"
+)
+_WHAT = {INSERT: "is missing", UPDATE: "differs", DELETE: "is still there"}
+
+
+class VerificationError(DblinkError):
+    """The destination is not what it should be after the changes; all was rolled back."""
+
+
+def verify_load(work: Work, rows: int) -> Comparison:
+    """Compare the whole table with the source after :func:`load`.
+
+    :param rows: about how many there are.
+    :raises VerificationError: names the first group that differs.
+    :raises RemoteError: what a server says.
+    """
+    comparison = compare(work, choose(work, rows))
+    if comparison.differing:
+        group = comparison.grouping.name(comparison.differing[0])
+        raise VerificationError(
+            f"verification failed: after the load, {work.target} differs ({group}); all is rolled back",
+            work.destination.side.conn_id,
+            hint=_VERIFY_HINT,
+        )
+    return comparison
+
+
+def verify(work: Work, comparison: Comparison | None) -> None:
+    """Look again at all rows that were compared one by one, as they are now.
+
+    Where all rows were, and no trigger may have touched others: at those that the plan names.
+
+    :raises VerificationError: names the first row's key, and its group, that isn't what it should be.
+    :raises RemoteError: what the destination says.
+    """
+    operations = work.spec.operations
+    if work.spec.is_incremental:
+        operations = operations.replace(DELETE, "")
+    all_of_them = comparison is not None or bool(rows_of(work.destination.side, "triggers", work.target))
+    query = sql.SQL(_LEFT).format(
+        keys=comma(
+            [
+                sql.SQL("coalesce(there.{0}, here.{0})::text AS {0}").format(sql.Identifier(f"k{i}"))
+                for i in range(len(work.key))
+            ]
+        ),
+        there=there(work, comparison) if all_of_them else _planned(work),
+        join=sql.SQL("LEFT JOIN" if work.spec.is_incremental else "FULL JOIN"),
+        here=here(work, comparison) if all_of_them else _touched(work),
+        same=same_key(work, "there", "here"),
+        operations=sql.SQL("{}::text[]").format(sql.Literal([*operations])),
+    )
+    found = work.destination.side.fetch(query, "verifying the changes")
+    if not found:
+        return
+    raise VerificationError(
+        f"verification failed: after the changes a row of {work.target} {_WHAT[found[0]['op']]}"
+        f" ({_place(work, comparison, found[0])}); all is rolled back",
+        work.destination.side.conn_id,
+        hint=_VERIFY_HINT,
+    )
+
+
+def _planned(work: Work) -> sql.Composed:
+    """Return what stands after FROM for the rows that the plan writes."""
+    keys = comma([sql.Identifier(f"k{i}") for i in range(len(work.key))])
+    rows = sql.SQL("(SELECT {}, new AS h FROM {} WHERE op = ANY ({}) AND new IS NOT NULL) AS there")
+    return rows.format(keys, PLAN, as_array(work.spec.operations + RENEWED))
+
+
+def _touched(work: Work) -> sql.Composed:
+    """Return the SELECT of the destination's rows that the plan names: nothing else has changed."""
+    keys = comma([sql.Identifier(f"k{i}") for i in range(len(work.key))])
+    rows = sql.SQL("SELECT found.* FROM ({}) AS found JOIN (SELECT DISTINCT {} FROM {}) AS touched ON {}")
+    return rows.format(here(work, None), keys, PLAN, same_key(work, "found", "touched"))
+
+
+def _place(work: Work, comparison: Comparison | None, row: Mapping[str, Any]) -> str:
+    """Return where a row is: its group and, unless no keys are to be named, its key."""
+    found = []
+    if comparison is not None and comparison.grouping.field is not None:
+        number = int(row[f"k{work.key.index(comparison.grouping.field)}"]) >> comparison.grouping.shift
+        found.append(f"group {comparison.grouping.name(number)}")
+    if work.spec.sample_keys or not found:
+        values = ", ".join(str(row[f"k{i}"]) for i in range(len(work.key)))
+        found.append(f"key {work.key_names} = {values}" if work.spec.sample_keys else f"key {work.key_names}")
+    return ", ".join(found)
