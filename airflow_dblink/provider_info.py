@@ -41,6 +41,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_dblink.operators.execute",
                     "airflow_dblink.operators.fetch",
                     "airflow_dblink.operators.jobs",
+                    "airflow_dblink.operators.query",
                     "airflow_dblink.operators.sync",
                     "airflow_dblink.operators.transfer",
                 ],

@@ -27,6 +27,7 @@ from airflow_dblink.core.jobs.vocabulary import JobVocabulary
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.links import Links
 from airflow_dblink.core.vocabulary import given_text
+from airflow_dblink.hooks.attach import AttachSide
 from airflow_dblink.hooks.dbapi import DbApiSide
 from airflow_dblink.hooks.task import report, task_name
 
@@ -40,7 +41,7 @@ _PASSED_ON = {
 _OF_EVERY_LINK = ("password_required", "session_settings", "job_schema")
 
 
-class DblinkHook(JobVocabulary, DbApiSide):
+class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
     """dblink's vocabulary over Airflow connections of type ``postgres`` or ``dblink``.
 
     A context manager: leaving it closes all links, and cancels what still runs when it is left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,9 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from airflow_dblink.core.errors import RemoteError
+from airflow_dblink.core.remote_sets import Remote
 from airflow_dblink.embedded.server import Server, servers
 from tests.conftest import AddConnection
 from tests.databases import Database, new_database
+from tests.queries import rows as joined_rows
 from tests.transfers import transfer
 
 
@@ -112,3 +115,21 @@ def test_an_error_over_tls_is_heard_and_notices_are_none(
     assert transfer("loud", source_sql=query.format(14999))["changed"] == 14999
     with pytest.raises(RemoteError, match=r"'warehouse'.*enough"):
         transfer("loud", source_sql=query.format(100_000))
+
+
+def test_remote_sets_over_tls(encrypted: list[tuple[Database, Path]], add_connection: AddConnection) -> None:
+    """TLS may hold back what it has read already: nothing is waited for that has come."""
+    (source, _), (warehouse, _) = encrypted
+    for database in (source, warehouse):
+        add_connection(database.conn_id, database, extra={"sslmode": "require"})
+    query = (
+        "SELECT i AS id, repeat('x', i % 500) AS name,"
+        " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS over_tls"
+        " FROM generate_series(1, 50000) AS i"
+    )
+    sets = {"a": Remote("source", query), "b": Remote("warehouse", query), "c": Remote("source", query)}
+    joined = "SELECT count(*), bool_and(a.over_tls AND b.over_tls), sum(length(a.name))::int FROM a"
+    started = time.monotonic()
+    found = joined_rows(f"{joined} JOIN b USING (id, name) JOIN c USING (id, name)", sets)
+    assert found == [[50_000, True, 12_475_000]]
+    assert time.monotonic() - started < 10

@@ -1,0 +1,272 @@
+"""DblinkQueryOperator: SQL in one database over the results of queries in others, exactly once."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_dblink.core.attach import attach, prepare
+from airflow_dblink.core.errors import StoppedError, UsageError
+from airflow_dblink.core.link import Link
+from airflow_dblink.core.once import Once, check_script
+from airflow_dblink.core.remote_sets import QUERIES, Remote, remotes_by_table
+from airflow_dblink.core.script import Part, parts
+from airflow_dblink.core.session import set_local
+from airflow_dblink.core.tables import Side
+from airflow_dblink.exceptions import DblinkTaskKilledError
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.rows import Handler, RowSink
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+__all__ = ["DblinkQueryOperator", "Remote"]
+
+_REPORT_EVERY_S = 5.0
+_MB = 1e6
+_BEFORE_CTE = ("AS", "MATERIALIZED")
+_CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
+# Not alone: it may stand in a string. Nor the words alone: AS delete may name a column.
+_CHANGING_CTE = re.compile(rf"\bAS\s+((NOT\s+)?MATERIALIZED\s*)?\(\s*({'|'.join(_CHANGES)})\b", re.IGNORECASE)
+_ALTERNATIVE = "DblinkExecOperator with transaction=False"
+
+
+class DblinkQueryOperator(DblinkBaseOperator):
+    """Run SQL in one database, over tables there and the results of queries in other databases.
+
+    Each remote set is a temporary table while the SQL runs; its columns have the remote's types. All is one
+    transaction of the home database, done exactly once across retries and killed workers. The remotes
+    are read at the same time, each in one read-only transaction, hence from one snapshot; there is
+    none across servers.
+
+    At most one of *handler*, *path* and *max_xcom_rows* says where the rows of the last statement go. With
+    none of them the statements and COMMIT travel as one message, which PostgreSQL finishes even if the
+    worker dies. Else the rows are delivered before the commit: a retry delivers them again if the worker
+    dies in between.
+
+    :param conn_id: home: Airflow connection of type ``postgres`` or ``dblink``. (templated)
+    :param sql: one statement, several, or the path of a ``.sql`` file; without BEGIN, COMMIT and the
+        like. (templated)
+    :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
+    :param remotes: remote sets by the name of their table, read as in SQL: folded to lower case unless in
+        double quotes. Each a :class:`~airflow_dblink.core.remote_sets.Remote` or a dict with its fields
+        ``conn_id``, ``sql``, ``parameters``, ``indexes``. (templated)
+    :param analyze: ANALYZE the temporary tables, so that the planner knows them.
+    :param batch_rows: rows per batch, at least 1.
+    :param handler: called with each batch, a list of tuples typed by psycopg.
+    :param path: URL of a file on Airflow's object storage, written as CSV by PostgreSQL itself; compressed
+        if it ends in ``.gz``. (templated)
+    :param path_conn_id: Airflow connection of the object storage. (templated)
+    :param header: whether the file begins with the column names.
+    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks
+        become text.
+    :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
+        cancelled and run again.
+
+    :returns: (XCom) ``sets``: rows by the name of the set; ``command_tags`` of the statements, those of the
+        last one left out where its rows are delivered; there also ``rows`` and ``batches``, with ``path``
+        for a file and ``data`` for XCom. Where an earlier try has committed, what that one has stored:
+        without tags if all was one message.
+    :raises AirflowFailException: for mistakes found before a row moves (no retry helps), for more rows than
+        *max_xcom_rows*, and if the server can't tell whether an earlier try has committed.
+    :raises RemoteError: what a server says, naming its connection; home is unchanged then.
+    :raises TransientError: the same, where a retry may help.
+    :raises DblinkTaskKilledError: after a kill.
+    """
+
+    template_fields: Sequence[str] = (
+        "conn_id",
+        "sql",
+        "parameters",
+        "remotes",
+        "path",
+        "path_conn_id",
+        "session_settings",
+    )
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "sql": "postgresql",
+        "parameters": "json",
+        "remotes": "json",
+        "session_settings": "json",
+    }
+    ui_color = "#e8dcf2"
+
+    def __init__(
+        self,
+        *,
+        conn_id: str,
+        sql: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        remotes: Mapping[str, Remote | Mapping[str, Any]] | None = None,
+        analyze: bool = True,
+        batch_rows: int = 10_000,
+        handler: Handler | None = None,
+        path: str | None = None,
+        path_conn_id: str | None = None,
+        header: bool = True,
+        csv_options: Mapping[str, str] | None = None,
+        max_xcom_rows: int | None = None,
+        orphan_timeout: timedelta = timedelta(hours=1),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id
+        self.sql = sql
+        self.parameters = parameters
+        self.remotes = remotes
+        self.analyze = analyze
+        self.batch_rows = batch_rows
+        self.handler = handler
+        self.path = path
+        self.path_conn_id = path_conn_id
+        self.header = header
+        self.csv_options = csv_options
+        self.max_xcom_rows = max_xcom_rows
+        self.orphan_timeout = orphan_timeout
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Fetch the remote sets and run the SQL; the counts become the XCom return value."""
+        with self._errors_for_airflow():
+            sink = self._sink()
+            remotes = remotes_by_table(self.remotes)
+            with self._hook(self.conn_id) as hook:
+                link = hook.link()
+                once = self._once(context, link.connection, self.conn_id, self.orphan_timeout)
+                result = self._recall(context, hook, once)
+                if result is not None:
+                    self.log.info("An earlier try has committed: nothing is run.")
+                else:
+                    script = self._bound(link)
+                    sets = self._fetch(hook, once, remotes, for_cursor=sink is not None)
+                    if sink is None:
+                        result = self._run(context, once, script, sets)
+                    else:
+                        result = self._deliver(link, once, script, sets, sink)
+                self._check()
+                once.finish(result)
+                return result
+
+    def _sink(self) -> RowSink | None:
+        """Return where the rows go, if anywhere, after a look at what can be seen to be wrong at once."""
+        if not isinstance(self.sql, str):
+            raise UsageError(f"sql must be text, got {type(self.sql).__name__}", self.conn_id)
+        check_script(self.sql, self.conn_id, alternative=_ALTERNATIVE)
+        sink = RowSink.of(self, self.conn_id)
+        if not sink.given:
+            return None
+        sink.demand_one()
+        if isinstance(self.batch_rows, bool) or not isinstance(self.batch_rows, int) or self.batch_rows < 1:
+            raise UsageError(
+                f"batch_rows must be an integer of at least 1, got {self.batch_rows!r}", self.conn_id
+            )
+        last = parts(self.sql)[-1]
+        if why := _why_no_cursor(last):
+            raise UsageError(
+                f"the last statement (line {last.line}) {why}, but {sink.given[0]} wants a query's rows",
+                self.conn_id,
+                hint="end the script with SELECT, VALUES or TABLE; what changes data comes before it",
+            )
+        return sink
+
+    def _bound(self, link: Link) -> str:
+        if self.parameters is None:
+            return self.sql
+        return link.compose(self.sql, self.parameters).as_string(link.connection)
+
+    def _fetch(
+        self, hook: DblinkHook, once: Once, remotes: Mapping[str, Remote], *, for_cursor: bool
+    ) -> dict[str, int]:
+        """Begin the transaction and bring the remote sets into it; returns their rows."""
+        # All rows are read: the planner should not favour the first, as it does for cursors.
+        more = {"cursor_tuple_fraction": "1"} if for_cursor else {}
+        settings = self._settings(once.connection, self.conn_id, **more)
+        home = Side(once.connection, self.conn_id)
+        started = time.monotonic()
+        with hook.remote_sides(remote.conn_id for remote in remotes.values()) as sources:
+            source_settings = {c: self._settings(side.connection, c) for c, side in sources.items()}
+            home.run("BEGIN READ ONLY", "checking the remote sets")
+            set_local(home, settings)
+            sets = prepare(home, remotes, sources, source_settings)
+            home.run("ROLLBACK", "checking the remote sets")
+            once.begin(settings)
+            self.log.info("Transaction %s on %s", once.xid, self.conn_id)
+            progress = _Progress(self.log)
+            kept = self.session_settings or ()
+            counts = attach(home, sets, progress.report, analyze=self.analyze, settings=kept)
+        for name, rows in counts.items():
+            where = remotes[name].conn_id
+            self.log.info("%s: %s rows from %s, %.1f MB", name, f"{rows:,}", where, progress.mb(name))
+        if counts:
+            self.log.info("Remote sets are there after %.1f s", time.monotonic() - started)
+        return dict(zip(self.remotes or {}, counts.values(), strict=True))
+
+    def _run(self, context: Context, once: Once, script: str, sets: Mapping[str, int]) -> dict[str, Any]:
+        """Run the script and commit, as one message."""
+        result: dict[str, Any] = {"sets": sets, "command_tags": []}
+        once.keep(result)
+        try:
+            tags = once.run(script)
+        except StoppedError:
+            if self._is_still_wanted(context):
+                once.connection.close()  # and no cancel: the next try adopts it
+                raise DblinkTaskKilledError(
+                    f"the worker is stopping; transaction {once.xid} goes on, the next try takes it over"
+                ) from None
+            raise
+        self.log.info("Committed: %s", ", ".join(tags))
+        return {**result, "command_tags": tags}
+
+    def _deliver(
+        self, link: Link, once: Once, script: str, sets: Mapping[str, int], sink: RowSink
+    ) -> dict[str, Any]:
+        """Run what stands before the last statement, deliver the rows of that, and commit."""
+        last = parts(script)[-1]
+        before = script[: last.start]
+        tags = once.execute(before) if len(parts(script)) > 1 else []
+        delivered = sink.deliver(link, last.text)
+        result = {"sets": sets, "command_tags": tags, **delivered}
+        self._check()
+        once.commit(result)
+        self.log.info("Delivered %s rows in %s batches, committed", result["rows"], result["batches"])
+        return result
+
+
+def _why_no_cursor(part: Part) -> str | None:
+    if part.verb not in QUERIES:
+        return f"is {part.verb or 'not a query'}"
+    if "INTO" in part.outer_words:
+        return "makes a table (INTO)"
+    follows = zip(part.words, part.words[1:], strict=False)
+    if any(pair[0] in _BEFORE_CTE and pair[1] in _CHANGES for pair in follows) and _CHANGING_CTE.search(
+        part.text
+    ):
+        return "changes data in its WITH"
+    return None
+
+
+class _Progress:
+    """Says every few seconds how far the sets are."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._said = time.monotonic()
+        self._sets: dict[str, tuple[int, int]] = {}
+
+    def report(self, name: str, rows: int, size: int) -> None:
+        """Take note of how far one set is."""
+        self._sets[name] = (rows, size)
+        if (now := time.monotonic()) - self._said < _REPORT_EVERY_S:
+            return
+        self._said = now
+        so_far = ", ".join(f"{name} {rows:,} rows" for name, (rows, _) in self._sets.items())
+        self._log.info("So far: %s, %.1f MB", so_far, sum(size for _, size in self._sets.values()) / _MB)
+
+    def mb(self, name: str) -> float:
+        """Return how many megabytes of a set have come."""
+        return self._sets.get(name, (0, 0))[1] / _MB
