@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import batches, builders, jobs, memory, once_exec, report, transfer
+from benchmarks import batches, builders, jobs, memory, once_exec, query, report, sync, transfer
 from benchmarks.lab import Lab, laboratory
 from benchmarks.measure import BenchmarkError, Outcome
 
@@ -41,6 +41,8 @@ def _benchmarks(options: argparse.Namespace) -> Sequence[Callable[[Lab], Outcome
     rows, repeat = options.rows, options.repeat
     every: dict[str, Callable[[Lab], Outcome]] = {
         "transfer": lambda lab: transfer.run(lab, rows, repeat, _say),
+        "sync": lambda lab: sync.run(lab, rows, repeat, large=not options.no_large, say=_say),
+        "query": lambda lab: query.run(lab, rows, repeat, _say),
         "memory": lambda lab: memory.run(lab, rows, large=not options.no_large, say=_say),
         "batches": lambda lab: batches.run(lab, rows, repeat, _say),
         "builders": lambda lab: builders.run(lab, repeat, _say),
@@ -56,7 +58,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=_positive, default=5, help="rounds, after a discarded one (5)")
     parser.add_argument(
         "--only",
-        choices=["transfer", "batches", "builders", "exec", "jobs", "memory"],
+        choices=["transfer", "sync", "query", "batches", "builders", "exec", "jobs", "memory"],
         help="run one benchmark; neither README nor results.md is written then",
     )
     parser.add_argument(

@@ -13,6 +13,8 @@ from airflow.providers.common.sql.operators.generic_transfer import GenericTrans
 from airflow_dblink.core.once import Once
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.execute import DblinkExecOperator
+from airflow_dblink.operators.query import DblinkQueryOperator, Remote
+from airflow_dblink.operators.sync import DblinkSyncOperator
 from airflow_dblink.operators.transfer import DblinkTransferOperator
 from benchmarks.side import PROXIED, Meter, Store, connect, context_of_task, proxied, serve
 
@@ -31,6 +33,28 @@ def transfer(measured: Meter, **arguments: Any) -> dict[str, Any]:
     )
     context = context_of_task()
     return measured(lambda: operator.execute(context))
+
+
+def sync(measured: Meter, **arguments: Any) -> dict[str, Any]:
+    """Run the sync operator; what is measured is its ``execute()``, connecting included."""
+    operator = DblinkSyncOperator(
+        task_id="sync", source_conn_id=_SOURCE, destination_conn_id=_DESTINATION, **arguments
+    )
+    context = context_of_task()
+    return measured(lambda: operator.execute(context))
+
+
+def query(measured: Meter, *, statement: str, remote: str) -> dict[str, Any]:
+    """Run the query operator with one remote set, named r; returns the rows."""
+    operator = DblinkQueryOperator(
+        task_id="join",
+        conn_id=_DESTINATION,
+        sql=statement,
+        remotes={"r": Remote(_SOURCE, remote)},
+        max_xcom_rows=1_000,
+    )
+    context = context_of_task()
+    return measured(lambda: operator.execute(context)["data"])
 
 
 def generic_transfer(measured: Meter, *, query: str, table: str) -> dict[str, Any]:
@@ -175,6 +199,8 @@ def _execute_once(conn_id: str, statement: str) -> None:
 
 _JOBS = (
     transfer,
+    sync,
+    query,
     generic_transfer,
     batches,
     get_result,

@@ -83,7 +83,7 @@ def _measure(lab: Lab, shape: Shape, rows: int, repeat: int, say: Callable[[str]
     content = lab.content(lab.source, f"TABLE {shape.table}")
     with child(lab) as airflow:
         ways = {
-            PSQL: lambda: _psql(lab, shape),
+            PSQL: lambda: by_psql(lab, shape.table, shape.table),
             OPERATOR: lambda: _operator(airflow, shape),
             DBLINK: lambda: _in_destination(lab, _by_dblink(lab, shape)),
             FDW: lambda: _by_fdw(lab, shape),
@@ -116,13 +116,13 @@ def _operator(airflow: Child, shape: Shape) -> Sample:
     return airflow.sample("transfer", source_table=shape.table, destination_table=shape.table)
 
 
-def _psql(lab: Lab, shape: Shape) -> Sample:
+def by_psql(lab: Lab, source_table: str, destination_table: str) -> Sample:
     """Run the pipeline as a shell would; the time is that of both programs, their start included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     with (
-        _start_psql(lab.source, f"COPY {shape.table} TO STDOUT (FORMAT binary)", None) as out,
-        _start_psql(lab.destination, f"COPY {shape.table} FROM STDIN (FORMAT binary)", out) as into,
+        _start_psql(lab.source, f"COPY {source_table} TO STDOUT (FORMAT binary)", None) as out,
+        _start_psql(lab.destination, f"COPY {destination_table} FROM STDIN (FORMAT binary)", out) as into,
     ):
         if out.stdout is not None:
             out.stdout.close()  # so that the end of the reader is seen

@@ -11,6 +11,8 @@ from airflow_dblink.core.tables import Column, Relation, ResultColumn, Side, Typ
 
 log = logging.getLogger(__name__)
 
+_NO_BINARY = ("int2vector", "oidvector")  # PostgreSQL doesn't receive an empty one that it has sent
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -160,7 +162,9 @@ def route(source: Side, destination: Side, pairs: Sequence[Pair]) -> tuple[tuple
 
 def _is_binary(given: Type, wanted: Type, cast: str | None) -> bool:
     same = given.built_in and wanted.built_in and (cast is not None or given.base_type == wanted.base_type)
-    return same and wanted.has_binary and not wanted.is_catalog_reference
+    return (
+        same and wanted.has_binary and not wanted.is_catalog_reference and wanted.base_name not in _NO_BINARY
+    )
 
 
 def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> str | None:

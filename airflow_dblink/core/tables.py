@@ -107,6 +107,11 @@ class Relation:
         """Its qualified name."""
         return sql.Identifier(self.schema_name, self.name)
 
+    @property
+    def has_inheritance(self) -> bool:
+        """Whether it is read with the rows of other tables, which its own indexes don't know."""
+        return self.kind == "r" and self.has_children
+
     def __str__(self) -> str:
         return f"{self.schema_name}.{self.name}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,7 +49,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
     :param columns: which columns, as a list; or as a mapping from source to destination names. By default
         all: then neither side may have a column that the other has not. (templated)
     :param where: a condition, in the destination's column names, for the rows of both sides that
-        count; rows outside of it are left alone. (templated)
+        count; rows outside of it are left alone, unless they are in the way (*on_conflict*). (templated)
     :param where_parameters: values for ``%s`` or ``%(name)s`` in *where*. (templated)
     :param insert: insert rows that are missing in the destination.
     :param update: update rows that differ.
@@ -58,14 +60,16 @@ class DblinkSyncOperator(DblinkBaseOperator):
     :param replace_above: lets ``auto`` take ``replace`` if groups with a larger part of the rows differ. It
         tells no rows apart: no guards, no *where*, all columns. (templated)
     :param apply: ``set``: all changes as one statement. ``statements``: dblink's statements, one by one.
-    :param lock: ``apply``: writers wait while the changes are made; if anybody has written on that
-        server since the table was compared, it is compared again meanwhile. ``compare``: they wait for
-        the compare, too; better where there is always somebody.
-    :param plan_only: a dry run: change nothing, and return what would be done, with a ``plan``. (templated)
-    :param plan: what a dry run returned under ``plan``: exactly that is done, or the task fails because
-        the data moved on. (templated)
+    :param lock: ``apply``: writers of the destination wait from when the differing groups are known, while
+        rows are fetched and written; if anybody has written on that server since the compare, all
+        begins again under the lock, with a new snapshot. ``compare``: they wait for the compare, too;
+        better where there is always somebody. Readers wait only for ``replace``.
+    :param plan_only: a dry run: change nothing, and return what would be done, with a ``plan``, and what
+        the guards would refuse. (templated)
+    :param plan: what a dry run returned (``plan_task.output``): exactly that is done, or the task fails
+        because the data moved on. (templated)
     :param statements_path: URL of a file on Airflow's object storage to which the plan is written as
-        dblink's statements, row values and all; also in a dry run. (templated)
+        dblink's statements, row values and all; also in a dry run. (templated, but no file is read)
     :param statements_conn_id: Airflow connection of the object storage. (templated)
     :param max_delete_fraction: fail, with nothing changed, if a larger part of the destination's rows
         would be deleted; ``None`` for no limit. (templated)
@@ -92,7 +96,8 @@ class DblinkSyncOperator(DblinkBaseOperator):
         and ``extra`` rows found; ``inserted``, ``updated``, ``deleted`` and ``displaced`` (to make way,
         *on_conflict*); ``groups``, ``groups_differing``, ``first_keys``, ``bytes`` that came to the worker,
         ``seconds``, ``method``, ``row_security`` (sides where policies hide rows), ``xid``; ``plan`` of a
-        dry run; ``watermark``.
+        dry run, and what its guards would have ``refused``; ``watermark``. ``method`` is ``load`` where the
+        table was empty.
     :raises AirflowFailException: for mistakes, guards and a plan that no longer holds (no retry helps), and
         if the server can't tell whether an earlier try has committed. Nothing is changed then.
     :raises VerificationError: if the destination was not right after the changes; all is rolled back.
@@ -116,7 +121,6 @@ class DblinkSyncOperator(DblinkBaseOperator):
         "replace_above",
         "plan_only",
         "plan",
-        "statements_path",
         "statements_conn_id",
         "max_delete_fraction",
         "max_change_fraction",
@@ -154,15 +158,15 @@ class DblinkSyncOperator(DblinkBaseOperator):
         update: bool = True,
         delete: bool = True,
         method: Method = "auto",
-        replace_above: float | None = None,
+        replace_above: float | str | None = None,
         apply: Apply = "set",
         lock: Lock = "apply",
-        plan_only: bool = False,
-        plan: Mapping[str, Any] | None = None,
+        plan_only: bool | str = False,
+        plan: Any = None,
         statements_path: str | None = None,
         statements_conn_id: str | None = None,
-        max_delete_fraction: float | None = 0.25,
-        max_change_fraction: float | None = None,
+        max_delete_fraction: float | str | None = 0.25,
+        max_change_fraction: float | str | None = None,
         allow_empty_source: bool = False,
         on_conflict: OnConflict = "error",
         triggers: Triggers = "fire",
@@ -238,7 +242,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
                 self._settings(source.connection, source.conn_id),
                 self._settings(destination.connection, destination.conn_id),
             )
-            use = self._writer(link) if self.statements_path else None
+            use = self._writer(link, context) if self.statements_path else None
             if self._is_dry:
                 result = dry_run(session, spec, use)
                 self._report(result, "Would be done, by a dry run")
@@ -271,14 +275,14 @@ class DblinkSyncOperator(DblinkBaseOperator):
             update=self.update,
             delete=self.delete,
             method=self.method,
-            replace_above=self.replace_above,
+            replace_above=_number("replace_above", self.replace_above),
             apply=self.apply,
             lock=self.lock,
             on_conflict=self.on_conflict,
             triggers=self.triggers,
-            plan=self.plan,
-            max_delete_fraction=self.max_delete_fraction,
-            max_change_fraction=self.max_change_fraction,
+            plan=_plan(self.plan),
+            max_delete_fraction=_number("max_delete_fraction", self.max_delete_fraction),
+            max_change_fraction=_number("max_change_fraction", self.max_change_fraction),
             allow_empty_source=self.allow_empty_source,
             watermark_column=self.watermark_column,
             watermark_from=watermark,
@@ -288,9 +292,12 @@ class DblinkSyncOperator(DblinkBaseOperator):
             reset_sequences=self.reset_sequences,
         )
 
-    def _writer(self, link: Wire) -> Callable[[Work], None]:
+    def _writer(self, link: Wire, context: Context) -> Callable[[Work], None]:
+        # Not a template field: its name may end in .sql, and Airflow would look for a file to render.
+        path = self.get_template_env().from_string(self.statements_path or "").render(context)
+
         def write(work: Work) -> None:
-            with new_file(self.statements_path or "", self.statements_conn_id) as file:
+            with new_file(path, self.statements_conn_id) as file:
                 for statement in statements_of_plan(work, link):
                     self._check()
                     file.write(f"{statement};\n".encode())
@@ -334,10 +341,11 @@ class DblinkSyncOperator(DblinkBaseOperator):
     def _report(self, result: Mapping[str, Any], title: str) -> None:
         for side in result["row_security"]:
             self.log.warning("Row-level security limits which rows of the %s are seen.", side)
+        counts = self._counts(result)
         self.log.info(
             "%s: %s inserted, %s updated, %s deleted in %s.%s (%s; %.1f MB to the worker, %s s)",
             title,
-            *(f"{result[name]:,}" for name in self._counted),
+            *(f"{count:,}" for count in counts),
             self.destination_conn_id,
             self.destination_table,
             result["method"],
@@ -355,13 +363,51 @@ class DblinkSyncOperator(DblinkBaseOperator):
             if keys:
                 shown = "; ".join(", ".join(key) for key in keys)
                 self.log.info("%s: %s rows, the first keys: %s", kind, f"{result[kind]:,}", shown)
+        for refused in result.get("refused", []):
+            self.log.warning("A guard would refuse it: %s", refused)
 
-    @property
-    def _counted(self) -> tuple[str, str, str]:
-        if self._is_dry:
-            return ("missing", "changed", "extra")
-        return ("inserted", "updated", "deleted")
+    def _counts(self, result: Mapping[str, Any]) -> list[int]:
+        """Return what was done or, by a dry run, would be."""
+        if not self._is_dry:
+            return [result[name] for name in ("inserted", "updated", "deleted")]
+        found = zip(("missing", "changed", "extra"), (self.insert, self.update, self.delete), strict=True)
+        return [result[kind] if on else 0 for kind, on in found]
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
         return transfer_lineage(self)
+
+
+def _number(name: str, value: Any) -> float | None:
+    """Return a number that a template may have made a text."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value).strip()
+    if text.lower() in ("", "none"):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{name} must be a number or None, got {value!r}") from None
+
+
+def _plan(value: Any) -> Mapping[str, Any] | None:
+    """Return the plan in what a dry run returned, or in the text that a template made of that.
+
+    :raises UsageError: if there is none in it.
+    """
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)  # Jinja writes Python's literals
+        except (ValueError, SyntaxError):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise UsageError(
+                    "plan must be what a dry run returned (plan_only=True), got other text"
+                ) from None
+    if isinstance(value, Mapping) and isinstance(value.get("plan"), Mapping):
+        value = value["plan"]
+    if value is not None and not isinstance(value, Mapping):
+        raise UsageError(f"plan must be what a dry run returned (plan_only=True), got {type(value).__name__}")
+    return value

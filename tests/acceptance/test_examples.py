@@ -23,6 +23,9 @@ from tests.acceptance.conftest import AirflowEnv, execute, rows
 TESTED = {
     *("dblink_async", "dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"),
     *("dblink_job", "dblink_job_teardown", "dblink_jobs_parallel"),
+    "dblink_join",
+    *("dblink_sync", "dblink_sync_tables", "dblink_sync_after_sensor"),
+    *("dblink_sync_approval", "dblink_sync_incremental"),
 }
 DEMO = [sys.executable, "-m", "airflow_dblink.embedded.demo"]
 
@@ -176,6 +179,30 @@ def test_job_whose_waiting_task_never_came_is_cancelled(airflow_env: AirflowEnv)
         assert rows(airflow_env.warehouse, told) == [(state,)]
     assert rows(airflow_env.warehouse, "SELECT run_id FROM report") == [(good,)]
     assert rows(airflow_env.warehouse, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CALL %'") == []
+
+
+def test_join_over_three_databases(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    for country, top in (("FR", 2), ("DE", 3), ("FR", 2)):  # the third run finds the first one's rows
+        run = env.run("dblink_join", {"country": country, "top": top})
+        done = env.airflow.xcom("dblink_join", run, "revenue")
+        assert done["sets"] == {"customer": 500, "price": 600}
+        assert done["command_tags"][1] == "INSERT 0 500"
+        best = env.airflow.xcom("dblink_join", run, "best_customers")
+        assert best["rows"] == len(best["data"]) == top
+        assert env.airflow.xcom("dblink_join", run, "customers_without_orders") == 0
+    per_country = "SELECT country, count(*), sum(amount) FROM revenue GROUP BY 1 ORDER BY 1"
+    total = """
+        SELECT sum(item * 10 + extract(year FROM day)::int % 10) FROM customer_order WHERE customer % 2 = {}
+    """
+    found = rows(env.warehouse, per_country)
+    assert found == [
+        (country, 500, rows(env.warehouse, total.format(rest))[0][0])
+        for country, rest in (("DE", 1), ("FR", 0))
+    ]
+    tasks = {ti["task_id"]: ti for ti in env.airflow.task_instances("dblink_join", run)}
+    shown = tasks["revenue"]["rendered_fields"]["remotes"]
+    assert shown["customer"]["parameters"] == {"country": "FR"}
 
 
 def test_no_password_is_in_any_log_or_file(airflow_env: AirflowEnv) -> None:

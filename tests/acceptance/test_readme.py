@@ -79,7 +79,7 @@ def test_connection_form() -> None:
     exec(compile(script, "connections.md", "exec"), {})  # noqa: S102
 
 
-@pytest.mark.parametrize("name", ["exec", "fetch", "transfer", "jobs", "stock-operators"])
+@pytest.mark.parametrize("name", ["exec", "fetch", "transfer", "sync", "query", "jobs", "stock-operators"])
 def test_how_to(shop: AirflowEnv, name: str) -> None:
     # Python has no infinite date, and docs/how-to/fetch.md says so.
     execute(shop.source, "UPDATE orders SET day = '2026-01-03' WHERE id = 3")
@@ -98,18 +98,19 @@ def test_what_dbas_are_told_to_run(shop: AirflowEnv) -> None:
         execute(shop.source, statement)
 
 
-def test_the_guarantees_name_tests_that_exist() -> None:
-    page = (ROOT / "docs/jobs-guarantees.md").read_text()
+@pytest.mark.parametrize("name", ["jobs", "sync"])
+def test_the_guarantees_name_tests_that_exist(name: str) -> None:
+    page = (ROOT / f"docs/{name}-guarantees.md").read_text()
     rows = [line for line in page.splitlines() if "test_" in line and line.startswith("|")]
     assert len(rows) > 20
     everywhere = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    for name in re.findall(r"`(test_\w+)`", page):
-        assert f"def {name}(" in everywhere, name
+    for test in re.findall(r"`(test_\w+)`", page):
+        assert f"def {test}(" in everywhere, test
     for row in rows:
-        for file, names in re.findall(r"`([\w/]+\.py)`: (.*?)(?:<br>| \|)", row):
+        for file, tests in re.findall(r"`([\w/]+\.py)`: (.*?)(?:<br>| \|)", row):
             text = (ROOT / "tests" / file).read_text()
-            for name in re.findall(r"`(\w+)`", names):
-                assert f"def {name}(" in text, f"{name} in {file}"
+            for test in re.findall(r"`(\w+)`", tests):
+                assert f"def {test}(" in text, f"{test} in {file}"
 
 
 def commands() -> list[str]:

@@ -105,8 +105,6 @@ BUILT_IN = [
     ("xid8", "'18446744073709551615'"),
     ("tid", "'(42,7)'"),
     ("oid", "4294967295"),
-    ("int2vector", "'1 -2 3'"),
-    ("oidvector", "'1 4294967295'"),
     ("int[]", "'{}'"),
     ("int[]", "'{{1,2},{3,NULL}}'"),
     ("int[]", "'[0:2]={1,2,3}'"),
@@ -120,6 +118,10 @@ BUILT_IN = [
 ]
 # Never in binary: either PostgreSQL can't, or the binary form holds this server's oids.
 AS_TEXT = [
+    ("int2vector", "'1 -2 3'"),
+    ("int2vector", "''"),
+    ("oidvector", "'1 4294967295'"),
+    ("oidvector", "''"),
     ("regclass", "'pg_catalog.pg_class'"),
     ("regtype", "'int'"),
     ("regtype", "'pg_catalog.pg_class'"),

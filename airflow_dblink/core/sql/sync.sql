@@ -1,21 +1,30 @@
 -- name: table_facts
 -- What a sync must know of its destination, beyond what a transfer asks. LOCK TABLE in SHARE ROW
--- EXCLUSIVE MODE needs one of three privileges on the whole table. Triggers are the users' own, on the table
--- or a partition; who owns them all may disable them.
+-- EXCLUSIVE MODE needs one of three privileges on the whole table. Who owns the table and all that belong
+-- to it (partitions, inheritance children) may disable their triggers.
+WITH RECURSIVE part (relid) AS (
+    SELECT %(oid)s::oid
+     UNION
+    SELECT i.inhrelid FROM part JOIN pg_catalog.pg_inherits AS i ON i.inhparent = part.relid
+)
 SELECT pg_catalog.has_table_privilege(%(oid)s::oid, 'DELETE') AS may_delete,
        pg_catalog.has_table_privilege(%(oid)s::oid, 'UPDATE')
            OR pg_catalog.has_table_privilege(%(oid)s::oid, 'DELETE')
            OR pg_catalog.has_table_privilege(%(oid)s::oid, 'TRUNCATE') AS may_lock,
        (SELECT pg_catalog.bool_and(pg_catalog.pg_has_role(c.relowner, 'USAGE'))
-          FROM pg_catalog.pg_partition_tree(%(oid)s::oid) AS part
-          JOIN pg_catalog.pg_class AS c ON c.oid = part.relid) AS owns,
+          FROM part JOIN pg_catalog.pg_class AS c ON c.oid = part.relid) AS owns,
        EXISTS (SELECT FROM pg_catalog.pg_rewrite AS rule WHERE rule.ev_class = %(oid)s::oid) AS has_rules;
 
 -- name: triggers
--- User triggers that fire, on the table and its partitions; a clone of the parent's trigger is switched
--- with it.
+-- User triggers that fire, on the table, its partitions and inheritance children: each has a state of its
+-- own. (pg_partition_tree() is empty for a plain table.)
+WITH RECURSIVE part (relid, level) AS (
+    SELECT %(oid)s::oid, 0
+     UNION
+    SELECT i.inhrelid, part.level + 1 FROM part JOIN pg_catalog.pg_inherits AS i ON i.inhparent = part.relid
+)
 SELECT n.nspname AS schema_name, c.relname AS table_name, t.tgname AS name, t.tgenabled::text AS enabled
-  FROM pg_catalog.pg_partition_tree(%(oid)s::oid) AS part
+  FROM part
   JOIN pg_catalog.pg_class AS c ON c.oid = part.relid
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
   JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = c.oid AND NOT t.tgisinternal
@@ -58,6 +67,19 @@ SELECT DISTINCT att.attname AS name
 -- name: snapshot
 SELECT pg_catalog.pg_current_snapshot()::text AS snapshot;
 
+-- name: rewritten
+-- Tables this transaction has locked that a TRUNCATE, a rewriting ALTER TABLE or a new table of that name
+-- came to after its snapshot. Their old rows are gone, and their new ones aren't in the snapshot: they seem
+-- empty. pg_class is read as of the snapshot, pg_relation_filenode() as of now.
+SELECT lock.relation::regclass::text AS name
+  FROM pg_catalog.pg_locks AS lock
+  LEFT JOIN pg_catalog.pg_class AS c ON c.oid = lock.relation
+ WHERE lock.pid = pg_catalog.pg_backend_pid() AND lock.locktype = 'relation' AND lock.relation >= 16384
+   AND lock.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+   AND pg_catalog.pg_get_indexdef(lock.relation) IS NULL
+   AND (c.oid IS NULL OR c.relfilenode <> 0 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid))
+ LIMIT 1;
+
 -- name: histogram
 -- Bounds between which there are equally many values of an integer column, where it was analyzed. Of a
 -- partitioned table's two sets of statistics the one with all partitions.
@@ -68,3 +90,24 @@ SELECT s.histogram_bounds::text::int8[] AS bounds
  WHERE c.oid = %(oid)s AND s.attname = %(name)s
  ORDER BY s.inherited DESC
  LIMIT 1;
+
+-- name: rounded
+-- Columns whose type rounds what is assigned to it (precision, scale, fields), as declared; domains are
+-- followed down to their base type, whose modifier is the innermost's that has one.
+WITH RECURSIVE base (name, type, modifier, inner_type, inner_modifier) AS (
+    SELECT a.attname, t.oid, a.atttypmod, t.typbasetype, t.typtypmod
+      FROM pg_catalog.pg_attribute AS a
+      JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+     WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+     UNION ALL
+    SELECT b.name, t.oid, greatest(b.modifier, b.inner_modifier), t.typbasetype, t.typtypmod
+      FROM base AS b
+      JOIN pg_catalog.pg_type AS t ON t.oid = b.inner_type
+)
+SELECT b.name, pg_catalog.format_type(b.type, b.modifier) AS type_name
+  FROM base AS b
+  JOIN pg_catalog.pg_type AS t ON t.oid = b.type
+  LEFT JOIN pg_catalog.pg_type AS e ON e.oid = t.typelem AND t.typlen = -1
+ WHERE b.inner_type = 0 AND b.modifier >= 0
+   AND coalesce(e.typname, t.typname)
+       IN ('numeric', 'time', 'timetz', 'timestamp', 'timestamptz', 'interval');

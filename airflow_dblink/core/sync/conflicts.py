@@ -6,9 +6,9 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
+from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.part import Work, column, comma
 from airflow_dblink.core.sync.plan import PLAN, ROWS, same_key
-from airflow_dblink.core.sync.prepare import rows_of
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
 
 

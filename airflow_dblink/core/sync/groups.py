@@ -22,8 +22,9 @@ from psycopg.errors import error_from_result
 from psycopg.generators import fetch, send
 
 from airflow_dblink.core.errors import from_psycopg
+from airflow_dblink.core.sync.catalog import SQL
 from airflow_dblink.core.sync.part import Field, Part, Work, column
-from airflow_dblink.core.sync.prepare import SQL, null_key
+from airflow_dblink.core.sync.prepare import null_key
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import bind
 

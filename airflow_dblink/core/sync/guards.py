@@ -15,16 +15,18 @@ from airflow_dblink.core.transfer_plan import demand
 def guard_sizes(work: Work, outcome: Outcome) -> None:
     """Refuse an empty source that would empty the destination.
 
-    :raises UsageError: unless *allow_empty_source*.
+    :raises UsageError: unless *allow_empty_source*; a dry run only notes it.
     """
     spec = work.spec
     if outcome.source_rows or spec.is_incremental or spec.allow_empty_source or not spec.delete:
         return
     if outcome.destination_rows:
-        raise UsageError(
-            f"the source is empty, and {work.target} has {outcome.destination_rows} rows: nothing is deleted",
-            work.source.side.conn_id,
-            hint="if that is right: allow_empty_source=True (and max_delete_fraction=None)",
+        outcome.refuse(
+            UsageError(
+                f"the source is empty, and {work.target} has {outcome.destination_rows} rows",
+                work.source.side.conn_id,
+                hint="if that is right: allow_empty_source=True (and max_delete_fraction=None)",
+            )
         )
 
 
@@ -32,7 +34,7 @@ def guard_changes(work: Work, outcome: Outcome, displaced: int) -> None:
     """Refuse to delete or change a larger part of the rows than allowed.
 
     :param displaced: rows that are deleted to make way for others.
-    :raises UsageError: beyond *max_delete_fraction* or *max_change_fraction*.
+    :raises UsageError: beyond *max_delete_fraction* or *max_change_fraction*; a dry run only notes it.
     """
     spec, plan = work.spec, outcome.plan
     rows = outcome.destination_rows or 0
@@ -43,11 +45,13 @@ def guard_changes(work: Work, outcome: Outcome, displaced: int) -> None:
     ):
         if limit is not None and rows and count > rows * limit:
             word = "deleted" if name == "max_delete_fraction" else "changed"
-            raise UsageError(
-                f"{count} rows of the {rows} in {work.target} would be {word} ({count / rows:.1%}), more than"
-                f" {name}={limit}; nothing is changed",
-                work.destination.side.conn_id,
-                hint=f"look at a dry run (plan_only=True); if it is right, raise {name}",
+            outcome.refuse(
+                UsageError(
+                    f"{count} rows of the {rows} in {work.target} would be {word} ({count / rows:.1%}), more"
+                    f" than {name}={limit}; nothing is changed",
+                    work.destination.side.conn_id,
+                    hint=f"look at a dry run (plan_only=True); if it is right, raise {name}",
+                )
             )
 
 
@@ -86,6 +90,13 @@ def demand_same_plan(work: Work, plan: Plan) -> None:
     :raises UsageError: if the data moved on.
     """
     wanted = work.spec.plan
+    if wanted is not None and wanted["arguments"] != work.spec.fingerprint:
+        raise UsageError(
+            "the plan was made with other arguments (tables, key, columns, where, insert, update, delete or"
+            " on_conflict); nothing is changed",
+            work.destination.side.conn_id,
+            hint="give both tasks the same",
+        )
     if wanted is not None and plan.digest != wanted["digest"]:
         raise UsageError(
             f"the data moved on: what differs now ({plan.missing} missing, {plan.changed} changed,"

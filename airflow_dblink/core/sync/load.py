@@ -28,8 +28,10 @@ def load(work: Work, *, truncate: bool) -> Pumped:
     except RemoteError as error:
         if error.sqlstate != "23505" or error.connname != destination.conn_id:
             raise
+        outside = ", or one has that of a row outside of where" if work.destination.where else ""
         raise UsageError(
-            f"several source rows have the same value of a unique key of {work.target}: {error.message}",
+            f"several source rows have the same value of a unique key of {work.target}{outside}:"
+            f" {error.message}",
             work.source.side.conn_id,
             "23505",
             hint="keep one row per key, e.g. with SELECT DISTINCT ON in source_sql",

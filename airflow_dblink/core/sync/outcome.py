@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.groups import Comparison
 from airflow_dblink.core.sync.part import Work
 from airflow_dblink.core.sync.plan import Plan
@@ -15,9 +16,13 @@ from airflow_dblink.core.sync.plan import Plan
 class Outcome:
     """What was found and done so far.
 
+    :ivar dry_run: whether nothing is to be changed; then guards don't stop it.
+    :ivar refused: what the guards say of it.
     :ivar size: bytes that came to the client.
     """
 
+    dry_run: bool = False
+    refused: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     size: int = 0
     comparison: Comparison | None = None
@@ -29,7 +34,16 @@ class Outcome:
     watermark: str | None = None
     xid: str | None = None
 
-    def result(self, work: Work, *, dry_run: bool) -> dict[str, Any]:
+    def refuse(self, error: UsageError) -> None:
+        """Raise *error*, which a guard has found; a dry run only notes it.
+
+        :raises UsageError: *error*.
+        """
+        if not self.dry_run:
+            raise error
+        self.refused.append(error.message)
+
+    def result(self, work: Work) -> dict[str, Any]:
         """Return it as JSON has it: the XCom of the operator."""
         plan = self.plan
         found: dict[str, Any] = {
@@ -48,8 +62,13 @@ class Outcome:
             "row_security": list(work.row_security),
             "xid": self.xid,
         }
-        if dry_run:
-            found["plan"] = {"seed": work.checksum.seed, "digest": plan.digest}
+        if self.dry_run:
+            found["plan"] = {
+                "seed": work.checksum.seed,
+                "digest": plan.digest,
+                "arguments": work.spec.fingerprint,
+            }
+            found["refused"] = self.refused
         if work.spec.is_incremental:
             found["watermark"] = self.watermark
             found["watermark_type"] = work.watermark_type

@@ -48,7 +48,7 @@ class Plan:
     :ivar changed: rows that both have, with other values.
     :ivar extra: rows that only the destination has.
     :ivar digest: of all keys, and of the rows' contents on both sides.
-    :ivar first_keys: some keys of each kind, as text.
+    :ivar first_keys: some keys of each kind, as text, of which the first 100 characters.
     """
 
     missing: int = 0
@@ -81,7 +81,8 @@ def stage_hashes(work: Work, comparison: Comparison) -> Pumped:
     )
     moved = copy(work, found, THERE, work.key_format)
     destination.run(sql.SQL("ANALYZE {}").format(THERE), "analyzing the hashes")
-    _demand_unique_key(work, sql.SQL("{} AS there").format(THERE))
+    if not _is_trusted(work):
+        _demand_unique_key(work, sql.SQL("{} AS there").format(THERE))
     return moved
 
 
@@ -120,7 +121,7 @@ def stage_all(work: Work) -> Pumped:
         rows = sql.SQL("SELECT 1 AS one FROM {} AS part WHERE {} LIMIT 1").format(ROWS, null)
         if destination.fetch(rows, "checking the key"):
             raise null_key(work, work.source.side)
-    if not work.trusted_key or any(not key.is_exact for key in work.key):
+    if not _is_trusted(work):
         _demand_unique_key(work, sql.SQL("({}) AS there").format(_staged_keys(work)))
     return moved
 
@@ -141,9 +142,12 @@ def copy(work: Work, query: sql.Composed, into: sql.Composable, copy_format: str
 def make_plan(work: Work, comparison: Comparison | None) -> Plan:
     """Find the rows that differ, after :func:`stage_hashes` or, without *comparison*, :func:`stage_all`.
 
+    :raises UsageError: if several rows of the destination have the same key.
     :raises RemoteError: what the destination says.
     """
     destination = work.destination.side
+    if work.target.has_inheritance:
+        _demand_one_here(work, comparison)
     numbers = range(len(work.key))
     keys = [sql.SQL("coalesce(there.{0}, here.{0}) AS {0}").format(sql.Identifier(f"k{i}")) for i in numbers]
     destination.run(
@@ -204,10 +208,31 @@ def _staged_keys(work: Work) -> sql.Composed:
     return staged.select(_keys_and_hash(work))
 
 
-def _demand_unique_key(work: Work, there_rows: sql.Composed) -> None:
-    names = comma([column(f"k{i}", "there") for i in range(len(work.key))])
+def _has_twice(work: Work, rows: sql.Composed, alias: str) -> bool:
+    names = comma([column(f"k{i}", alias) for i in range(len(work.key))])
     twice = sql.SQL("SELECT 1 AS one FROM {} GROUP BY {} HAVING pg_catalog.count(*) > 1 LIMIT 1")
-    if work.destination.side.fetch(twice.format(there_rows, names), "checking the key"):
+    return bool(work.destination.side.fetch(twice.format(rows, names), "checking the key"))
+
+
+def _demand_one_here(work: Work, comparison: Comparison | None) -> None:
+    """Refuse a key that an inheritance child has again: a unique index is of one table alone."""
+    if _has_twice(work, sql.SQL("({}) AS here").format(here(work, comparison)), "here"):
+        raise UsageError(
+            f"several rows of {work.target} and its inheritance children have the same key"
+            f" ({work.key_names})",
+            work.destination.side.conn_id,
+            "21000",
+            hint="delete all but one of each, or sync the tables one by one",
+        )
+
+
+def _is_trusted(work: Work) -> bool:
+    """Return whether the source's own unique index says that keys are unique here, too."""
+    return work.trusted_key and all(key.is_exact for key in work.key)
+
+
+def _demand_unique_key(work: Work, there_rows: sql.Composed) -> None:
+    if _has_twice(work, there_rows, "there"):
         raise UsageError(
             f"several source rows have the same key ({work.key_names}) of {work.target}",
             work.source.side.conn_id,
@@ -224,7 +249,7 @@ def _first_keys(work: Work) -> dict[str, list[list[str]]]:
     found: dict[str, list[list[str]]] = {}
     for kind, operation in (("missing", INSERT), ("changed", UPDATE), ("extra", DELETE)):
         query = sql.SQL("SELECT ARRAY[{}] AS key FROM {} WHERE op = {} ORDER BY {} LIMIT {}").format(
-            comma([sql.SQL("{}::text").format(name) for name in names]),
+            comma([sql.SQL("pg_catalog.left({}::text, 100)").format(name) for name in names]),
             PLAN,
             sql.Literal(operation),
             comma(names),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 from psycopg import sql
 
 from airflow_dblink.core.columns import Pair, match, route
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.sqlfiles import statements
+from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.part import Field, Part, Work, column
+from airflow_dblink.core.sync.permissions import check_key_type, check_privileges
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.tables import (
     Relation,
@@ -26,15 +26,16 @@ from airflow_dblink.core.tables import (
     primary_key,
     types,
 )
-from airflow_dblink.core.transfer_plan import demand, source_query
+from airflow_dblink.core.transfer_plan import source_query
 from airflow_dblink.core.wire import bind
 
 log = logging.getLogger(__name__)
 
-SQL = statements("sync.sql")
-# A value that is assigned to such a type is rounded to its modifier, as an explicit cast does. Strings and
-# bits are not: there a cast cuts off what the assignment refuses.
-_ROUNDED = frozenset({"numeric", "time", "timetz", "timestamp", "timestamptz", "interval"})
+# Types with values that are one as text and several in binary (NaN has many bits, a search many trees):
+# where rows travel as text, only that can come to be equal.
+_ONE_AS_TEXT = frozenset(
+    {"float4", "float8", "point", "line", "lseg", "box", "path", "polygon", "circle", "tsquery"}
+)
 
 
 def prepare(source: Side, destination: Side, spec: Spec) -> Work:
@@ -56,11 +57,11 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     _refuse_drift(spec, target, names, source, destination)
     pairs = match(offered, target, spec.columns, source.conn_id, destination.conn_id)
     pairs, row_format = route(source, destination, pairs)
-    pairs = tuple(_rounded(pair, target) for pair in pairs)
+    pairs = _rounded(destination, target, pairs)
     key = _key(destination, spec, target, pairs)
-    _check_privileges(source, destination, spec, table, target, pairs, key)
+    check_privileges(source, destination, spec, table, target, pairs, key)
     checksum = Checksum.agree(source, destination, spec.plan["seed"] if spec.plan else None)
-    fields = _fields(destination, source, pairs, key, table, target, checksum)
+    fields = _fields(destination, source, pairs, table, target, checksum, row_format)
     key_pairs = [pair for pair in pairs if pair.destination in key]
     work = Work(
         spec=spec,
@@ -77,10 +78,11 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
             for name, there in (("source", table), ("destination", target))
             if there and there.row_security
         ),
-        trusted_key=table is not None and _is_unique(source, table, pairs, key),
+        trusted_key=table is not None and not table.has_inheritance and _is_unique(source, table, pairs, key),
         watermark=watermark(spec, pairs) if spec.is_incremental else None,
         watermark_type=next((o.type_name for o in offered if o.name == spec.watermark_column), None),
     )
+    check_key_type(work)
     _check_conditions(work)
     return work
 
@@ -101,13 +103,18 @@ def _refuse_drift(spec: Spec, target: Relation, names: set[str], source: Side, d
         )
 
 
-def _rounded(pair: Pair, target: Relation) -> Pair:
-    """Let the source round a value as the destination's column would."""
-    wanted = next(c.type_name for c in target.columns if c.name == pair.destination)
-    base = wanted.split("(")[0].split(" ")[0]
-    if "(" not in wanted or pair.type_name == wanted or base not in _ROUNDED:
-        return pair
-    return replace(pair, cast=wanted)
+def _rounded(destination: Side, target: Relation, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """Let the source round values as the destination's columns would, by an explicit cast.
+
+    Strings and bits are not for that: there a cast cuts off what the assignment refuses.
+    """
+    declared = {row["name"]: str(row["type_name"]) for row in rows_of(destination, "rounded", target)}
+    return tuple(
+        pair
+        if declared.get(pair.destination, pair.type_name) == pair.type_name
+        else replace(pair, cast=declared[pair.destination])
+        for pair in pairs
+    )
 
 
 def _key(destination: Side, spec: Spec, target: Relation, pairs: Sequence[Pair]) -> tuple[str, ...]:
@@ -150,119 +157,19 @@ def _unique_columns(side: Side, relation: Relation) -> list[set[str]]:
     return [set(row["columns"]) for row in rows]
 
 
-def rows_of(side: Side, name: str, relation: Relation) -> list[dict[str, Any]]:
-    """Return the rows of a statement of ``sync.sql`` about *relation*.
-
-    :raises RemoteError: what the server says.
-    """
-    statement = bind(side.connection, side.conn_id, SQL[name].decode(), {"oid": relation.oid})
-    return side.fetch(sql.SQL(statement), "reading the catalogs")
-
-
 def _is_unique(source: Side, table: Relation, pairs: Sequence[Pair], key: Sequence[str]) -> bool:
     names = {pair.source for pair in pairs if pair.destination in key and pair.cast is None}
     return len(names) == len(key) and names in _unique_columns(source, table)
-
-
-def _check_privileges(
-    source: Side,
-    destination: Side,
-    spec: Spec,
-    table: Relation | None,
-    target: Relation,
-    pairs: Sequence[Pair],
-    key: Sequence[str],
-) -> None:
-    wanted = {pair.source for pair in pairs}
-    if table is not None:
-        hidden = [c.name for c in table.columns if c.name in wanted and not c.may_select]
-        demand(not hidden, source, f"permission denied: no SELECT on {table} ({', '.join(hidden)})")
-    given = {pair.destination for pair in pairs}
-    facts = rows_of(destination, "table_facts", target)[0]
-    columns = [c for c in target.columns if c.name in given]
-    for operation, on, names in (
-        ("SELECT", True, [c.name for c in columns if not c.may_select]),
-        ("INSERT", spec.insert, [c.name for c in columns if not c.may_insert]),
-        ("UPDATE", spec.update, [c.name for c in columns if c.name not in key and not c.may_update]),
-    ):
-        message = f"permission denied: no {operation} on {target} ({', '.join(names)})"
-        demand(not (on and names), destination, message)
-    if spec.delete and not spec.is_incremental:
-        demand(bool(facts["may_delete"]), destination, f"permission denied: no DELETE on {target}")
-    message = f"permission denied: {target} can't be locked without UPDATE, DELETE or TRUNCATE on it"
-    demand(bool(facts["may_lock"]), destination, message)
-    demand(target.may_stage, destination, "permission denied: no TEMP on the database, for staging")
-    _check_table(destination, spec, target, facts, [c.name for c in columns if c.always_identity], key)
-
-
-def _check_table(
-    destination: Side,
-    spec: Spec,
-    target: Relation,
-    facts: Mapping[str, Any],
-    always: Sequence[str],
-    key: Sequence[str],
-) -> None:
-    """Refuse what the table's own nature doesn't allow."""
-    if fixed := [name for name in always if name not in key and spec.update]:
-        raise UsageError(
-            f"{target} gives column {', '.join(map(repr, fixed))} its values (GENERATED ALWAYS),"
-            " and can't update it",
-            destination.conn_id,
-            "428C9",
-            hint="leave it out of columns, or make it the key",
-        )
-    if facts["has_rules"]:
-        raise UsageError(f"{target} has rules, which rewrite what a sync does", destination.conn_id, "0A000")
-    if spec.triggers == "disable" and not facts["owns"] and rows_of(destination, "triggers", target):
-        raise UsageError(
-            f"permission denied: only the owner of {target} (and its partitions) may disable its triggers",
-            destination.conn_id,
-            "42501",
-            hint="let them fire: triggers='fire'; or connect as the owner",
-        )
-    if spec.apply == "statements":
-        _check_statements(destination, spec, target, always)
-    if spec.on_conflict == "replace":
-        _check_replace(destination, target)
-
-
-def _check_statements(destination: Side, spec: Spec, target: Relation, always: Sequence[str]) -> None:
-    hint = "use apply='set'"
-    if always and spec.insert:
-        raise UsageError(
-            f"dblink's statements can't insert into {target}: {', '.join(always)} is GENERATED ALWAYS",
-            destination.conn_id,
-            hint=hint,
-        )
-    if references := rows_of(destination, "own_references", target):
-        raise UsageError(
-            f"{target} refers to itself ({references[0]['name']}), and one by one its rows can't be changed",
-            destination.conn_id,
-            hint=f"{hint}, or make the constraint DEFERRABLE",
-        )
-    if spec.on_conflict == "replace":
-        raise UsageError("on_conflict='replace' is for apply='set'", destination.conn_id)
-
-
-def _check_replace(destination: Side, target: Relation) -> None:
-    if followers := rows_of(destination, "cascading_references", target):
-        names = ", ".join(f"{row['name']} of {row['table_name']}" for row in followers)
-        raise UsageError(
-            f"on_conflict='replace' deletes rows of {target} and inserts them anew, and {names} would follow",
-            destination.conn_id,
-            hint="use on_conflict='error'",
-        )
 
 
 def _fields(
     destination: Side,
     source: Side,
     pairs: Sequence[Pair],
-    key: Sequence[str],
     table: Relation | None,
     target: Relation,
     checksum: Checksum,
+    row_format: str,
 ) -> tuple[Field, ...]:
     here: dict[int, Type] = types(destination, [pair.destination_type or 0 for pair in pairs])
     there: dict[int, Type] = types(source, [pair.source_type for pair in pairs])
@@ -272,6 +179,8 @@ def _fields(
     for pair in pairs:
         kind = here[pair.destination_type or 0]
         built_in = kind.built_in and there[pair.source_type].built_in
+        if row_format == "text" and (kind.element_name or kind.base_name) in _ONE_AS_TEXT:
+            built_in = False
         canonical = checksum.canonical(column(pair.destination), kind, built_in=built_in)
         nullable = pair.destination not in sure or pair.source not in given
         fields.append(Field(pair, kind, canonical, nullable))
@@ -345,7 +254,8 @@ def _window(
     if spec.watermark_from is not None:
         low = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_from), type_name)
         if spec.watermark_overlap is not None:
-            step = "interval" if isinstance(spec.watermark_overlap, timedelta) else "numeric"
+            number = "integer" if kind == "date" else "numeric"
+            step = "interval" if isinstance(spec.watermark_overlap, timedelta) else number
             low = sql.SQL("({} - {}::{})::{}").format(
                 low, sql.Literal(spec.watermark_overlap), sql.SQL(step), type_name
             )
@@ -371,6 +281,10 @@ def _part_of_table(destination: Side, spec: Spec, target: Relation) -> Part:
 def _check_conditions(work: Work) -> None:
     """Let both parsers read the condition, and look for what no key may be."""
     for part in (work.source, work.destination):
+        if (raw := _condition(part.side, work.spec)) is not None:
+            # Not in parentheses: it could close them, and be another condition than it seems.
+            alone = sql.SQL("SELECT CASE WHEN {}\n THEN 1 END FROM {}").format(raw, part.rows)
+            describe(part.side, alone.as_string(part.side.connection))
         describe(part.side, part.select(sql.SQL("1")).as_string(part.side.connection))
     nulls = [column(field.name) for field in work.key if field.name not in _not_null(work.target)]
     if nulls:

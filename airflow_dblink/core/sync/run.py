@@ -2,8 +2,9 @@
 
 The source is read in one REPEATABLE READ snapshot. The destination is compared without a lock first; if
 something differs, its transaction locks the table against writers, and unless nobody has written anything
-on that server since, compares again under the lock. So at the commit the destination is what the
-source was in its snapshot, whoever else writes on either side.
+on that server since, all begins again under the lock: catalogs, a new snapshot of the source, the compare.
+So at the commit the destination is what the source was in its snapshot, whoever else writes on either side;
+and of two syncs the later one has the later snapshot, so that none takes the table back in time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from airflow_dblink.core.sequences import reset_sequences
 from airflow_dblink.core.session import TEXT_FORMS, set_local
 from airflow_dblink.core.sync import groups
 from airflow_dblink.core.sync.apply import apply_set, stage_rows
+from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.conflicts import make_way
 from airflow_dblink.core.sync.guards import (
     demand_replaceable,
@@ -32,10 +34,11 @@ from airflow_dblink.core.sync.guards import (
     guard_sizes,
 )
 from airflow_dblink.core.sync.load import load
+from airflow_dblink.core.sync.others import demand_read, is_quiet, rewritten, snapshot
 from airflow_dblink.core.sync.outcome import Outcome
 from airflow_dblink.core.sync.part import Work
 from airflow_dblink.core.sync.plan import Plan, make_plan, stage_all, stage_hashes
-from airflow_dblink.core.sync.prepare import SQL, prepare, rows_of
+from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.statements import apply_statements
 from airflow_dblink.core.sync.verify import verify, verify_load
@@ -53,6 +56,8 @@ _BEGIN_LOOK = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BEGIN_DRY = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 # One side waits in its transaction for the other's work. And groups are hashed: a sort takes longer.
 _OWN = {"idle_in_transaction_session_timeout": "0", "work_mem": "64MB"}
+# So the server must itself notice, in about two minutes, that a worker's machine is gone: it holds a lock.
+_KEEPALIVE = {"tcp_keepalives_idle": "60", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "6"}
 
 Use = Callable[[Work], None]
 
@@ -75,7 +80,7 @@ class Session:
         zone = self.source.connection.info.parameter_status("TimeZone") or "UTC"
         given = self.destination_settings
         zones = {} if any(name.lower() == "timezone" for name in given) else {"timezone": zone}
-        return {**_OWN, **zones, **given}
+        return {**_OWN, **_KEEPALIVE, **zones, **given}
 
     def begin_source(self) -> None:
         """Begin the source's snapshot."""
@@ -89,16 +94,15 @@ class Session:
 
 
 def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = None) -> dict[str, Any]:
-    """Return what a sync would do; changes nothing.
+    """Return what a sync would do, and under ``refused`` which guards would stop it; changes nothing.
 
     :param use: called while the plan is there, for its statements.
-    :raises UsageError: what can't work, and what a guard refuses.
+    :raises UsageError: what can't work.
     :raises RemoteError: what a server says.
     """
-    outcome = Outcome()
-    session.begin_source()
+    outcome = Outcome(dry_run=True)
     session.begin_destination(_BEGIN_DRY)
-    work = prepare(session.source, session.destination, spec)
+    work = _prepare(session, spec)
     _compare(work, outcome)
     _plan(work, outcome)
     if use is not None:
@@ -106,7 +110,7 @@ def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = N
         use(work)
     session.destination.run("ROLLBACK", "ending the dry run")
     session.source.run("COMMIT", "ending the source transaction")
-    return outcome.result(work, dry_run=True)
+    return outcome.result(work)
 
 
 def run(
@@ -121,27 +125,25 @@ def run(
     :raises RemoteError: what a server says; nothing is changed then.
     """
     outcome = Outcome()
-    session.begin_source()
-    session.begin_destination(_BEGIN_LOOK)
-    work = prepare(session.source, session.destination, spec)
-    before = _snapshot(session.destination)
+    session.begin_destination(_BEGIN_LOOK)  # before the source's: whose snapshot is later commits later
+    before = snapshot(session.destination)
+    work = _prepare(session, spec)
     if spec.lock == "apply":
         _compare(work, outcome)
     session.destination.run("ROLLBACK", "comparing")
     if outcome.comparison is not None and not outcome.comparison.differing and spec.plan is None:
+        demand_read(session.source)
         guard_sizes(work, outcome)
         session.source.run("COMMIT", "ending the source transaction")
-        return outcome.result(work, dry_run=False)
+        return outcome.result(work)
     once.begin({**TEXT_FORMS, **session.settings()}, read_committed=True)
     outcome.xid = once.xid
     _lock(work)
     demand_same_table(work)
-    if spec.lock == "compare":
-        _compare(work, outcome)
-    elif outcome.comparison is not None and not _is_quiet(
-        before, _snapshot(session.destination), int(once.xid)
-    ):
-        log.info("The destination's server was written to since: comparing again, under the lock.")
+    quiet = is_quiet(before, snapshot(session.destination), int(once.xid))
+    if not quiet:
+        work = _prepare_again(session, spec)
+    if spec.lock == "compare" or (outcome.comparison is not None and not quiet):
         _compare(work, outcome)
     if outcome.method == "replace" or (use is None and _is_first_load(work, outcome)):
         _load(work, outcome)
@@ -153,9 +155,28 @@ def run(
             use(work)
         session.source.run("COMMIT", "ending the source transaction")
         _apply(work, outcome, session.link)
-    result = outcome.result(work, dry_run=False)
+    result = outcome.result(work)
     once.commit(result)
     return result
+
+
+def _prepare(session: Session, spec: Spec) -> Work:
+    """Begin the source's snapshot, and check *spec*."""
+    session.begin_source()
+    while True:
+        work = prepare(session.source, session.destination, spec)
+        if (name := rewritten(session.source)) is None:
+            return work
+        log.info("%s was rewritten while the sync waited for it: taking a new snapshot.", name)
+        session.source.run("ROLLBACK", "ending the source transaction")
+        session.begin_source()
+
+
+def _prepare_again(session: Session, spec: Spec) -> Work:
+    """Do it again under the lock: others may have written a later state of the source than ours."""
+    log.info("The destination's server was written to since: beginning again, under the lock.")
+    session.source.run("ROLLBACK", "ending the source transaction")
+    return _prepare(session, spec)
 
 
 def _compare(work: Work, outcome: Outcome) -> None:
@@ -208,6 +229,7 @@ def _is_first_load(work: Work, outcome: Outcome) -> bool:
 def _load(work: Work, outcome: Outcome) -> None:
     """Fill the table, emptied first for ``replace``, and compare it with the source."""
     truncate = outcome.method == "replace"
+    outcome.method = "replace" if truncate else "load"
     if truncate:
         demand_replaceable(work)
     _read_watermark(work, outcome)
@@ -216,6 +238,7 @@ def _load(work: Work, outcome: Outcome) -> None:
         pumped = load(work, truncate=truncate)
         outcome.size += pumped.size
         outcome.source_rows, outcome.destination_rows = pumped.sent, before
+        demand_read(work.source.side)
         guard_sizes(work, outcome)
         work.destination.side.run("SET CONSTRAINTS ALL IMMEDIATE", "checking constraints")
         comparison = verify_load(work, pumped.taken)
@@ -237,6 +260,7 @@ def _plan(work: Work, outcome: Outcome) -> None:
         outcome.size += pumped.size
         outcome.source_rows = pumped.sent
         outcome.destination_rows = _count(work)
+    demand_read(work.source.side)
     guard_sizes(work, outcome)
     outcome.plan = make_plan(work, outcome.comparison)
     guard_changes(work, outcome, 0)
@@ -246,7 +270,8 @@ def _plan(work: Work, outcome: Outcome) -> None:
 def _read_watermark(work: Work, outcome: Outcome) -> None:
     if work.watermark is None:
         return
-    what = sql.SQL("pg_catalog.max({})::text AS highest").format(work.watermark)
+    # As JSON has it: a later run may have another DateStyle, and would take 01/02 for another day.
+    what = sql.SQL("pg_catalog.to_json(pg_catalog.max({})) #>> '{{}}' AS highest").format(work.watermark)
     found = work.source.side.fetch(work.source.select(what), "reading the watermark")
     outcome.watermark = found[0]["highest"]
 
@@ -312,24 +337,3 @@ def _lock(work: Work) -> None:
     work.destination.side.run(statement, "locking the destination table")
     if (waited := time.monotonic() - started) > 1:
         log.info("Waited %.0f s for the lock on %s.", waited, work.target)
-
-
-def _snapshot(side: Side) -> str:
-    return str(side.fetch(sql.SQL(SQL["snapshot"].decode()), "reading the snapshot")[0]["snapshot"])
-
-
-def _is_quiet(before: str, now: str, own: int) -> bool:
-    """Return whether no transaction that had an id has ended between two snapshots of a server.
-
-    A snapshot is ``xmin:xmax:xip,...``: ids from xmax on hadn't begun, those in xip hadn't ended.
-    """
-    _, begun_before, running_before = _parse(before)
-    _, begun_now, running_now = _parse(now)
-    ended = running_before - running_now
-    begun = set(range(begun_before, min(begun_now, begun_before + 1000))) - running_now - {own}
-    return not ended and not begun and begun_now < begun_before + 1000
-
-
-def _parse(snapshot: str) -> tuple[int, int, set[int]]:
-    low, high, running = snapshot.split(":")
-    return int(low), int(high), {int(xid) for xid in running.split(",") if xid}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,6 +60,17 @@ class Spec:
         """The operations that are on, as a plan's rows have them."""
         given = {INSERT: self.insert, UPDATE: self.update, DELETE: self.delete}
         return "".join(operation for operation, on in given.items() if on)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells whether a plan was made for the same work; without the values themselves."""
+        given = (
+            *(self.destination_table, self.source_table, self.source_sql, self.source_parameters),
+            *(self.key, self.columns, self.where, self.where_parameters),
+            *(self.operations, self.on_conflict),
+        )
+        # As JSON has it: a list is a tuple after a template, and a plan goes through XCom.
+        return hashlib.sha256(json.dumps(given, default=str, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def is_incremental(self) -> bool:
@@ -134,5 +147,5 @@ class Spec:
             or self.sample_keys < 0
         ):
             raise UsageError(f"sample_keys must be 0 or more, got {self.sample_keys!r}")
-        if self.plan is not None and not {"seed", "digest"} <= set(self.plan):
-            raise UsageError("plan must be what a dry run returned under 'plan'")
+        if self.plan is not None and not {"seed", "digest", "arguments"} <= set(self.plan):
+            raise UsageError("plan must be what a dry run returned (plan_only=True)")

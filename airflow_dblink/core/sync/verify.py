@@ -8,11 +8,11 @@ from typing import Any
 from psycopg import sql
 
 from airflow_dblink.core.errors import DblinkError
-from airflow_dblink.core.sync.apply import RENEWED, as_array
+from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array
+from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.groups import Comparison, choose, compare
 from airflow_dblink.core.sync.part import Work, comma
 from airflow_dblink.core.sync.plan import PLAN, here, same_key, there
-from airflow_dblink.core.sync.prepare import rows_of
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
 
 _LEFT = """\
@@ -94,10 +94,14 @@ def _planned(work: Work) -> sql.Composed:
 
 
 def _touched(work: Work) -> sql.Composed:
-    """Return the SELECT of the destination's rows that the plan names: nothing else has changed."""
-    keys = comma([sql.Identifier(f"k{i}") for i in range(len(work.key))])
-    rows = sql.SQL("SELECT found.* FROM ({}) AS found JOIN (SELECT DISTINCT {} FROM {}) AS touched ON {}")
-    return rows.format(here(work, None), keys, PLAN, same_key(work, "found", "touched"))
+    """Return the SELECT of the destination's rows that the plan changes: nothing else has changed."""
+    # Not DISTINCT keys: to a type's own equality they may be fewer than to the "=" of the search_path.
+    rows = sql.SQL(
+        "SELECT found.* FROM ({}) AS found"
+        " WHERE EXISTS (SELECT FROM {} AS touched WHERE touched.op = ANY ({}) AND {})"
+    )
+    changes = as_array(work.spec.operations + REMOVED + RENEWED)
+    return rows.format(here(work, None), PLAN, changes, same_key(work, "found", "touched"))
 
 
 def _place(work: Work, comparison: Comparison | None, row: Mapping[str, Any]) -> str:

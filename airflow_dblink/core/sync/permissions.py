@@ -1,0 +1,123 @@
+"""What the roles may do, and what the destination table's own nature allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow_dblink.core.columns import Pair
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.sync.catalog import rows_of
+from airflow_dblink.core.sync.part import Work
+from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.tables import Relation, Side
+from airflow_dblink.core.transfer_plan import demand
+
+
+def check_privileges(
+    source: Side,
+    destination: Side,
+    spec: Spec,
+    table: Relation | None,
+    target: Relation,
+    pairs: Sequence[Pair],
+    key: Sequence[str],
+) -> None:
+    """Refuse what a role may not do, or the destination table does not allow, before a row is looked at.
+
+    :raises UsageError: 42501 names the privilege, table and columns; what else can't work.
+    """
+    wanted = {pair.source for pair in pairs}
+    if table is not None:
+        hidden = [c.name for c in table.columns if c.name in wanted and not c.may_select]
+        demand(not hidden, source, f"permission denied: no SELECT on {table} ({', '.join(hidden)})")
+    given = {pair.destination for pair in pairs}
+    facts = rows_of(destination, "table_facts", target)[0]
+    columns = [c for c in target.columns if c.name in given]
+    for operation, on, names in (
+        ("SELECT", True, [c.name for c in columns if not c.may_select]),
+        ("INSERT", spec.insert, [c.name for c in columns if not c.may_insert]),
+        ("UPDATE", spec.update, [c.name for c in columns if c.name not in key and not c.may_update]),
+    ):
+        message = f"permission denied: no {operation} on {target} ({', '.join(names)})"
+        demand(not (on and names), destination, message)
+    if spec.delete and not spec.is_incremental:
+        demand(bool(facts["may_delete"]), destination, f"permission denied: no DELETE on {target}")
+    message = f"permission denied: {target} can't be locked without UPDATE, DELETE or TRUNCATE on it"
+    demand(bool(facts["may_lock"]), destination, message)
+    demand(target.may_stage, destination, "permission denied: no TEMP on the database, for staging")
+    _check_table(destination, spec, target, facts, [c.name for c in columns if c.always_identity], key)
+
+
+def _check_table(
+    destination: Side,
+    spec: Spec,
+    target: Relation,
+    facts: Mapping[str, Any],
+    always: Sequence[str],
+    key: Sequence[str],
+) -> None:
+    """Refuse what the table's own nature doesn't allow."""
+    if fixed := [name for name in always if name not in key and spec.update]:
+        raise UsageError(
+            f"{target} gives column {', '.join(map(repr, fixed))} its values (GENERATED ALWAYS),"
+            " and can't update it",
+            destination.conn_id,
+            "428C9",
+            hint="leave it out of columns, or make it the key",
+        )
+    if facts["has_rules"]:
+        raise UsageError(f"{target} has rules, which rewrite what a sync does", destination.conn_id, "0A000")
+    if spec.triggers == "disable" and not facts["owns"] and rows_of(destination, "triggers", target):
+        raise UsageError(
+            f"permission denied: only the owner of {target} (and its partitions) may disable its triggers",
+            destination.conn_id,
+            "42501",
+            hint="let them fire: triggers='fire'; or connect as the owner",
+        )
+    if spec.apply == "statements":
+        _check_statements(destination, spec, target, always)
+    if spec.on_conflict == "replace":
+        _check_replace(destination, target)
+
+
+def _check_statements(destination: Side, spec: Spec, target: Relation, always: Sequence[str]) -> None:
+    hint = "use apply='set'"
+    if always and spec.insert:
+        raise UsageError(
+            f"dblink's statements can't insert into {target}: {', '.join(always)} is GENERATED ALWAYS",
+            destination.conn_id,
+            hint=hint,
+        )
+    if references := rows_of(destination, "own_references", target):
+        raise UsageError(
+            f"{target} refers to itself ({references[0]['name']}), and one by one its rows can't be changed",
+            destination.conn_id,
+            hint=f"{hint}, or make the constraint DEFERRABLE",
+        )
+    if spec.on_conflict == "replace":
+        raise UsageError("on_conflict='replace' is for apply='set'", destination.conn_id)
+
+
+def _check_replace(destination: Side, target: Relation) -> None:
+    if followers := rows_of(destination, "cascading_references", target):
+        names = ", ".join(f"{row['name']} of {row['table_name']}" for row in followers)
+        raise UsageError(
+            f"on_conflict='replace' deletes rows of {target} and inserts them anew, and {names} would follow",
+            destination.conn_id,
+            hint="use on_conflict='error'",
+        )
+
+
+def check_key_type(work: Work) -> None:
+    """Refuse a key that dblink's statements can't name: a composite's literal has no type.
+
+    :raises UsageError: with ``apply='statements'``.
+    """
+    composite = [field.name for field in work.key if field.kind.attributes and field.kind.element is None]
+    if composite and work.spec.apply == "statements":
+        raise UsageError(
+            f"dblink's statements can't find a row by {', '.join(composite)}: it is of a composite type",
+            work.destination.side.conn_id,
+            hint="use apply='set'",
+        )

@@ -1,0 +1,121 @@
+"""What tables hold, compared by PostgreSQL itself, and runs that must change nothing."""
+
+# ruff: noqa: S608 - names that the tests themselves made
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from psycopg.sql import SQL, Identifier
+
+from airflow_dblink.core.errors import DblinkError
+from airflow_dblink.embedded.server import Server, servers
+from tests.databases import Database, Row
+from tests.syncs import sync
+
+#: What values look like as text, the same on both sides.
+FORMS = (
+    "-c timezone=UTC -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
+    " -c lc_monetary=C -c xmloption=content"
+)
+
+
+def contents(database: Database, table: str = "item") -> list[str]:
+    """Return all rows as text, sorted by their bytes."""
+    query = f'SELECT row_of::text FROM {table} AS row_of ORDER BY row_of::text COLLATE "C"'
+    return [text for (text,) in database.admin(query)]
+
+
+def versions(database: Database, table: str = "item") -> list[Row]:
+    """Return where each row's version lies and which transaction wrote it: a rewritten row has another."""
+    return sorted(database.admin(f"SELECT tableoid::regclass::text, ctid::text, xmin::text FROM {table}"))
+
+
+def differences(source: Database, warehouse: Database, table: str, columns: Sequence[str]) -> tuple[int, int]:
+    """Return how many rows are on one side alone, by EXCEPT ALL both ways in the destination.
+
+    The source's rows are copied there as texts, by nothing of ours.
+    """
+    texts = SQL("SELECT {} FROM {}").format(
+        SQL(", ").join(SQL("{}::text COLLATE {}").format(Identifier(c), Identifier("C")) for c in columns),
+        SQL(table),
+    )
+    names = SQL(", ").join(Identifier(f"c{i}") for i in range(len(columns)))
+    with (
+        psycopg.connect(source.conninfo, options=FORMS, client_encoding="utf8") as there,
+        psycopg.connect(warehouse.conninfo, options=FORMS, client_encoding="utf8") as here,
+    ):
+        definitions = SQL(", ").join(
+            SQL("{} text COLLATE {}").format(Identifier(f"c{i}"), Identifier("C"))
+            for i in range(len(columns))
+        )
+        here.execute(SQL("CREATE TEMP TABLE copied ({})").format(definitions))
+        with (
+            there.cursor().copy(SQL("COPY ({}) TO STDOUT").format(texts)) as given,
+            here.cursor().copy(SQL("COPY copied ({}) FROM STDIN").format(names)) as taken,
+        ):
+            for block in given:
+                taken.write(block)
+        count = SQL("SELECT count(*) FROM ({} EXCEPT ALL {}) AS alone")
+        copied = SQL("SELECT {} FROM copied").format(names)
+        found = [
+            here.execute(count.format(*sides)).fetchone() for sides in ((copied, texts), (texts, copied))
+        ]
+        here.rollback()
+    return tuple(row[0] for row in found if row)
+
+
+def settled(source: Database, warehouse: Database, table: str = "item", **arguments: Any) -> dict[str, Any]:
+    """Sync twice: then both are equal, and the second run finds nothing and rewrites nothing."""
+    result: dict[str, Any] = sync(table, **arguments)
+    columns = [
+        name
+        for (name,) in warehouse.rows(
+            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
+            " AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
+            table,
+        )
+    ]
+    assert differences(source, warehouse, table, columns) == (0, 0)
+    before = versions(warehouse, table)
+    again = sync(table, **arguments)
+    assert (again["missing"], again["changed"], again["extra"]) == (0, 0, 0)
+    assert versions(warehouse, table) == before
+    return result
+
+
+def refused(
+    warehouse: Database,
+    *words: str,
+    table: str = "item",
+    error: type[Exception] = AirflowFailException,
+    **arguments: Any,
+) -> str:
+    """Sync, which must fail with all *words* in the message, and change nothing; returns the message."""
+    before = versions(warehouse, table), contents(warehouse, table)
+    with pytest.raises(error) as caught:
+        sync(table, **arguments)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert not warehouse.wait_until_left()
+    assert (versions(warehouse, table), contents(warehouse, table)) == before
+    return message
+
+
+def refused_by_server(warehouse: Database, *words: str, **arguments: Any) -> str:
+    """Sync as in :func:`refused`, where it is a server or the verification that refuses."""
+    return refused(warehouse, *words, error=DblinkError, **arguments)
+
+
+@contextmanager
+def system_server(name: str) -> Iterator[Server]:
+    """Run a server of the system's PostgreSQL, which has ICU and is of another version than the embedded."""
+    told = subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True)
+    with servers(name, bindir=Path(told.stdout.strip())) as (server,):
+        yield server

@@ -1,0 +1,68 @@
+"""Memory of a sync does not grow with the rows, whether few of them differ or some in many groups."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import airflow_dblink
+from tests.databases import Database
+
+ROOT = Path(airflow_dblink.__file__).parents[1]
+MB = 1024 * 1024
+LIMIT = 64 * MB  # over what the imports take
+FEW, MANY = 300_000, 3_000_000
+
+# Peak of the resident memory, first after the imports and a sync of one row, then after the big one.
+RUN = """
+import json, re, sys
+from pathlib import Path
+from tests.syncs import sync
+
+def peak():  # of this process: ru_maxrss begins with what its parent had when it forked
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+sync("small")
+before = peak()
+result = sync(sys.argv[1], **json.loads(sys.argv[2]))
+print(json.dumps({**result, "grown": peak() - before}))
+"""
+
+
+def synced(table: str, **arguments: object) -> dict[str, int]:
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, table, json.dumps(arguments)],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    result: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    return result
+
+
+def test_ten_times_the_rows_take_the_same_memory(source: Database, warehouse: Database) -> None:
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE small (id bigint PRIMARY KEY); INSERT INTO small VALUES (1)")
+        for table, rows in (("few", FEW), ("many", MANY)):
+            database.execute(f"CREATE UNLOGGED TABLE {table} (id bigint, k int)")
+            database.execute(f"INSERT INTO {table} SELECT i, i % 1000 FROM generate_series(1, {rows}) AS i")  # noqa: S608
+            database.execute(f"ALTER TABLE {table} ADD PRIMARY KEY (id); ANALYZE {table}")
+    for table in ("few", "many"):  # a thousandth, near each other
+        warehouse.execute(f"UPDATE {table} SET k = -1 WHERE id <= (SELECT max(id) / 1000 FROM {table})")  # noqa: S608
+    few, many = synced("few"), synced("many")
+    assert (few["updated"], many["updated"]) == (FEW // 1000, MANY // 1000)
+    assert many["grown"] < LIMIT, many
+    assert many["grown"] - few["grown"] < 8 * MB, (few["grown"], many["grown"])
+    # One row in every other group.
+    warehouse.execute("UPDATE many SET k = -1 WHERE id % 64 = 0")
+    scattered = synced("many", method="difference")
+    assert scattered["updated"] == MANY // 64
+    assert scattered["groups_differing"] > 40_000
+    assert scattered["grown"] < LIMIT, scattered
