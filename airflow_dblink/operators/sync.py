@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -51,9 +52,9 @@ class DblinkSyncOperator(DblinkBaseOperator):
     :param where: a condition, in the destination's column names, for the rows of both sides that
         count; rows outside of it are left alone, unless they are in the way (*on_conflict*). (templated)
     :param where_parameters: values for ``%s`` or ``%(name)s`` in *where*. (templated)
-    :param insert: insert rows that are missing in the destination.
-    :param update: update rows that differ.
-    :param delete: delete rows that the source has not.
+    :param insert: insert rows that are missing in the destination. (templated)
+    :param update: update rows that differ. (templated)
+    :param delete: delete rows that the source has not. (templated)
     :param method: ``difference``: compare checksums first. ``reload``: fetch all rows, and find in the
         destination which differ. ``replace``: TRUNCATE, and load all; readers wait meanwhile. ``auto``:
         ``difference``, or ``reload`` for an empty table and where most groups differ. (templated)
@@ -74,7 +75,8 @@ class DblinkSyncOperator(DblinkBaseOperator):
     :param max_delete_fraction: fail, with nothing changed, if a larger part of the destination's rows
         would be deleted; ``None`` for no limit. (templated)
     :param max_change_fraction: likewise for all changes together. (templated)
-    :param allow_empty_source: let an empty source empty the destination (within *max_delete_fraction*).
+    :param allow_empty_source: let an empty source empty the destination, within *max_delete_fraction*.
+        (templated)
     :param on_conflict: a row of the source has the value of another unique key that another row of the
         destination still has. ``error``: fail, naming the constraint. ``replace``: delete that row; if it
         is to be updated itself, it is inserted anew.
@@ -118,6 +120,10 @@ class DblinkSyncOperator(DblinkBaseOperator):
         "where",
         "where_parameters",
         "method",
+        "insert",
+        "update",
+        "delete",
+        "allow_empty_source",
         "replace_above",
         "plan_only",
         "plan",
@@ -154,9 +160,9 @@ class DblinkSyncOperator(DblinkBaseOperator):
         columns: Sequence[str] | Mapping[str, str] | None = None,
         where: str | None = None,
         where_parameters: Sequence[Any] | Mapping[str, Any] | None = None,
-        insert: bool = True,
-        update: bool = True,
-        delete: bool = True,
+        insert: bool | str = True,
+        update: bool | str = True,
+        delete: bool | str = True,
         method: Method = "auto",
         replace_above: float | str | None = None,
         apply: Apply = "set",
@@ -167,7 +173,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         statements_conn_id: str | None = None,
         max_delete_fraction: float | str | None = 0.25,
         max_change_fraction: float | str | None = None,
-        allow_empty_source: bool = False,
+        allow_empty_source: bool | str = False,
         on_conflict: OnConflict = "error",
         triggers: Triggers = "fire",
         watermark_column: str | None = None,
@@ -199,6 +205,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         self.lock = lock
         self.plan_only = plan_only
         self.plan = plan
+        self._has_plan = plan is not None  # whatever a template makes of it
         self.statements_path = statements_path
         self.statements_conn_id = statements_conn_id
         self.max_delete_fraction = max_delete_fraction
@@ -218,8 +225,9 @@ class DblinkSyncOperator(DblinkBaseOperator):
         """Make the table equal; the counts become the XCom return value."""
         with self._errors_for_airflow():
             store = self._watermark_store(context)
-            spec = self._spec(store.get(WATERMARK) if store is not None else None)
+            spec = self._spec(store.get(self.watermark_key) if store is not None else None)
             spec.check()
+            self._check_statements_path(spec)
             result = self._sync(context, spec)
             if store is not None:
                 self._advance(store, result)
@@ -242,7 +250,11 @@ class DblinkSyncOperator(DblinkBaseOperator):
                 self._settings(source.connection, source.conn_id),
                 self._settings(destination.connection, destination.conn_id),
             )
-            use = self._writer(link, context) if self.statements_path else None
+            path = self.get_template_env().from_string(self.statements_path or "").render(context)
+            use = self._writer(link, path) if path else None
+            if path:  # an earlier run's statements must not be taken for this one's
+                with new_file(path, self.statements_conn_id):
+                    pass
             if self._is_dry:
                 result = dry_run(session, spec, use)
                 self._report(result, "Would be done, by a dry run")
@@ -255,11 +267,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
 
     @property
     def _is_dry(self) -> bool:
-        if isinstance(self.plan_only, bool):
-            return self.plan_only
-        if str(self.plan_only).strip().lower() in ("true", "false"):  # rendered by a template
-            return str(self.plan_only).strip().lower() == "true"
-        raise UsageError(f"plan_only must be true or false, got {self.plan_only!r}")
+        return _flag("plan_only", self.plan_only)
 
     def _spec(self, watermark: Any) -> Spec:
         return Spec(
@@ -271,31 +279,41 @@ class DblinkSyncOperator(DblinkBaseOperator):
             columns=self.columns,
             where=self.where,
             where_parameters=self.where_parameters,
-            insert=self.insert,
-            update=self.update,
-            delete=self.delete,
+            insert=_flag("insert", self.insert),
+            update=_flag("update", self.update),
+            delete=_flag("delete", self.delete),
             method=self.method,
             replace_above=_number("replace_above", self.replace_above),
             apply=self.apply,
             lock=self.lock,
             on_conflict=self.on_conflict,
             triggers=self.triggers,
-            plan=_plan(self.plan),
+            plan=self._given_plan(),
             max_delete_fraction=_number("max_delete_fraction", self.max_delete_fraction),
             max_change_fraction=_number("max_change_fraction", self.max_change_fraction),
-            allow_empty_source=self.allow_empty_source,
+            allow_empty_source=_flag("allow_empty_source", self.allow_empty_source),
             watermark_column=self.watermark_column,
             watermark_from=watermark,
             watermark_until=self.watermark_until,
             watermark_overlap=self.watermark_overlap,
             sample_keys=self.sample_keys,
-            reset_sequences=self.reset_sequences,
+            reset_sequences=_flag("reset_sequences", self.reset_sequences),
         )
 
-    def _writer(self, link: Wire, context: Context) -> Callable[[Work], None]:
-        # Not a template field: its name may end in .sql, and Airflow would look for a file to render.
-        path = self.get_template_env().from_string(self.statements_path or "").render(context)
+    def _given_plan(self) -> Mapping[str, Any] | None:
+        """Return the plan, ``None`` only if none was asked for.
 
+        :raises UsageError: if it has no value.
+        """
+        found = _plan(self.plan)
+        if found is None and self._has_plan:
+            raise UsageError(
+                "plan has no value, and without one all that differs would be done",
+                hint="look whether the task that makes the plan has run, and returned it",
+            )
+        return found
+
+    def _writer(self, link: Wire, path: str) -> Callable[[Work], None]:
         def write(work: Work) -> None:
             with new_file(path, self.statements_conn_id) as file:
                 for statement in statements_of_plan(work, link):
@@ -304,7 +322,26 @@ class DblinkSyncOperator(DblinkBaseOperator):
 
         return write
 
+    def _check_statements_path(self, spec: Spec) -> None:
+        if not self.statements_path:
+            return
+        replaces = spec.method == "replace" or spec.replace_above is not None
+        if replaces or spec.on_conflict == "replace":
+            raise UsageError(
+                "statements_path doesn't go together with replacing rows: no statement would show that",
+                hint="leave one of them out",
+            )
+
     # -- the watermark
+
+    @property
+    def watermark_key(self) -> str:
+        """Where the watermark is in the asset's state: of one table and question, since assets are shared."""
+        what = (
+            *(self.destination_conn_id, self.destination_table, self.source_conn_id, self.source_table),
+            *(self.source_sql, self.where, self.watermark_column),
+        )
+        return f"{WATERMARK}_{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
 
     def _watermark_store(self, context: Context) -> Any:
         """Return where the watermark is kept, ``None`` where there is none to keep."""
@@ -314,7 +351,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         try:
             if self.watermark_asset is not None:
                 return stores[self.watermark_asset]
-            stores.get(WATERMARK)  # of the task's only asset
+            stores.get(self.watermark_key)  # of the task's only asset
         except (KeyError, ValueError) as error:
             raise UsageError(
                 f"the watermark belongs to an asset of the task: {error}",
@@ -327,14 +364,16 @@ class DblinkSyncOperator(DblinkBaseOperator):
         found = result.get("watermark")
         if self._is_dry or found is None:
             return
-        kept = store.get(WATERMARK)
+        kept = store.get(self.watermark_key)
         if kept is not None:
             with self._hook(self.source_conn_id) as hook:
                 source = Side(hook.link().connection, self.source_conn_id)
                 if not is_higher(source, result["watermark_type"], found, kept):
                     return
-        store.set(WATERMARK, found)
-        self.log.info("Watermark of %s: %s", self.watermark_column, found)
+        store.set(self.watermark_key, found)
+        self.log.info(
+            "Watermark of %s: %s (asset state %s)", self.watermark_column, found, self.watermark_key
+        )
 
     # -- what is told
 
@@ -378,16 +417,27 @@ class DblinkSyncOperator(DblinkBaseOperator):
         return transfer_lineage(self)
 
 
+def _flag(name: str, value: Any) -> bool:
+    """Return a bool that a template may have made a text.
+
+    :raises UsageError: for anything else.
+    """
+    text = str(value).strip().lower()
+    if isinstance(value, bool | str) and text in ("true", "false"):
+        return text == "true"
+    raise UsageError(f"{name} must be true or false, got {value!r}")
+
+
 def _number(name: str, value: Any) -> float | None:
-    """Return a number that a template may have made a text."""
-    if value is None or isinstance(value, int | float):
-        return value
-    text = str(value).strip()
-    if text.lower() in ("", "none"):
+    """Return a number that a template may have made a text; what renders to nothing is no number.
+
+    :raises UsageError: for anything else.
+    """
+    if value is None or str(value).strip().lower() == "none":
         return None
     try:
-        return float(text)
-    except ValueError:
+        return float("" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
         raise UsageError(f"{name} must be a number or None, got {value!r}") from None
 
 

@@ -8,7 +8,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
 from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.part import Work, column, comma
-from airflow_dblink.core.sync.plan import PLAN, ROWS, same_key
+from airflow_dblink.core.sync.plan import PLAN, ROWS, named_keys, same_key
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
 
 
@@ -82,7 +82,30 @@ def _renew(work: Work, standing: sql.Composed, columns: list[str]) -> int:
     return renewed
 
 
+def _refuse_twice(work: Work, standing: sql.Composed) -> None:
+    """Refuse to delete a row that the source has as it is: the source itself has the value twice."""
+    part = work.destination
+    equal = sql.SQL(
+        "SELECT 1 AS one FROM ({standing}) AS standing JOIN ({rows}) AS here ON {same}"
+        " WHERE NOT EXISTS (SELECT FROM {plan} AS plan WHERE {planned}) LIMIT 1"
+    ).format(
+        standing=standing,
+        rows=part.select(comma(named_keys(work))),
+        same=same_key(work, "here", "standing"),
+        plan=PLAN,
+        planned=same_key(work, "plan", "standing"),
+    )
+    if part.side.fetch(equal, "making way for unique values"):
+        raise UsageError(
+            f"two source rows have the same value of a unique constraint of {work.target}",
+            work.source.side.conn_id,
+            "23505",
+            hint="the destination can hold only one of them: correct the source, or leave one out (where)",
+        )
+
+
 def _displace(work: Work, standing: sql.Composed) -> int:
+    _refuse_twice(work, standing)
     gone = REMOVED + (DELETE if DELETE in work.spec.operations else "")
     return work.destination.side.run(
         sql.SQL(

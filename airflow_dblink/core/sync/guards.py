@@ -43,11 +43,11 @@ def guard_changes(work: Work, outcome: Outcome, displaced: int) -> None:
         ("max_delete_fraction", spec.max_delete_fraction, deleted),
         ("max_change_fraction", spec.max_change_fraction, plan.done(spec.operations) + displaced),
     ):
-        if limit is not None and rows and count > rows * limit:
+        if limit is not None and (rows or limit == 0) and count > rows * limit:
             word = "deleted" if name == "max_delete_fraction" else "changed"
             outcome.refuse(
                 UsageError(
-                    f"{count} rows of the {rows} in {work.target} would be {word} ({count / rows:.1%}), more"
+                    f"{count} rows of the {rows} in {work.target} would be {word}, more"
                     f" than {name}={limit}; nothing is changed",
                     work.destination.side.conn_id,
                     hint=f"look at a dry run (plan_only=True); if it is right, raise {name}",
@@ -90,10 +90,10 @@ def demand_same_plan(work: Work, plan: Plan) -> None:
     :raises UsageError: if the data moved on.
     """
     wanted = work.spec.plan
-    if wanted is not None and wanted["arguments"] != work.spec.fingerprint:
+    if wanted is not None and wanted["arguments"] != work.fingerprint:
         raise UsageError(
-            "the plan was made with other arguments (tables, key, columns, where, insert, update, delete or"
-            " on_conflict); nothing is changed",
+            "the plan was made with other arguments (connections, tables, key, columns, where, insert,"
+            " update, delete, on_conflict or triggers); nothing is changed",
             work.destination.side.conn_id,
             hint="give both tasks the same",
         )
@@ -124,6 +124,13 @@ def demand_replaceable(work: Work) -> None:
     """
     side = work.destination.side
     demand(work.target.may_truncate, side, f"permission denied: no TRUNCATE on {work.target}")
+    if work.target.row_security:
+        raise UsageError(
+            f"{work.target} has row-level security for this role, and PostgreSQL copies into no such table",
+            side.conn_id,
+            "0A000",
+            hint="use method='auto' without replace_above",
+        )
     if lost := work.not_synced:
         raise UsageError(
             f"replacing all rows of {work.target} would lose what they have in {', '.join(lost)}",

@@ -18,6 +18,8 @@ def load(work: Work, *, truncate: bool) -> Pumped:
     """
     destination = work.destination.side
     if truncate:
+        # The source may read this table, in a session that waits for us: no server sees that deadlock.
+        destination.run("SET LOCAL lock_timeout = '1min'", "setting up the transaction")
         destination.run(sql.SQL("TRUNCATE {}").format(work.target.identifier), "truncating the table")
     values = work.source.select(comma([column(field.name) for field in work.fields]))
     into = sql.SQL("{} ({})").format(

@@ -20,7 +20,7 @@ def snapshot(side: Side) -> str:
 def is_quiet(before: str, now: str, own: int) -> bool:
     """Return whether no transaction that had an id has ended between two snapshots of a server.
 
-    A snapshot is ``xmin:xmax:xip,...``: ids from xmax on hadn't begun, those in xip hadn't ended.
+    A snapshot is ``xmin:xmax:xip,...``: ids from xmax on hadn't ended, nor had those in xip.
 
     :param own: id of the transaction that asks.
     """

@@ -66,7 +66,7 @@ class Outcome:
             found["plan"] = {
                 "seed": work.checksum.seed,
                 "digest": plan.digest,
-                "arguments": work.spec.fingerprint,
+                "arguments": work.fingerprint,
             }
             found["refused"] = self.refused
         if work.spec.is_incremental:

@@ -124,6 +124,12 @@ class Work:
         return sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nullable)
 
     @property
+    def fingerprint(self) -> str:
+        """What tells whether a plan was made for the same work; the seed keeps values from being guessed."""
+        ids = (self.source.side.conn_id, self.destination.side.conn_id)
+        return self.spec.fingerprint(*ids, self.checksum.seed)
+
+    @property
     def not_synced(self) -> list[str]:
         """The destination's columns that are not kept equal, but for those that it generates."""
         given = {field.name for field in self.fields}

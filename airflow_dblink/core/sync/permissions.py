@@ -34,10 +34,16 @@ def check_privileges(
     given = {pair.destination for pair in pairs}
     facts = rows_of(destination, "table_facts", target)[0]
     columns = [c for c in target.columns if c.name in given]
+    # dblink's UPDATE sets the key, too.
+    written = [c for c in columns if c.name not in key or spec.apply == "statements"]
     for operation, on, names in (
         ("SELECT", True, [c.name for c in columns if not c.may_select]),
         ("INSERT", spec.insert, [c.name for c in columns if not c.may_insert]),
-        ("UPDATE", spec.update, [c.name for c in columns if c.name not in key and not c.may_update]),
+        (
+            "UPDATE",
+            spec.update,
+            [c.name for c in written if not c.may_update],
+        ),
     ):
         message = f"permission denied: no {operation} on {target} ({', '.join(names)})"
         demand(not (on and names), destination, message)
@@ -83,9 +89,9 @@ def _check_table(
 
 def _check_statements(destination: Side, spec: Spec, target: Relation, always: Sequence[str]) -> None:
     hint = "use apply='set'"
-    if always and spec.insert:
+    if always and (spec.insert or spec.update):
         raise UsageError(
-            f"dblink's statements can't insert into {target}: {', '.join(always)} is GENERATED ALWAYS",
+            f"dblink's statements can't write {target}: {', '.join(always)} is GENERATED ALWAYS",
             destination.conn_id,
             hint=hint,
         )

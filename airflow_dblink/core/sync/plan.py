@@ -69,12 +69,10 @@ def stage_hashes(work: Work, comparison: Comparison) -> Pumped:
     :raises RemoteError: what a server says.
     """
     destination = work.destination.side
-    keys = [
-        sql.SQL("{} AS {}").format(column(key.name), sql.Identifier(f"k{i}"))
-        for i, key in enumerate(work.key)
-    ]
     empty = sql.SQL("CREATE TEMP TABLE airflow_dblink_there ON COMMIT DROP AS {} WITH NO DATA")
-    shape = sql.SQL("SELECT {}, 0::int8 AS h FROM {} AS part").format(comma(keys), work.target.identifier)
+    shape = sql.SQL("SELECT {}, 0::int8 AS h FROM {} AS part").format(
+        comma(named_keys(work)), work.target.identifier
+    )
     destination.run(empty.format(shape), "creating the table of hashes")
     found = comparison.grouping.select(
         work.source, _keys_and_hash(work), comparison.differing, few=is_few(comparison)
@@ -195,12 +193,16 @@ def same_key(work: Work, left: str, right: str) -> sql.Composed:
     )
 
 
-def _keys_and_hash(work: Work) -> sql.Composed:
-    keys = [
+def named_keys(work: Work) -> list[sql.Composed]:
+    """Return the key's columns of a row of a part, as ``k0``, ``k1``, ..."""
+    return [
         sql.SQL("{} AS {}").format(column(key.name), sql.Identifier(f"k{i}"))
         for i, key in enumerate(work.key)
     ]
-    return sql.SQL("{}, {} AS h").format(comma(keys), work.row_hash)
+
+
+def _keys_and_hash(work: Work) -> sql.Composed:
+    return sql.SQL("{}, {} AS h").format(comma(named_keys(work)), work.row_hash)
 
 
 def _staged_keys(work: Work) -> sql.Composed:

@@ -41,7 +41,7 @@ from airflow_dblink.core.sync.plan import Plan, make_plan, stage_all, stage_hash
 from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.statements import apply_statements
-from airflow_dblink.core.sync.verify import verify, verify_load
+from airflow_dblink.core.sync.verify import has_side_effects, verify, verify_load, verify_whole
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import Wire
 
@@ -51,8 +51,7 @@ log = logging.getLogger(__name__)
 # (benchmarks/sync.py has the curve).
 RELOAD_SHARE = 0.5
 
-_BEGIN_SOURCE = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_BEGIN_LOOK = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BEGIN_DRY = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 # One side waits in its transaction for the other's work. And groups are hashed: a sort takes longer.
 _OWN = {"idle_in_transaction_session_timeout": "0", "work_mem": "64MB"}
@@ -84,7 +83,7 @@ class Session:
 
     def begin_source(self) -> None:
         """Begin the source's snapshot."""
-        self.source.run(_BEGIN_SOURCE, "beginning the source transaction")
+        self.source.run(_BEGIN_READING, "beginning the source transaction")
         set_local(self.source, {**_OWN, **self.source_settings})
 
     def begin_destination(self, begin: str) -> None:
@@ -104,6 +103,8 @@ def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = N
     session.begin_destination(_BEGIN_DRY)
     work = _prepare(session, spec)
     _compare(work, outcome)
+    if outcome.method == "replace":
+        demand_replaceable(work)
     _plan(work, outcome)
     if use is not None:
         _stage(work, outcome)
@@ -125,7 +126,7 @@ def run(
     :raises RemoteError: what a server says; nothing is changed then.
     """
     outcome = Outcome()
-    session.begin_destination(_BEGIN_LOOK)  # before the source's: whose snapshot is later commits later
+    session.begin_destination(_BEGIN_READING)  # before the source's: whose snapshot is later commits later
     before = snapshot(session.destination)
     work = _prepare(session, spec)
     if spec.lock == "apply":
@@ -153,8 +154,8 @@ def run(
         _stage(work, outcome)
         if use is not None:
             use(work)
-        session.source.run("COMMIT", "ending the source transaction")
         _apply(work, outcome, session.link)
+        session.source.run("COMMIT", "ending the source transaction")
     result = outcome.result(work)
     once.commit(result)
     return result
@@ -219,7 +220,11 @@ def _count(work: Work) -> int:
 
 def _is_first_load(work: Work, outcome: Outcome) -> bool:
     """Return whether the destination's part is empty, so that its rows need no comparing."""
-    if outcome.comparison is not None or work.spec.plan is not None or not work.spec.insert:
+    spec = work.spec
+    rows_count = spec.max_change_fraction == 0 or spec.on_conflict == "replace"
+    if outcome.comparison is not None or spec.plan is not None or not spec.insert or rows_count:
+        return False
+    if work.target.row_security:  # PostgreSQL copies into no such table
         return False
     part = work.destination
     one = part.select(sql.SQL("1 AS one"), end=" LIMIT 1")
@@ -271,7 +276,12 @@ def _read_watermark(work: Work, outcome: Outcome) -> None:
     if work.watermark is None:
         return
     # As JSON has it: a later run may have another DateStyle, and would take 01/02 for another day.
-    what = sql.SQL("pg_catalog.to_json(pg_catalog.max({})) #>> '{{}}' AS highest").format(work.watermark)
+    # Infinity would be the last watermark ever.
+    finite = ""
+    if (work.watermark_type or "").startswith(("timestamp", "date")):
+        finite = " FILTER (WHERE pg_catalog.isfinite({}))"
+    highest = sql.SQL("pg_catalog.max({})" + finite).format(*[work.watermark] * (2 if finite else 1))
+    what = sql.SQL("pg_catalog.to_json({}) #>> '{{}}' AS highest").format(highest)
     found = work.source.side.fetch(work.source.select(what), "reading the watermark")
     outcome.watermark = found[0]["highest"]
 
@@ -307,6 +317,8 @@ def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
         }
         destination.run("SET CONSTRAINTS ALL IMMEDIATE", "checking constraints")
     verify(work, outcome.comparison)
+    if not spec.is_incremental and (displaced or has_side_effects(work)):
+        verify_whole(work, outcome)
     if spec.reset_sequences and outcome.done["inserted"]:
         reset_sequences(destination, work.target, {column.name for column in work.fields})
 

@@ -22,6 +22,15 @@ Triggers = Literal["fire", "disable"]
 #: What a row of a plan says: the row is missing in the destination, differs, or is there alone.
 INSERT, UPDATE, DELETE = "I", "U", "D"
 
+# Words whose value depends on the server, the moment or the session.
+_MOVING = frozenset(
+    {
+        *("NOW", "CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"),
+        *("CLOCK_TIMESTAMP", "STATEMENT_TIMESTAMP", "TRANSACTION_TIMESTAMP", "TIMEOFDAY", "RANDOM"),
+        *("CURRENT_USER", "SESSION_USER", "CURRENT_ROLE", "CURRENT_SETTING", "GEN_RANDOM_UUID"),
+    }
+)
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -61,13 +70,13 @@ class Spec:
         given = {INSERT: self.insert, UPDATE: self.update, DELETE: self.delete}
         return "".join(operation for operation, on in given.items() if on)
 
-    @property
-    def fingerprint(self) -> str:
-        """What tells whether a plan was made for the same work; without the values themselves."""
+    def fingerprint(self, *more: Any) -> str:
+        """Return what tells whether a plan was made for the same work, and for *more*."""
         given = (
+            *more,
             *(self.destination_table, self.source_table, self.source_sql, self.source_parameters),
             *(self.key, self.columns, self.where, self.where_parameters),
-            *(self.operations, self.on_conflict),
+            *(self.operations, self.on_conflict, self.triggers),
         )
         # As JSON has it: a list is a tuple after a template, and a plan goes through XCom.
         return hashlib.sha256(json.dumps(given, default=str, sort_keys=True).encode()).hexdigest()[:32]
@@ -82,6 +91,7 @@ class Spec:
 
         :raises UsageError: names the argument.
         """
+        self._check_texts()
         if (self.source_table is None) == (self.source_sql is None):
             raise UsageError("give either source_table or source_sql")
         if self.source_parameters is not None and self.source_sql is None:
@@ -98,14 +108,38 @@ class Spec:
         if self.is_incremental and self.plan is not None:
             raise UsageError("plan and watermark_column don't go together", hint="approve a full sync")
 
+    def _check_texts(self) -> None:
+        for name in ("destination_table", "source_table", "source_sql", "where", "watermark_column"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise UsageError(f"{name} must be text, got {value!r}" if value else f"{name} is empty")
+        if self.watermark_column is None:
+            for name in ("watermark_overlap", "watermark_until"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{name} belongs to watermark_column")
+        overlap: Any = self.watermark_overlap
+        is_number = isinstance(overlap, timedelta | int | float) and not isinstance(overlap, bool)
+        if overlap is not None and not (is_number and overlap >= type(overlap)(0)):
+            raise UsageError(f"watermark_overlap must be a timedelta or number, not below 0, got {overlap!r}")
+
+    def _check_where(self, where: str) -> None:
+        found = parts(where)
+        if len(found) != 1:
+            raise UsageError("where must be one condition, without a semicolon")
+        if moving := sorted(_MOVING & set(found[0].words)):
+            raise UsageError(
+                f"where must mean the same on both servers, and {moving[0].lower()} is another value on each",
+                hint="give the value: where_parameters, or a template such as '{{ data_interval_end }}'",
+            )
+
     def _check_names(self) -> None:
         for name in ("key", "columns"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} must be a list of columns, got a text")
         if self.key is not None and not self.key:
             raise UsageError("key names no column")
-        if self.where is not None and len(parts(self.where)) != 1:
-            raise UsageError("where must be one condition, without a semicolon")
+        if self.where is not None:
+            self._check_where(self.where)
 
     def _check_replace(self) -> None:
         """Refuse what needs to know the rows one by one: TRUNCATE does not."""

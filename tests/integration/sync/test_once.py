@@ -238,8 +238,8 @@ def test_a_dry_run_tells_what_a_guard_would_refuse(both: Both) -> None:
 
 @pytest.mark.parametrize("name", ["max_delete_fraction", "max_change_fraction", "replace_above"])
 def test_a_text_that_is_no_number_is_refused(both: Both, name: str) -> None:
+    arguments: dict[str, Any] = {name: "much"}
     with pytest.raises(AirflowFailException, match=f"{name} must be a number or None, got 'much'"):
-        arguments: dict[str, Any] = {name: "much"}
         sync(**arguments)
 
 

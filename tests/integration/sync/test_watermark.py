@@ -9,7 +9,6 @@ import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.operators.sync import WATERMARK
 from tests.databases import Database
 from tests.integration.sync.moments import COUNTED, Meanwhile, applied, rows
 from tests.integration.tasks import context
@@ -18,6 +17,7 @@ from tests.syncs import sync_operator
 
 Both = tuple[Database, Database]
 ORDERS, OTHER = Asset("orders"), Asset("other")
+WATERMARK = sync_operator(watermark_column="changed").watermark_key
 
 
 class AssetStores:
@@ -271,3 +271,32 @@ def test_a_run_that_began_earlier_undoes_nothing_of_a_later_one(both: Both, stor
     sync(stores, Meanwhile(act))
     assert rows(warehouse) == rows(source)
     assert stores.get(WATERMARK) == "30"
+
+
+def test_tables_that_share_an_asset_have_each_their_own(both: Both, stores: AssetStores) -> None:
+    source, warehouse = both
+    for database in both:
+        database.execute("CREATE TABLE other (id int PRIMARY KEY, changed bigint)")
+    source.execute("INSERT INTO other VALUES (1, 1)")
+    sync(stores)
+    assert sync(stores, source_table="other", destination_table="other")["inserted"] == 1
+    assert warehouse.rows("SELECT id FROM other") == [(1,)]
+
+
+@pytest.mark.parametrize("overlap", [-1, timedelta(days=-1), True, "1 day"])
+def test_an_overlap_that_is_none_is_refused(both: Both, stores: AssetStores, overlap: Any) -> None:
+    with pytest.raises(AirflowFailException, match="watermark_overlap must be a timedelta or number"):
+        sync(stores, watermark_overlap=overlap)
+
+
+@pytest.mark.parametrize("argument", ["watermark_overlap", "watermark_until"])
+def test_what_belongs_to_a_watermark_is_refused_without_one(both: Both, argument: str) -> None:
+    arguments: dict[str, Any] = {argument: 1}
+    with pytest.raises(AirflowFailException, match=f"{argument} belongs to watermark_column"):
+        sync(AssetStores(ORDERS), watermark_column=None, **arguments)
+
+
+def test_infinity_is_no_watermark(source: Database, warehouse: Database, stores: AssetStores) -> None:
+    make(source, warehouse, "timestamp", "CASE WHEN i = 5 THEN 'infinity' ELSE timestamp '2024-01-01' END")
+    assert sync(stores)["inserted"] == 10
+    assert stores.get(WATERMARK) == "2024-01-01T00:00:00"
