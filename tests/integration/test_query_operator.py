@@ -498,7 +498,6 @@ def test_a_slow_remote_does_not_hold_up_the_others(third: Database, monkeypatch:
     )
     sets = {"slow": source(slow), "quick": Remote("third", BIG.replace("%s", "1"))}
     run("SELECT 1", sets)
-    assert turns[0] == "slow" or turns[1] == "slow"
     assert turns[-1] == "slow"
     assert "quick" in turns[:-1]
 

@@ -154,8 +154,13 @@ def run(
         _stage(work, outcome)
         if use is not None:
             use(work)
+        whole = not spec.is_incremental and (spec.on_conflict == "replace" or has_side_effects(work))
+        if not whole:  # all is read
+            session.source.run("COMMIT", "ending the source transaction")
         _apply(work, outcome, session.link)
-        session.source.run("COMMIT", "ending the source transaction")
+        if whole:
+            verify_whole(work, outcome)
+            session.source.run("COMMIT", "ending the source transaction")
     result = outcome.result(work)
     once.commit(result)
     return result
@@ -317,8 +322,6 @@ def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
         }
         destination.run("SET CONSTRAINTS ALL IMMEDIATE", "checking constraints")
     verify(work, outcome.comparison)
-    if not spec.is_incremental and (displaced or has_side_effects(work)):
-        verify_whole(work, outcome)
     if spec.reset_sequences and outcome.done["inserted"]:
         reset_sequences(destination, work.target, {column.name for column in work.fields})
 
