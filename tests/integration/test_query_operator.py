@@ -481,7 +481,8 @@ def test_streams_are_loaded_by_turns(
     assert result["data"] == []
     assert result["sets"] == {"a": 5000, "b": 5000, "c": 5000, "d": 0, "e": 5000}
     assert "d" not in turns  # there was nothing to load
-    assert {name: turns.count(name) > 3 for name in "abc"} == dict.fromkeys("abc", True)
+    # One that comes last is alone, and loaded by one COPY.
+    assert sum(turns.count(name) > 3 for name in "abc") >= 2
 
 
 def test_a_remote_that_is_alone_is_loaded_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
