@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,16 @@ def wait_for_question(env: AirflowEnv, run: str, person: httpx.Client) -> dict[s
     asks = env.airflow.wait_for_task("dblink_sync_approval", run, "approve", ends, timeout_s=120)
     assert asks["state"] == "awaiting_input", env.failed_logs("dblink_sync_approval", run)
     found: dict[str, Any] = person.get(question(run)).raise_for_status().json()
+    # Airflow 3.3.2 fails a task that is answered, and queued again, before its scheduler has heard of the
+    # end of the first process. A person is never that quick.
+    heard = re.compile(
+        rf"Received executor event with state success .*task_id='approve', run_id='{re.escape(run)}'"
+    )
+    scheduler = env.airflow.home / "components" / "scheduler.log"
+    deadline = time.monotonic() + 60
+    while not heard.search(scheduler.read_text(errors="replace")):
+        assert time.monotonic() < deadline, "the scheduler has not heard of the end of the task's process"
+        time.sleep(0.2)
     return found
 
 
