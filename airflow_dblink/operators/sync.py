@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec,
 from airflow_dblink.core.sync.statements import statements_of_plan
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import Wire
+from airflow_dblink.operators.arguments import flag, number, plan_of
 from airflow_dblink.operators.base import DblinkBaseOperator
 from airflow_dblink.operators.files import new_file
 from airflow_dblink.operators.lineage import transfer_lineage
@@ -267,7 +267,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
 
     @property
     def _is_dry(self) -> bool:
-        return _flag("plan_only", self.plan_only)
+        return flag("plan_only", self.plan_only)
 
     def _spec(self, watermark: Any) -> Spec:
         return Spec(
@@ -279,25 +279,25 @@ class DblinkSyncOperator(DblinkBaseOperator):
             columns=self.columns,
             where=self.where,
             where_parameters=self.where_parameters,
-            insert=_flag("insert", self.insert),
-            update=_flag("update", self.update),
-            delete=_flag("delete", self.delete),
+            insert=flag("insert", self.insert),
+            update=flag("update", self.update),
+            delete=flag("delete", self.delete),
             method=self.method,
-            replace_above=_number("replace_above", self.replace_above),
+            replace_above=number("replace_above", self.replace_above),
             apply=self.apply,
             lock=self.lock,
             on_conflict=self.on_conflict,
             triggers=self.triggers,
             plan=self._given_plan(),
-            max_delete_fraction=_number("max_delete_fraction", self.max_delete_fraction),
-            max_change_fraction=_number("max_change_fraction", self.max_change_fraction),
-            allow_empty_source=_flag("allow_empty_source", self.allow_empty_source),
+            max_delete_fraction=number("max_delete_fraction", self.max_delete_fraction),
+            max_change_fraction=number("max_change_fraction", self.max_change_fraction),
+            allow_empty_source=flag("allow_empty_source", self.allow_empty_source),
             watermark_column=self.watermark_column,
             watermark_from=watermark,
             watermark_until=self.watermark_until,
             watermark_overlap=self.watermark_overlap,
             sample_keys=self.sample_keys,
-            reset_sequences=_flag("reset_sequences", self.reset_sequences),
+            reset_sequences=flag("reset_sequences", self.reset_sequences),
         )
 
     def _given_plan(self) -> Mapping[str, Any] | None:
@@ -305,7 +305,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
 
         :raises UsageError: if it has no value.
         """
-        found = _plan(self.plan)
+        found = plan_of(self.plan)
         if found is None and self._has_plan:
             raise UsageError(
                 "plan has no value, and without one all that differs would be done",
@@ -409,55 +409,9 @@ class DblinkSyncOperator(DblinkBaseOperator):
         """Return what was done or, by a dry run, would be."""
         if not self._is_dry:
             return [result[name] for name in ("inserted", "updated", "deleted")]
-        found = zip(("missing", "changed", "extra"), (self.insert, self.update, self.delete), strict=True)
-        return [result[kind] if on else 0 for kind, on in found]
+        found = zip(("missing", "changed", "extra"), ("insert", "update", "delete"), strict=True)
+        return [result[kind] if flag(name, getattr(self, name)) else 0 for kind, name in found]
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
         return transfer_lineage(self)
-
-
-def _flag(name: str, value: Any) -> bool:
-    """Return a bool that a template may have made a text.
-
-    :raises UsageError: for anything else.
-    """
-    text = str(value).strip().lower()
-    if isinstance(value, bool | str) and text in ("true", "false"):
-        return text == "true"
-    raise UsageError(f"{name} must be true or false, got {value!r}")
-
-
-def _number(name: str, value: Any) -> float | None:
-    """Return a number that a template may have made a text; what renders to nothing is no number.
-
-    :raises UsageError: for anything else.
-    """
-    if value is None or str(value).strip().lower() == "none":
-        return None
-    try:
-        return float("" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} must be a number or None, got {value!r}") from None
-
-
-def _plan(value: Any) -> Mapping[str, Any] | None:
-    """Return the plan in what a dry run returned, or in the text that a template made of that.
-
-    :raises UsageError: if there is none in it.
-    """
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)  # Jinja writes Python's literals
-        except (ValueError, SyntaxError):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise UsageError(
-                    "plan must be what a dry run returned (plan_only=True), got other text"
-                ) from None
-    if isinstance(value, Mapping) and isinstance(value.get("plan"), Mapping):
-        value = value["plan"]
-    if value is not None and not isinstance(value, Mapping):
-        raise UsageError(f"plan must be what a dry run returned (plan_only=True), got {type(value).__name__}")
-    return value

@@ -53,7 +53,18 @@ def test_every_module_is_listed_and_imports(kind: str) -> None:
         if importlib.import_module(module)
     }
     package = Path(airflow_dblink.__file__).parent / kind
-    helpers = {"__init__", "attach", "base", "dbapi", "files", "job_base", "lineage", "rows", "task"}
+    helpers = {
+        "__init__",
+        "arguments",
+        "attach",
+        "base",
+        "dbapi",
+        "files",
+        "job_base",
+        "lineage",
+        "rows",
+        "task",
+    }
     there = {f"airflow_dblink.{kind}.{path.stem}" for path in package.glob("*.py")}
     assert listed == there - {f"airflow_dblink.{kind}.{name}" for name in helpers}
 

@@ -98,12 +98,17 @@ def test_a_plan_that_a_template_lost(source: Database, warehouse: Database) -> N
 @pytest.mark.parametrize(
     "name", ["insert", "update", "delete", "allow_empty_source", "reset_sequences", "plan_only"]
 )
-def test_a_text_is_true_or_false_by_what_it_says(source: Database, warehouse: Database, name: str) -> None:
+def test_a_text_is_true_or_false_by_what_it_says(
+    source: Database, warehouse: Database, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     made(source, warehouse)
     maybe: dict[str, Any] = {name: "maybe"}
     refused(warehouse, f"{name} must be true or false, got 'maybe'", **maybe)
     source.execute("DELETE FROM item WHERE id = 1")
     assert sync(delete="False")["deleted"] == 0
+    capsys.readouterr()
+    sync(delete="False", plan_only="True")
+    assert "0 inserted, 0 updated, 0 deleted" in capsys.readouterr().out
     assert sync(delete="True")["deleted"] == 1
 
 
