@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import BaseConnection, pq, sql
 from psycopg.abc import PQGen
+from psycopg.generators import fetch
 from psycopg.rows import TupleRow
 
 from airflow_dblink.core import styles
@@ -29,6 +31,8 @@ RV = TypeVar("RV")
 Check = Callable[[], None]
 
 _CANCEL_S = 2.0  # of each of two; Airflow's supervisor follows SIGTERM with SIGKILL after 5 s
+_CANCEL_AGAIN_S = 0.1
+COPY = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 
 
 class LinkConnection(psycopg.Connection[TupleRow]):
@@ -62,11 +66,52 @@ class LinkConnection(psycopg.Connection[TupleRow]):
         """
         try:
             if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-                self.cancel_safe(timeout=_CANCEL_S)
+                self.cancel_running()
         except psycopg.Error as error:
             log.warning("Cancelling the statement failed: %s", without_credentials(str(error).strip()))
         finally:
             self.close()
+
+    def cancel_running(self) -> bool:
+        """Cancel what runs and drop what is left of its results, within two seconds.
+
+        A server that has not begun to read a statement forgets the request to cancel it: it is
+        repeated until the statement has ended.
+
+        :returns: whether the connection waits for another statement now; not after a COPY.
+        :raises psycopg.Error: if the server can't be asked, or the connection is lost.
+        """
+        deadline = time.monotonic() + _CANCEL_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            self.cancel_safe(timeout=left_s)
+            try:
+                # The statement that a COPY belongs to has begun, so a request reaches it from now on.
+                if super().wait(watched(_drop_results(self.pgconn), _after(_CANCEL_AGAIN_S))):
+                    return True
+                self.cancel_safe(timeout=left_s)
+                return False
+            except TimeoutError:
+                pass
+        return False
+
+
+def _drop_results(pgconn: pq.abc.PGconn) -> PQGen[bool]:
+    """Read all results that are left; returns false at a COPY, whose data would have to be read."""
+    while (result := (yield from fetch(pgconn))) is not None:
+        if result.status in COPY:
+            return False
+    return True
+
+
+def _after(seconds: float) -> Check:
+    """Return a check that raises TimeoutError when *seconds* are over."""
+    deadline = time.monotonic() + seconds
+
+    def check() -> None:
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+
+    return check
 
 
 def watched(gen: PQGen[RV], check: Check) -> Generator[Any, Any, RV]:

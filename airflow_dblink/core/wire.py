@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -14,9 +13,9 @@ from psycopg.abc import PQGen
 from psycopg.abc import Transformer as AbcTransformer
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.generators import execute, fetch, fetch_many, send
+from psycopg.generators import execute, fetch, send
 
-from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.connection import COPY, LinkConnection
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import (
     RemoteError,
@@ -44,11 +43,9 @@ _LIMITED = frozenset(
 )
 
 _LOST = "the link is lost: disconnect it, and connect anew"
-_CANCEL_S = 2.0  # of each: asking for it, and its end
 
 _Status = pq.ExecStatus
 _FAILED = (_Status.FATAL_ERROR, _Status.BAD_RESPONSE)
-COPY = (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)
 
 
 class Wire:
@@ -268,21 +265,10 @@ class Wire:
 
     def _cancel(self) -> None:
         """Cancel what runs and read what is left of it; close where that takes too long."""
-        check, deadline = self.connection.check, time.monotonic() + _CANCEL_S
-
-        def give_up() -> None:
-            if time.monotonic() > deadline:
-                raise TimeoutError
-
-        self.connection.check = give_up
-        try:
-            self.connection.cancel_safe(timeout=_CANCEL_S)
-            self.connection.wait(fetch_many(self.pgconn))
-        except (psycopg.Error, TimeoutError):
-            self.connection.close()
-        finally:
-            self.connection.check = check
-        if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:  # in COPY
+        ended = False
+        with suppress(psycopg.Error):
+            ended = self.connection.cancel_running()
+        if not ended:
             self.connection.close()
 
     def _look_at_last(self, result: pq.abc.PGresult, action: str) -> None:

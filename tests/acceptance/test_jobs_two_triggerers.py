@@ -29,8 +29,7 @@ def _prepared(here: World) -> None:
 
 def test_another_triggerer_takes_over_and_the_one_that_was_cut_off_cancels_nothing(here: World) -> None:
     run_id = here.airflow.trigger("job_deferred", {"seconds": 45})
-    here.wait_until("a triggerer watches", lambda: len(_watchers(here)) == 1, 60)
-    (frozen,) = _watchers(here).values()
+    frozen = _watcher(here)
 
     with _stopped(here.airflow.component_processes(frozen)):
         here.wait_until("the other one watches", lambda: len(_watchers(here)) == 2, TAKEN_OVER_WITHIN_S)
@@ -46,8 +45,7 @@ def test_another_triggerer_takes_over_and_the_one_that_was_cut_off_cancels_nothi
 
 def test_a_killed_triggerers_jobs_end_at_the_other_one(here: World) -> None:
     run_id = here.airflow.trigger("job_deferred", {"seconds": 15})
-    here.wait_until("a triggerer watches", lambda: len(_watchers(here)) == 1, 60)
-    (name,) = _watchers(here).values()
+    name = _watcher(here)
 
     here.airflow.kill_component(name)
     try:
@@ -61,6 +59,18 @@ def test_a_killed_triggerers_jobs_end_at_the_other_one(here: World) -> None:
 
 def test_rounds_of_the_soak(here: World) -> None:
     assert run_rounds(here, 20, seed=20261124, say=print) == []
+
+
+def _watcher(here: World) -> str:
+    """Wait until a triggerer listens, and return which; it may begin to listen anew at any time."""
+    found: list[str] = []
+
+    def watches() -> bool:
+        found[:] = _watchers(here).values()
+        return len(found) == 1
+
+    here.wait_until("a triggerer watches", watches, 60)
+    return found[0]
 
 
 def _watchers(here: World) -> dict[int, str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -62,6 +66,51 @@ def test_abort_of_a_stream_ends_the_servers_statement(link: Link, links: Links, 
     next(link.pending.batches(5))
     links.abort_all()
     assert source.wait_until_left() == []
+
+
+@contextmanager
+def unread(link: Link) -> Iterator[None]:
+    """Stop the backend of *link* and let it go on 0.3 s after the block began, as a slow server."""
+    pid = link.connection.info.backend_pid
+    os.kill(pid, signal.SIGSTOP)
+    goes_on = threading.Timer(0.3, os.kill, (pid, signal.SIGCONT))
+    goes_on.start()
+    try:
+        yield
+    finally:
+        goes_on.join()
+
+
+def test_abort_of_what_the_server_has_not_read_yet_ends_it(link: Link, source: Database) -> None:
+    with unread(link):
+        link.pending.send("SELECT pg_sleep(120)")
+        link.abort()
+    assert source.wait_until_left() == []
+
+
+def test_a_copy_that_the_server_has_not_read_yet_ends_by_abort(source: Database) -> None:
+    connection = connect(source.target)
+    with unread(Link("x", source.target, connection)):
+        connection.pgconn.send_query(b"COPY (SELECT 1, pg_sleep(120)) TO STDOUT")
+        connection.abort()
+    assert source.wait_until_left() == []
+
+
+def test_a_stop_before_the_server_has_read_the_statement_ends_it_and_keeps_the_link(source: Database) -> None:
+    stop = threading.Event()
+
+    def check() -> None:
+        if stop.is_set():
+            stop.clear()
+            raise StopNowError
+
+    link = Link("x", source.target, connect(source.target, check=check))
+    with unread(link):
+        stop.set()
+        with pytest.raises(StopNowError):
+            link.query("SELECT pg_sleep(120)")
+    assert link.query("SELECT 1") == [(1,)]
+    link.disconnect()
 
 
 def test_abort_with_finished_but_unread_results_closes(link: Link, links: Links, source: Database) -> None:
