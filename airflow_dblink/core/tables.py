@@ -131,6 +131,7 @@ class Type:
 
     :ivar base_type: the type itself, or what a domain comes down to.
     :ivar element: element type of a true array.
+    :ivar equals_schema: schema of its own ``=``; ``None`` where it uses another type's, of pg_catalog.
     :ivar send: function of pg_catalog that gives its binary form, ``None`` where another schema has it.
     """
 
@@ -142,6 +143,7 @@ class Type:
     has_binary: bool
     element: int | None
     element_name: str | None
+    equals_schema: str | None
     send: str | None
     attributes: list[str]
 
@@ -154,6 +156,14 @@ class Type:
     def is_string(self) -> bool:
         """Whether it belongs to the string types (text, varchar, citext, ...)."""
         return self.category == _STRING
+
+    def equals(self, left: sql.Composable, right: sql.Composable) -> sql.Composed:
+        """Return the condition that two values are ``=`` as indexes have it, wherever its operator is.
+
+        By ``search_path`` alone, citext in a schema that isn't in it would be compared as text.
+        """
+        schema = sql.Identifier(self.equals_schema or "pg_catalog")
+        return sql.SQL("{} OPERATOR({}.=) {}").format(left, schema, right)
 
     @property
     def is_catalog_reference(self) -> bool:

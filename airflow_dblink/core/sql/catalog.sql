@@ -53,6 +53,8 @@ SELECT a.attname AS name,
 -- What decides how values of a type can travel. Domains are followed down to their base
 -- type; "element" is the element type of a true array. An array has functions for binary even
 -- where its elements have none (aclitem[]). "attributes" are a composite's, or its array's.
+-- "equals_schema" is where the type's own = is, which its unique indexes go by; types without one of
+-- their own use pg_catalog's.
 WITH RECURSIVE base AS (
     SELECT t.oid AS wanted, t.oid, t.typtype, t.typbasetype
       FROM pg_catalog.pg_type AS t
@@ -72,6 +74,15 @@ SELECT b.wanted::int8 AS type,
            AND (e.oid IS NULL OR e.typsend::oid <> 0 AND e.typreceive::oid <> 0) AS has_binary,
        e.oid::int8 AS element,
        e.typname AS element_name,
+       (SELECT n.nspname
+          FROM pg_catalog.pg_opclass AS class
+          JOIN pg_catalog.pg_am AS am ON am.oid = class.opcmethod AND am.amname = 'btree'
+          JOIN pg_catalog.pg_amop AS member
+            ON member.amopfamily = class.opcfamily AND member.amopstrategy = 3
+           AND member.amoplefttype = t.oid AND member.amoprighttype = t.oid
+          JOIN pg_catalog.pg_operator AS operator ON operator.oid = member.amopopr AND operator.oprname = '='
+          JOIN pg_catalog.pg_namespace AS n ON n.oid = operator.oprnamespace
+         WHERE class.opcintype = t.oid AND class.opcdefault) AS equals_schema,
        (SELECT p.proname FROM pg_catalog.pg_proc AS p
          WHERE p.oid = t.typsend AND p.pronamespace = 'pg_catalog'::regnamespace) AS send,
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute AS a

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from psycopg import sql
 
 from airflow_dblink.core.sync.groups import Comparison
-from airflow_dblink.core.sync.part import Work, column, comma
+from airflow_dblink.core.sync.part import Field, Work, column, comma
 from airflow_dblink.core.sync.plan import (
     PLAN,
     ROWS,
@@ -22,6 +22,7 @@ from airflow_dblink.core.sync.spec import DELETE
 REMOVED, RENEWED = "R", "S"
 
 _KEYS_AT_ONCE = 50_000
+_KEYS_BYTES_AT_ONCE = 4 * 1024 * 1024  # and one more key, however long
 _SHARE_BY_KEY = 0.25  # of the rows in groups that differ: beyond it the groups are fetched whole
 
 # One statement, so that PostgreSQL checks foreign keys when all is done, in whatever order; but a unique
@@ -42,6 +43,13 @@ _INSERT = """\
 INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE
            SELECT {values} FROM {plan} AS plan JOIN {rows} AS given ON {given}
             WHERE plan.op IN ('I', 'S') AND {on} AND (SELECT pg_catalog.count(*) FROM u) >= 0 RETURNING 1"""
+_WANTED = """\
+SELECT *
+  FROM (SELECT n, {texts}, pg_catalog.sum(pg_catalog.octet_length(pg_catalog.concat({names})))
+               OVER (ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+          FROM {plan} WHERE n > {after} AND op = ANY ({operations}) ORDER BY n LIMIT {most}) AS wanted
+ WHERE before IS NULL OR before < {most_bytes}
+ ORDER BY n"""
 # In place of what is off: to be allowed a statement needs its privilege, and to be read its columns.
 _NOTHING = "SELECT 1 WHERE false"
 
@@ -73,11 +81,16 @@ def stage_rows(work: Work, plan: Plan, comparison: Comparison) -> int:
 def _wanted_keys(work: Work, operations: str) -> Iterator[list[list[str]]]:
     """Yield the keys to be fetched as columns of texts."""
     names = [sql.Identifier(f"k{i}") for i in range(len(work.key))]
-    texts = comma([sql.SQL("{0}::text AS {0}").format(name) for name in names])
     after = 0
     while True:
-        query = sql.SQL("SELECT n, {} FROM {} WHERE n > {} AND op = ANY ({}) ORDER BY n LIMIT {}").format(
-            texts, PLAN, sql.Literal(after), as_array(operations), sql.Literal(_KEYS_AT_ONCE)
+        query = sql.SQL(_WANTED).format(
+            texts=comma([sql.SQL("{0}::text AS {0}").format(name) for name in names]),
+            names=comma(names),
+            plan=PLAN,
+            after=sql.Literal(after),
+            operations=as_array(operations),
+            most=sql.Literal(_KEYS_AT_ONCE),
+            most_bytes=sql.Literal(_KEYS_BYTES_AT_ONCE),
         )
         rows = work.destination.side.fetch(query, "reading the plan")
         if not rows:
@@ -89,12 +102,7 @@ def _wanted_keys(work: Work, operations: str) -> Iterator[list[list[str]]]:
 def _by_keys(work: Work, values: sql.Composed, keys: list[list[str]]) -> sql.Composed:
     names = [sql.Identifier("wanted", f"k{i}") for i in range(len(keys))]
     arrays = [sql.SQL("pg_catalog.unnest({}::text[])").format(sql.Literal(texts)) for texts in keys]
-    same = [
-        sql.SQL("{} = {}::{}").format(
-            column(field.name), name, sql.SQL(field.pair.cast or field.pair.type_name)
-        )
-        for field, name in zip(work.key, names, strict=True)
-    ]
+    same = [_is_wanted(field, name) for field, name in zip(work.key, names, strict=True)]
     part = work.source
     where = sql.SQL(" WHERE ({}\n)").format(part.where) if part.where else sql.SQL("")
     # The condition's names are those of the part alone.
@@ -106,6 +114,14 @@ def _by_keys(work: Work, values: sql.Composed, keys: list[list[str]]) -> sql.Com
         comma([sql.Identifier(f"k{i}") for i in range(len(keys))]),
         sql.SQL(" AND ").join(same),
     )
+
+
+def _is_wanted(field: Field, wanted: sql.Identifier) -> sql.Composed:
+    """Return the condition that the source's key column is a text of the destination's."""
+    value = sql.SQL("{}::{}").format(wanted, sql.SQL(field.pair.cast or field.pair.type_name))
+    if field.pair.cast is None:
+        return field.source_kind.equals(column(field.name), value)
+    return sql.SQL("{} = {}").format(column(field.name), value)  # a type of pg_catalog, or text
 
 
 def as_array(operations: str) -> sql.Composed:
@@ -151,6 +167,6 @@ def apply_set(work: Work) -> dict[str, int]:
 def matches(work: Work, alias: str) -> sql.Composed:
     """Return the condition that a row of *alias* is the plan's."""
     return sql.SQL(" AND ").join(
-        sql.SQL("{} = {}").format(column(field.name, alias), column(f"k{i}", "plan"))
+        field.kind.equals(column(field.name, alias), column(f"k{i}", "plan"))
         for i, field in enumerate(work.key)
     )

@@ -35,13 +35,17 @@ def make_way(work: Work) -> tuple[int, int]:
 
 def _standing(work: Work, columns: list[str]) -> sql.Composed:
     """Return the SELECT of the keys of rows that hold what another row will take."""
-    same = [sql.SQL("{} = {}").format(column(name), column(name, "given")) for name in columns]
+    same = [
+        field.kind.equals(column(field.name), column(field.name, "given"))
+        for field in work.fields
+        if field.name in columns
+    ]
     keys = [column(field.name) for field in work.key]
     named = [sql.SQL("{} AS {}").format(key, sql.Identifier(f"k{i}")) for i, key in enumerate(keys)]
     return sql.SQL(
         "SELECT DISTINCT {named} FROM {rows} AS given"
         " JOIN {plan} AS plan ON {given} AND plan.op IN ('I', 'U', 'S') AND {on}"
-        " JOIN {target} AS part ON {same} AND ROW({keys}) IS DISTINCT FROM ROW({theirs})"
+        " JOIN {target} AS part ON {same} AND NOT ({itself})"
     ).format(
         named=comma(named),
         rows=ROWS,
@@ -50,8 +54,9 @@ def _standing(work: Work, columns: list[str]) -> sql.Composed:
         on=sql.SQL("plan.op = ANY ({})").format(as_array(work.spec.operations + RENEWED)),
         target=work.target.identifier,
         same=sql.SQL(" AND ").join(same),
-        keys=comma(keys),
-        theirs=comma([column(field.name, "given") for field in work.key]),
+        itself=sql.SQL(" AND ").join(
+            field.kind.equals(column(field.name), column(field.name, "given")) for field in work.key
+        ),
     )
 
 

@@ -27,12 +27,14 @@ class Field:
 
     :ivar pair: which source column goes where, and how.
     :ivar kind: its type in the destination.
+    :ivar source_kind: its type in the source, before a cast.
     :ivar canonical: its value as both servers write it, from a row of :class:`Part`.
     :ivar nullable: whether it may be NULL on either side, as far as the catalogs tell.
     """
 
     pair: Pair
     kind: Type
+    source_kind: Type
     canonical: sql.Composable
     nullable: bool
 

@@ -189,7 +189,7 @@ def here(work: Work, comparison: Comparison | None) -> sql.Composed:
 def same_key(work: Work, left: str, right: str) -> sql.Composed:
     """Return the condition that two aliases' ``k0``, ``k1``, ... are the same key."""
     return sql.SQL(" AND ").join(
-        sql.SQL("{} = {}").format(column(f"k{i}", left), column(f"k{i}", right)) for i in range(len(work.key))
+        key.kind.equals(column(f"k{i}", left), column(f"k{i}", right)) for i, key in enumerate(work.key)
     )
 
 

@@ -183,7 +183,7 @@ def _fields(
             built_in = False
         canonical = checksum.canonical(column(pair.destination), kind, built_in=built_in)
         nullable = pair.destination not in sure or pair.source not in given
-        fields.append(Field(pair, kind, canonical, nullable))
+        fields.append(Field(pair, kind, there[pair.source_type], canonical, nullable))
     return tuple(fields)
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from psycopg import sql
@@ -23,7 +24,7 @@ from airflow_dblink.core.sequences import reset_sequences
 from airflow_dblink.core.session import TEXT_FORMS, set_local
 from airflow_dblink.core.sync import groups
 from airflow_dblink.core.sync.apply import apply_set, stage_rows
-from airflow_dblink.core.sync.catalog import rows_of
+from airflow_dblink.core.sync.catalog import SQL, rows_of
 from airflow_dblink.core.sync.conflicts import make_way
 from airflow_dblink.core.sync.guards import (
     demand_replaceable,
@@ -43,7 +44,7 @@ from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.statements import apply_statements
 from airflow_dblink.core.sync.verify import has_side_effects, verify, verify_load, verify_whole
 from airflow_dblink.core.tables import Side
-from airflow_dblink.core.wire import Wire
+from airflow_dblink.core.wire import Wire, bind
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ RELOAD_SHARE = 0.5
 
 _BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BEGIN_DRY = "BEGIN ISOLATION LEVEL REPEATABLE READ"
-# One side waits in its transaction for the other's work. And groups are hashed: a sort takes longer.
-_OWN = {"idle_in_transaction_session_timeout": "0", "work_mem": "64MB"}
+# One side waits in its transaction for the other's work.
+_PATIENCE = {"idle_in_transaction_session_timeout": "0"}
+_WORK_MEM = "64MB"
 # So the server must itself notice, in about two minutes, that a worker's machine is gone: it holds a lock.
 _KEEPALIVE = {"tcp_keepalives_idle": "60", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "6"}
 
@@ -79,17 +81,32 @@ class Session:
         zone = self.source.connection.info.parameter_status("TimeZone") or "UTC"
         given = self.destination_settings
         zones = {} if any(name.lower() == "timezone" for name in given) else {"timezone": zone}
-        return {**_OWN, **_KEEPALIVE, **zones, **given}
+        return {**_PATIENCE, **self._destination_memory, **_KEEPALIVE, **zones, **given}
+
+    @cached_property
+    def _source_memory(self) -> dict[str, str]:
+        return _enough_memory(self.source)
+
+    @cached_property
+    def _destination_memory(self) -> dict[str, str]:
+        return _enough_memory(self.destination)
 
     def begin_source(self) -> None:
         """Begin the source's snapshot."""
         self.source.run(_BEGIN_READING, "beginning the source transaction")
-        set_local(self.source, {**_OWN, **self.source_settings})
+        set_local(self.source, {**_PATIENCE, **self._source_memory, **self.source_settings})
 
     def begin_destination(self, begin: str) -> None:
         """Begin a transaction of the destination that changes nothing."""
         self.destination.run(begin, "checking the destination")
         set_local(self.destination, self.settings())
+
+
+def _enough_memory(side: Side) -> dict[str, str]:
+    """Return the setting for groups to be hashed, for a sort takes longer; nothing where there is more."""
+    statement = bind(side.connection, side.conn_id, SQL["has_less_memory"].decode(), {"wanted": _WORK_MEM})
+    less = side.fetch(sql.SQL(statement), "reading work_mem")[0]["less"]
+    return {"work_mem": _WORK_MEM} if less else {}
 
 
 def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = None) -> dict[str, Any]:

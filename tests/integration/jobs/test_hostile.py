@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -15,6 +14,8 @@ from tests.databases import Database
 from tests.integration.jobs.client import EFFECT, SLEEP, Client, dba_installs, effects, role_of
 from tests.integration.jobs.conftest import MakeClient, MakeRole
 from tests.odd import always
+
+A_UUID = "0b6c9f2e-5f0e-4a43-8d0c-1f0a6f1e7a55"
 
 
 def test_a_schema_that_a_hostile_role_made_first_is_refused(
@@ -180,9 +181,7 @@ def test_roles_with_odd_names(
     assert odd.run("SELECT 1 AS a", keep_result=True).state == "succeeded"
 
 
-@pytest.mark.parametrize(
-    "job_id", ["1", "'; DROP TABLE effect; --", f"{uuid4()}'", "", None, 5, f"{uuid4()} "]
-)
+@pytest.mark.parametrize("job_id", ["1", "'; DROP TABLE effect; --", f"{A_UUID}'", "", None, 5, f"{A_UUID} "])
 def test_what_is_no_uuid_is_no_job_id(job_id: object) -> None:
     for value in ({"conn_id": "source", "job_id": job_id}, f'{{"conn_id": "source", "job_id": "{job_id}"}}'):
         with pytest.raises(UsageError):

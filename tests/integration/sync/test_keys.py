@@ -65,6 +65,32 @@ def test_a_key_that_is_twice_only_by_the_destinations_equality_is_refused(
 
 
 @METHODS
+def test_the_operators_of_key_types_need_not_be_in_the_search_path(
+    source: Database, warehouse: Database, method: str
+) -> None:
+    for database, name in ((source, "Ann"), (warehouse, "ANN")):
+        database.admin(
+            "CREATE SCHEMA extensions; GRANT USAGE ON SCHEMA extensions TO PUBLIC;"
+            " CREATE EXTENSION citext SCHEMA extensions; CREATE EXTENSION ltree SCHEMA extensions"
+        )
+        database.execute(
+            "CREATE TABLE item (k extensions.citext, path extensions.ltree, alias extensions.citext UNIQUE,"
+            " v int, PRIMARY KEY (k, path));"
+            f"INSERT INTO item VALUES ('{name}', 'a.b', 'a', 1), ('Bob', 'a', 'b', 1), ('Cy', 'a', 'c', 1)"
+        )
+    source.execute("UPDATE item SET v = 2 WHERE k OPERATOR(extensions.=) 'bob'")
+
+    result = settled(source, warehouse, method=method)
+
+    assert (result["inserted"], result["updated"], result["deleted"]) == (0, 2, 0)
+    swapped = "CASE alias::text WHEN 'b-' THEN 'C' WHEN 'c-' THEN 'B' ELSE 'a' END"
+    for values in ("alias::text || '-'", swapped):
+        source.execute(f"UPDATE item SET alias = {values}")
+    settled(source, warehouse, method=method, on_conflict="replace")
+    assert [row.split(",")[2] for row in contents(warehouse)] == ["a", "C", "B"]
+
+
+@METHODS
 @pytest.mark.parametrize("apply", ["set", "statements"])
 def test_a_number_that_is_equal_in_another_scale_is_written_as_it_is(
     source: Database, warehouse: Database, method: str, apply: str

@@ -47,6 +47,21 @@ def synced(table: str, **arguments: object) -> dict[str, int]:
     return result
 
 
+def test_long_keys_are_fetched_back_a_few_at_a_time(source: Database, warehouse: Database) -> None:
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE small (id bigint PRIMARY KEY); INSERT INTO small VALUES (1)")
+        database.execute("CREATE TABLE long (id text PRIMARY KEY, v int)")
+        database.execute(
+            "INSERT INTO long SELECT i || string_agg(md5(i || '.' || j), ''), 0"
+            " FROM generate_series(1, 20000) AS i, generate_series(1, 64) AS j GROUP BY i"
+        )
+        database.execute("ANALYZE long")
+    warehouse.execute("UPDATE long SET v = 1 WHERE id ~ '^[1-9]{2}'")  # about 30 MB of keys
+    result = synced("long", method="difference", max_change_fraction=None)
+    assert result["updated"] > 15_000
+    assert result["grown"] < LIMIT, result
+
+
 def test_ten_times_the_rows_take_the_same_memory(source: Database, warehouse: Database) -> None:
     for database in (source, warehouse):
         database.execute("CREATE TABLE small (id bigint PRIMARY KEY); INSERT INTO small VALUES (1)")

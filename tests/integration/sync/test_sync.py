@@ -36,6 +36,19 @@ def rows(database: Database, table: str = "item") -> list[str]:
     ]
 
 
+@pytest.mark.parametrize(("given", "used"), [("4MB", "64MB"), ("64MB", "64MB"), ("256MB", "256MB")])
+def test_work_mem_is_raised_and_never_lowered(
+    source: Database, warehouse: Database, given: str, used: str
+) -> None:
+    for database in (source, warehouse):
+        database.admin(f"ALTER DATABASE \"{database.name}\" SET work_mem = '{given}'")
+    warehouse.execute(
+        "CREATE TABLE item (id int PRIMARY KEY, there text, here text DEFAULT current_setting('work_mem'))"
+    )
+    sync(source_sql="SELECT 1 AS id, current_setting('work_mem') AS there", columns=["id", "there"])
+    assert rows(warehouse) == [f"(1,{used},{used})"]
+
+
 @pytest.mark.parametrize("method", ["auto", "difference", "reload"])
 @pytest.mark.parametrize("apply", ["set", "statements"])
 def test_it_moves_only_the_difference(both: tuple[Database, Database], method: str, apply: str) -> None:
