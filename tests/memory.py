@@ -1,0 +1,26 @@
+"""Where the tests' temporary files are: in memory, where there is room for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_MEMORY = Path("/dev/shm")
+_ENOUGH = 12 * 1024**3  # the servers' write-ahead logs and the largest tables, of two test runs at once
+
+
+def use_memory() -> None:
+    """Let this process and its children make temporary files in memory, unless ``TMPDIR`` says where."""
+    if "TMPDIR" not in os.environ and _is_usable(_MEMORY):
+        os.environ["TMPDIR"] = str(_MEMORY)
+        tempfile.tempdir = None  # read again
+
+
+def _is_usable(directory: Path) -> bool:
+    """Return whether programs can be put into *directory* and run, and much data."""
+    if not directory.is_mount() or not os.access(directory, os.W_OK | os.X_OK):
+        return False
+    programs_run = not os.statvfs(directory).f_flag & os.ST_NOEXEC
+    return programs_run and shutil.disk_usage(directory).free >= _ENOUGH
