@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.tables import Column, Relation, ResultColumn, Side, Type, types
+from airflow_dblink.core.tables import (
+    Column,
+    Relation,
+    ResultColumn,
+    Side,
+    Type,
+    primary_key,
+    types,
+    unique_indexes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +92,50 @@ def match(
         )
         for name, target in wanted.items()
     )
+
+
+def key_columns(
+    destination: Side,
+    relation: Relation,
+    wanted: Sequence[str] | None,
+    pairs: Sequence[Pair],
+    *,
+    for_on_conflict: bool = False,
+) -> tuple[str, ...]:
+    """Return the columns that tell rows apart: *wanted*, else the primary key's.
+
+    :param for_on_conflict: it must be one that ON CONFLICT can use.
+    :raises UsageError: if there is no primary key, a column doesn't exist or gets no value, or no unique
+        index is on just these columns.
+    """
+    conn_id = destination.conn_id
+    key = tuple(wanted) if wanted else tuple(primary_key(destination, relation))
+    if not key:
+        raise UsageError(
+            f"{relation} has no primary key", conn_id, hint="name the columns of a unique key: key=[...]"
+        )
+    known = [column.name for column in relation.columns]
+    if unknown := [name for name in key if name not in known]:
+        raise UsageError(
+            f"{relation} has no column {', '.join(map(repr, unknown))}, named in key",
+            conn_id,
+            "42703",
+            hint=f"it has: {', '.join(known)}",
+        )
+    indexes = unique_indexes(destination, relation)
+    if not any(set(key) == set(i.columns) and (i.is_immediate or not for_on_conflict) for i in indexes):
+        deferrable = "not deferrable, " if for_on_conflict else ""
+        raise UsageError(
+            f"{relation} has no unique index on key ({', '.join(key)})",
+            conn_id,
+            "42P10",
+            hint=f"create one, or name another key; it must be whole: not partial, {deferrable}not on"
+            " expressions",
+        )
+    given = {pair.destination for pair in pairs}
+    if missing := [name for name in key if name not in given]:
+        raise UsageError(f"key column {', '.join(missing)} of {relation} gets no value", conn_id)
+    return key
 
 
 def _wanted(

@@ -117,6 +117,18 @@ class Relation:
 
 
 @dataclass(frozen=True)
+class UniqueIndex:
+    """A unique index of whole columns.
+
+    :ivar columns: in the order of the index.
+    :ivar is_immediate: whether ON CONFLICT can use it: it is not of a DEFERRABLE constraint.
+    """
+
+    columns: tuple[str, ...]
+    is_immediate: bool
+
+
+@dataclass(frozen=True)
 class ResultColumn:
     """A column of a query's result."""
 
@@ -270,6 +282,7 @@ def primary_key(side: Side, relation: Relation) -> list[str]:
     return [row["name"] for row in side.rows("primary_key", {"oid": relation.oid})]
 
 
-def unique_keys(side: Side, relation: Relation) -> list[set[str]]:
-    """Return the column sets that ``ON CONFLICT`` can name."""
-    return [set(row["names"]) for row in side.rows("unique_keys", {"oid": relation.oid})]
+def unique_indexes(side: Side, relation: Relation) -> list[UniqueIndex]:
+    """Return the unique indexes that are whole: not partial, not on expressions; ordered by name."""
+    rows = side.rows("unique_indexes", {"oid": relation.oid})
+    return [UniqueIndex(tuple(row["columns"]), bool(row["is_immediate"])) for row in rows]

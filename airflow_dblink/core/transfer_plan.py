@@ -9,7 +9,7 @@ from typing import Literal
 
 from psycopg import sql
 
-from airflow_dblink.core.columns import Pair, match, route
+from airflow_dblink.core.columns import Pair, key_columns, match, route
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.once import check_script
 from airflow_dblink.core.script import parts
@@ -22,7 +22,6 @@ from airflow_dblink.core.tables import (
     get_relation,
     primary_key,
     split_name,
-    unique_keys,
 )
 from airflow_dblink.core.wire import Params, bind
 
@@ -229,24 +228,7 @@ def demand(granted: bool, side: Side, message: str) -> None:
 def _key(destination: Side, spec: Spec, relation: Relation | None, pairs: Sequence[Pair]) -> tuple[str, ...]:
     if spec.mode != "upsert" or relation is None:
         return ()
-    key = tuple(spec.key) if spec.key else tuple(primary_key(destination, relation))
-    if not key:
-        raise UsageError(
-            f"{relation} has no primary key",
-            destination.conn_id,
-            hint="name the columns of a unique key: key=[...]",
-        )
-    if set(key) not in unique_keys(destination, relation):
-        raise UsageError(
-            f"{relation} has no unique index on key ({', '.join(key)})",
-            destination.conn_id,
-            "42P10",
-            hint="it must be whole: not partial, not deferrable, not on expressions",
-        )
-    missing = [name for name in key if name not in {pair.destination for pair in pairs}]
-    if missing:
-        raise UsageError(f"key column {', '.join(missing)} of {relation} gets no value", destination.conn_id)
-    return key
+    return key_columns(destination, relation, spec.key, pairs, for_on_conflict=True)
 
 
 def _copy_out(

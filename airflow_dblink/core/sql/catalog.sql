@@ -118,15 +118,18 @@ SELECT att.attname AS name
  WHERE idx.indrelid = %(oid)s AND idx.indisprimary AND key.position <= idx.indnkeyatts
  ORDER BY key.position;
 
--- name: unique_keys
--- Column sets that ON CONFLICT can use: whole, not partial, not on expressions, not deferrable.
-SELECT array_agg(att.attname ORDER BY att.attname)::text[] AS names
+-- name: unique_indexes
+-- All that are whole (not partial, not on expressions), with their columns in index order. ON CONFLICT can
+-- use those that are immediate: not of a DEFERRABLE constraint.
+SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indimmediate AS is_immediate
   FROM pg_catalog.pg_index AS idx
+  JOIN pg_catalog.pg_class AS c ON c.oid = idx.indexrelid
  CROSS JOIN LATERAL pg_catalog.unnest(idx.indkey) WITH ORDINALITY AS key (attnum, position)
   JOIN pg_catalog.pg_attribute AS att ON att.attrelid = idx.indrelid AND att.attnum = key.attnum
- WHERE idx.indrelid = %(oid)s AND idx.indisunique AND idx.indimmediate AND idx.indisvalid
+ WHERE idx.indrelid = %(oid)s AND idx.indisunique AND idx.indisvalid
    AND idx.indpred IS NULL AND idx.indexprs IS NULL AND key.position <= idx.indnkeyatts
- GROUP BY idx.indexrelid;
+ GROUP BY c.relname, idx.indimmediate
+ ORDER BY c.relname;
 
 -- name: assignable
 -- Whether PostgreSQL would assign a value of the one type to a column of the other by itself

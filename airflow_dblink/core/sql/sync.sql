@@ -43,18 +43,6 @@ SELECT conname AS name, conrelid::regclass::text AS table_name
   FROM pg_catalog.pg_constraint
  WHERE contype = 'f' AND confrelid = %(oid)s AND confdeltype IN ('c', 'n', 'd');
 
--- name: unique_constraints
--- Column sets of all whole unique indexes, the key's among them.
-SELECT c.relname AS name, array_agg(att.attname ORDER BY key.position)::text[] AS columns
-  FROM pg_catalog.pg_index AS idx
-  JOIN pg_catalog.pg_class AS c ON c.oid = idx.indexrelid
- CROSS JOIN LATERAL pg_catalog.unnest(idx.indkey) WITH ORDINALITY AS key (attnum, position)
-  JOIN pg_catalog.pg_attribute AS att ON att.attrelid = idx.indrelid AND att.attnum = key.attnum
- WHERE idx.indrelid = %(oid)s AND idx.indisunique AND idx.indisvalid
-   AND idx.indpred IS NULL AND idx.indexprs IS NULL AND key.position <= idx.indnkeyatts
- GROUP BY c.relname
- ORDER BY c.relname;
-
 -- name: indexed
 -- Columns that lead a B-tree index: a range of their values is found without reading the table.
 SELECT DISTINCT att.attname AS name

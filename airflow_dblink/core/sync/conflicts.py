@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
-from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.part import Work, column, comma
 from airflow_dblink.core.sync.plan import PLAN, ROWS, named_keys, same_key
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
+from airflow_dblink.core.tables import unique_indexes
 
 
 def make_way(work: Work) -> tuple[int, int]:
@@ -24,8 +26,8 @@ def make_way(work: Work) -> tuple[int, int]:
     given = {field.name for field in work.fields}
     key = {field.name for field in work.key}
     renewed = displaced = 0
-    for row in rows_of(work.destination.side, "unique_constraints", work.target):
-        columns = [str(name) for name in row["columns"]]
+    for index in unique_indexes(work.destination.side, work.target):
+        columns = index.columns
         if set(columns) != key and set(columns) <= given:
             standing = _standing(work, columns)
             renewed += _renew(work, standing, columns)
@@ -33,7 +35,7 @@ def make_way(work: Work) -> tuple[int, int]:
     return renewed, displaced
 
 
-def _standing(work: Work, columns: list[str]) -> sql.Composed:
+def _standing(work: Work, columns: Sequence[str]) -> sql.Composed:
     """Return the SELECT of the keys of rows that hold what another row will take."""
     same = [
         field.kind.equals(column(field.name), column(field.name, "given"))
@@ -60,7 +62,7 @@ def _standing(work: Work, columns: list[str]) -> sql.Composed:
     )
 
 
-def _renew(work: Work, standing: sql.Composed, columns: list[str]) -> int:
+def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
     destination = work.destination.side
     if UPDATE not in work.spec.operations:
         return 0

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from psycopg import sql
 
-from airflow_dblink.core.columns import Pair, match, route
+from airflow_dblink.core.columns import Pair, key_columns, match, route
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.checksum import Checksum
@@ -23,8 +23,8 @@ from airflow_dblink.core.tables import (
     Type,
     describe,
     get_relation,
-    primary_key,
     types,
+    unique_indexes,
 )
 from airflow_dblink.core.transfer_plan import source_query
 from airflow_dblink.core.wire import bind
@@ -58,7 +58,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     pairs = match(offered, target, spec.columns, source.conn_id, destination.conn_id)
     pairs, row_format = route(source, destination, pairs)
     pairs = _rounded(destination, target, pairs)
-    key = _key(destination, spec, target, pairs)
+    key = key_columns(destination, target, spec.key, pairs)
     check_privileges(source, destination, spec, table, target, pairs, key)
     checksum = Checksum.agree(source, destination, spec.plan["seed"] if spec.plan else None)
     fields = _fields(destination, source, pairs, table, target, checksum, row_format)
@@ -117,49 +117,10 @@ def _rounded(destination: Side, target: Relation, pairs: Sequence[Pair]) -> tupl
     )
 
 
-def _key(destination: Side, spec: Spec, target: Relation, pairs: Sequence[Pair]) -> tuple[str, ...]:
-    key = tuple(spec.key) if spec.key else tuple(primary_key(destination, target))
-    if not key:
-        raise UsageError(
-            f"{target} has no primary key",
-            destination.conn_id,
-            hint="name the columns of a unique key: key=[...]",
-        )
-    _demand_columns(destination, target, key, "key")
-    unique = _unique_columns(destination, target)
-    if set(key) not in unique:
-        raise UsageError(
-            f"{target} has no unique index on key ({', '.join(key)})",
-            destination.conn_id,
-            "42P10",
-            hint="create one: not partial, not on expressions",
-        )
-    missing = [name for name in key if name not in {pair.destination for pair in pairs}]
-    if missing:
-        raise UsageError(f"key column {', '.join(missing)} of {target} gets no value", destination.conn_id)
-    return key
-
-
-def _demand_columns(side: Side, relation: Relation, names: Sequence[str], argument: str) -> None:
-    known = [column.name for column in relation.columns]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(
-            f"{relation} has no column {', '.join(map(repr, unknown))}, named in {argument}",
-            side.conn_id,
-            "42703",
-            hint=f"it has: {', '.join(known)}",
-        )
-
-
-def _unique_columns(side: Side, relation: Relation) -> list[set[str]]:
-    rows = rows_of(side, "unique_constraints", relation)
-    return [set(row["columns"]) for row in rows]
-
-
 def _is_unique(source: Side, table: Relation, pairs: Sequence[Pair], key: Sequence[str]) -> bool:
     names = {pair.source for pair in pairs if pair.destination in key and pair.cast is None}
-    return len(names) == len(key) and names in _unique_columns(source, table)
+    unique = [set(index.columns) for index in unique_indexes(source, table)]
+    return len(names) == len(key) and names in unique
 
 
 def _fields(
