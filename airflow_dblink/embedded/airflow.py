@@ -318,14 +318,16 @@ class Airflow:
             raise
 
     def _until(self, what: str, ready: Callable[[], T | None], timeout_s: float) -> T:
-        """Call *ready* until it gives a value, with an eye on the components."""
+        """Call *ready* until it gives a value, with an eye on the components; a slow answer is none yet."""
         deadline = time.monotonic() + timeout_s
-        while (result := ready()) is None:
+        while True:
+            with suppress(httpx.TimeoutException):
+                if (result := ready()) is not None:
+                    return result
             self._check_components()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"waited {timeout_s} s for: {what}")
             time.sleep(0.2)
-        return result
 
     def _check_components(self) -> None:
         if self._keeper is None or self._keeper.poll() is not None:

@@ -4,12 +4,43 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
+
+import psycopg
+from airflow.sdk import BaseHook
+from psycopg.conninfo import make_conninfo
+
+from airflow_dblink.hooks.task import task_name
+
+_SLEEPS = "SELECT FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'PgSleep'"
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def while_it_sleeps(conn_id: str, event: Callable[[], None]) -> None:
+    """Let *event* happen one second after a statement of this task has begun to sleep on a server."""
+    connection, name = BaseHook.get_connection(conn_id), task_name()
+    conninfo = make_conninfo(
+        host=connection.host,
+        port=connection.port,
+        dbname=connection.schema,
+        user=connection.login,
+        password=connection.password,
+    )
+
+    def watch() -> None:
+        with psycopg.connect(conninfo, autocommit=True) as session:
+            while not session.execute(_SLEEPS, (name,)).rowcount:
+                time.sleep(0.05)
+            time.sleep(1)
+            event()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Store:

@@ -1,13 +1,12 @@
 """Tasks that die, or are suspended, at exactly named moments of their first try; the next tries live.
 
 The moments are those at which the state of :class:`airflow_dblink.core.once.Once` is stored, and
-"while it runs". Every effect is a row of ``effect`` on the warehouse and a value of its sequence
+"while it sleeps". Every effect is a row of ``effect`` on the warehouse and a value of its sequence
 ``runs``, which no rollback takes back: it counts how often the work was begun.
 """
 
 import os
 import signal
-import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from airflow.sdk import DAG
 
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.transfer import DblinkTransferOperator
-from tests.acceptance.dying import Store, die
+from tests.acceptance.dying import Store, die, while_it_sleeps
 
 Moment = tuple[Any, ...]
 
@@ -39,10 +38,10 @@ class FirstTryDies:
     def execute(self, context: Any) -> Any:
         if context["ti"].try_number == 1:
             event, *where = self.moment
-            if event == "die_after_seconds":
-                threading.Timer(where[0], die).start()
-            elif event == "supervisor_gets_sigterm":
-                threading.Timer(where[0], psutil.Process(os.getppid()).terminate).start()
+            if event == "die_while_it_sleeps":
+                while_it_sleeps(where[0], die)
+            elif event == "sigterm_while_it_sleeps":  # to the supervisor
+                while_it_sleeps(where[0], psutil.Process(os.getppid()).terminate)
             else:
                 happening = {"die": die, "suspend": suspend}[event]
                 context["task_state_store"] = Store(
@@ -104,7 +103,7 @@ with DAG("die", schedule=None):
         },
         QUICK,
     )
-    execs({"while_it_runs": ("die_after_seconds", 3)}, SLOW)
+    execs({"while_it_runs": ("die_while_it_sleeps", "warehouse_db")}, SLOW)
     transfers(
         {
             "before_id_is_stored": ("die", "before", 1),
@@ -115,15 +114,15 @@ with DAG("die", schedule=None):
         },
         ONE_ROW,
     )
-    transfers({"while_it_runs": ("die_after_seconds", 3)}, ONE_ROW + " FROM pg_sleep(8)")
+    transfers({"while_it_runs": ("die_while_it_sleeps", "source_db")}, ONE_ROW + " FROM pg_sleep(8)")
 
 with DAG("zombie", schedule=None):
     execs({"without_id": ("suspend", "before", 1), "with_id": ("suspend", "after", 1)}, QUICK)
     transfers({"with_id": ("suspend", "after", 1), "before_commit": ("suspend", "before", 2)}, ONE_ROW)
 
 with DAG("worker_restart", schedule=None):
-    execs({"restart": ("supervisor_gets_sigterm", 3)}, SLOW)
-    transfers({"restart": ("supervisor_gets_sigterm", 3)}, ONE_ROW + " FROM pg_sleep(8)")
+    execs({"restart": ("sigterm_while_it_sleeps", "warehouse_db")}, SLOW)
+    transfers({"restart": ("sigterm_while_it_sleeps", "source_db")}, ONE_ROW + " FROM pg_sleep(8)")
 
 with DAG("clear", schedule=None):
     DblinkExecOperator(
