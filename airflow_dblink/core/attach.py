@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,14 @@ from airflow_dblink.core.wire import bind
 log = logging.getLogger(__name__)
 
 _SQL = statements("remote_sets.sql")
+_TEMPORARY = re.compile(r"pg_temp_\d+\.(.*)", re.DOTALL)
 _SYSTEM_COLUMNS = {"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
 _PSEUDO, _UNKNOWN = "P", "X"  # pg_type.typcategory
+# What these show they refuse to read: "cannot accept a value of type ...".
+_NO_INPUT = (
+    *("pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list"),
+    *("pg_brin_bloom_summary", "pg_brin_minmax_multi_summary"),
+)
 # A session waits for others, in a transaction: for its turn, or for the first row.
 _PATIENCE = {"idle_in_transaction_session_timeout": "0"}
 _TRY = "airflow_dblink_try"
@@ -112,6 +119,13 @@ def _refuse_hiding(home: Side, names: list[str]) -> None:
         return
     for row in _rows(home, "names", {"names": names}):
         hidden = row["relation"] or row["type"]
+        if mine := _TEMPORARY.match(row["relation"] or ""):
+            raise UsageError(
+                f"remote set {row['name']!r}: this session already has a temporary table {row['name']!r}",
+                home.conn_id,
+                "42P07",
+                hint=f"drop it: DROP TABLE pg_temp.{mine[1]}; or give the set another name",
+            )
         if hidden:
             kind = "relation" if row["relation"] else "type"
             raise UsageError(
@@ -210,6 +224,8 @@ def _why_text(given: Type, wanted: Type | None) -> str | None:
     """Return why values of that type can't be kept as they are; ``None`` where they can."""
     if given.category in (_PSEUDO, _UNKNOWN):
         return "no type for a column"
+    if given.built_in and given.base_name in _NO_INPUT:
+        return "a type that PostgreSQL writes and doesn't read"
     if given.is_catalog_reference:
         return "a name for something in its own database"
     if wanted is None:
@@ -229,7 +245,7 @@ def _is_binary(given: Type, wanted: Type | None) -> bool:
         and given.built_in
         and wanted.built_in
         and given.base_type == wanted.base_type
-        and given.has_binary
+        and given.goes_in_binary
     )
 
 

@@ -20,8 +20,6 @@ from airflow_dblink.core.tables import (
 
 log = logging.getLogger(__name__)
 
-_NO_BINARY = ("int2vector", "oidvector")  # PostgreSQL doesn't receive an empty one that it has sent
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -49,12 +47,15 @@ def match(
     columns: Sequence[str] | Mapping[str, str] | None,
     source_id: str,
     destination_id: str,
+    *,
+    inserts: bool = True,
 ) -> tuple[Pair, ...]:
     """Match source to destination columns by name, or as *columns* says.
 
     Without *columns*, every source column must exist in the destination; those that the
     destination generates are left to it.
 
+    :param inserts: whether rows will be inserted, so that NOT NULL columns need a value.
     :raises UsageError: for columns that don't exist, are named twice or can't be written, for
         NOT NULL columns without default that would get no value, and if nothing is left.
     """
@@ -80,7 +81,8 @@ def match(
         raise UsageError("no column is mapped", destination_id, hint="name at least one in columns")
     by_name = {column.name: column for column in relation.columns} if relation else {}
     if relation is not None:
-        _check_destination(relation, by_name, list(wanted.values()), destination_id)
+        _refuse_missing(relation, wanted, columns, source_id, destination_id)
+        _check_destination(relation, by_name, list(wanted.values()), destination_id, inserts=inserts)
     types_by_name = {column.name: column for column in offered}
     return tuple(
         Pair(
@@ -142,7 +144,8 @@ def _wanted(
     names: Sequence[str], relation: Relation | None, columns: Sequence[str] | Mapping[str, str] | None
 ) -> dict[str, str]:
     if isinstance(columns, str):
-        raise UsageError(f"columns must be a list or a mapping, got the text {columns!r}")
+        hint = f"columns=[{columns!r}]"
+        raise UsageError(f"columns must be a list or a mapping, got the text {columns!r}", hint=hint)
     if isinstance(columns, Mapping):
         return dict(columns)
     if columns is not None:
@@ -153,15 +156,38 @@ def _wanted(
     return {name: name for name in names if name not in generated}
 
 
-def _check_destination(
-    relation: Relation, by_name: Mapping[str, Column], wanted: Sequence[str], conn_id: str
+def _refuse_missing(
+    relation: Relation,
+    wanted: Mapping[str, str],
+    columns: Sequence[str] | Mapping[str, str] | None,
+    source_id: str,
+    conn_id: str,
 ) -> None:
-    _refuse(
-        [name for name in wanted if name not in by_name],
-        f"{relation} has no column {{}}",
+    """Refuse columns that the destination hasn't, in the words of whatever named them."""
+    known = [column.name for column in relation.columns]
+    missing = {source: target for source, target in wanted.items() if target not in known}
+    if not missing:
+        return
+    targets = ", ".join(map(repr, missing.values()))
+    has = f"{relation} has: {', '.join(known)}"
+    if isinstance(columns, Mapping):
+        pairs = ", ".join(f"{source!r} to {target!r}" for source, target in missing.items())
+        raise UsageError(f"columns maps {pairs}, which {relation} has not", conn_id, "42703", hint=has)
+    if columns is not None:
+        raise UsageError(f"columns names {targets}, which {relation} has not", conn_id, "42703", hint=has)
+    noun = "a column" if len(missing) == 1 else "columns"
+    raise UsageError(
+        f"the source ({source_id}) has {noun} {targets}, {relation} has not",
         conn_id,
-        "map the names with columns={'source': 'destination'}, or leave columns out by listing the others",
+        "42703",
+        hint="add what is missing, or name the columns that count: columns=[...];"
+        " names that differ: columns={'source': 'destination', ...}",
     )
+
+
+def _check_destination(
+    relation: Relation, by_name: Mapping[str, Column], wanted: Sequence[str], conn_id: str, *, inserts: bool
+) -> None:
     _refuse(
         [name for name in wanted if by_name[name].generated],
         f"{relation} generates its column {{}} itself",
@@ -172,7 +198,8 @@ def _check_destination(
         [
             column.name
             for column in relation.columns
-            if column.not_null
+            if inserts
+            and column.not_null
             and not column.has_default
             and not column.generated
             and not relation.has_before_insert  # such a trigger may fill it in
@@ -215,9 +242,7 @@ def route(source: Side, destination: Side, pairs: Sequence[Pair]) -> tuple[tuple
 
 def _is_binary(given: Type, wanted: Type, cast: str | None) -> bool:
     same = given.built_in and wanted.built_in and (cast is not None or given.base_type == wanted.base_type)
-    return (
-        same and wanted.has_binary and not wanted.is_catalog_reference and wanted.base_name not in _NO_BINARY
-    )
+    return same and wanted.goes_in_binary and not wanted.is_catalog_reference
 
 
 def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> str | None:

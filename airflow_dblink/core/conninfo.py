@@ -116,23 +116,35 @@ def is_libpq_option(key: str) -> bool:
     return True
 
 
-def target_from_extra(conn_id: str, params: Mapping[str, Any], extra: Mapping[str, Any]) -> Target:
-    """Return the :class:`Target` of libpq *params* and our own options in *extra*.
+def target_from_extra(
+    conn_id: str,
+    params: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    arguments: Mapping[str, Any] | None = None,
+) -> Target:
+    """Return the :class:`Target` of libpq *params* and our own options in *extra* and *arguments*.
 
-    :raises UsageError: names the field whose value is wrong and what is allowed.
+    :param arguments: what the caller gave, which comes before the connection's *extra*.
+    :raises UsageError: names the field or argument whose value is wrong and what is allowed.
     """
-    pooling = str(extra.get("pooling_mode") or "none").strip().lower()
+    arguments = arguments or {}
+    given = {**extra, **arguments}
+
+    def option(name: str) -> _Option:
+        return _Option(conn_id, name, is_argument=name in arguments)
+
+    pooling = str(given.get("pooling_mode") or "none").strip().lower()
     if pooling not in get_args(PoolingMode):
-        raise _bad_field(conn_id, "pooling_mode", pooling, "one of none, session, transaction")
+        raise option("pooling_mode").wrong(pooling, "one of none, session, transaction")
     return Target(
         conn_id=conn_id,
         params=dict(params),
-        password_required=_boolean(conn_id, "password_required", extra.get("password_required", True)),
-        direct_host=str(extra["direct_host"]).strip() if extra.get("direct_host") else None,
-        direct_port=_port(conn_id, extra.get("direct_port")),
+        password_required=_boolean(option("password_required"), given.get("password_required", True)),
+        direct_host=str(given["direct_host"]).strip() if given.get("direct_host") else None,
+        direct_port=_port(option("direct_port"), given.get("direct_port")),
         pooling_mode=cast("PoolingMode", pooling),
-        session_settings=parse_session_settings(conn_id, extra.get("session_settings")),
-        job_schema=_schema_name(conn_id, extra.get("job_schema")),
+        session_settings=_settings(option("session_settings"), given.get("session_settings")),
+        job_schema=_schema_name(option("job_schema"), given.get("job_schema")),
     )
 
 
@@ -141,8 +153,8 @@ def is_conninfo(text: str) -> bool:
     return "=" in text or "://" in text
 
 
-def target_from_conninfo(conninfo: str, extra: Mapping[str, Any]) -> Target:
-    """Return the :class:`Target` of a libpq connection string or URI, with our own options in *extra*.
+def target_from_conninfo(conninfo: str, arguments: Mapping[str, Any]) -> Target:
+    """Return the :class:`Target` of a libpq connection string or URI, with our own options in *arguments*.
 
     :raises UsageError: 08001 where libpq can't read it; and as :func:`target_from_extra`.
     """
@@ -160,18 +172,29 @@ def target_from_conninfo(conninfo: str, extra: Mapping[str, Any]) -> Target:
         raise _unreadable("host or port is none: in a URI, percent-encode the password")
     port = f":{params['port']}" if params.get("port") else ""
     database = f"/{params['dbname']}" if params.get("dbname") and "@" not in str(params["dbname"]) else ""
-    return target_from_extra(f"{host}{port}{database}", params, extra)
+    return target_from_extra(f"{host}{port}{database}", params, {}, arguments)
 
 
 def _unreadable(reason: str) -> UsageError:
     return UsageError("could not establish connection", None, "08001", reason)
 
 
-def _bad_field(conn_id: str, name: str, value: object, allowed: str) -> UsageError:
-    return UsageError(f"field {name!r} of the connection is {value!r}, but must be {allowed}", conn_id)
+@dataclass(frozen=True)
+class _Option:
+    """One of our own options: a field of the connection, or an argument of an operator or the hook."""
+
+    conn_id: str
+    name: str
+    is_argument: bool
+
+    def wrong(self, value: object, allowed: str, *, part: object = None) -> UsageError:
+        """Return the error that says where the *value* stands, or its *part*, and what is allowed."""
+        name = self.name if part is None else f"{self.name}.{part}"
+        where = f"argument {name!r}" if self.is_argument else f"field {name!r} of the connection"
+        return UsageError(f"{where} is {value!r}, but must be {allowed}", self.conn_id)
 
 
-def _boolean(conn_id: str, name: str, value: object) -> bool:
+def _boolean(option: _Option, value: object) -> bool:
     if isinstance(value, bool):
         return value
     text = str(value).strip().lower()
@@ -181,51 +204,53 @@ def _boolean(conn_id: str, name: str, value: object) -> bool:
         return True
     if text in ("false", "f", "no", "off", "0"):
         return False
-    raise _bad_field(conn_id, name, value, "true or false")
+    raise option.wrong(value, "true or false")
 
 
-def _schema_name(conn_id: str, value: object) -> str:
+def _schema_name(option: _Option, value: object) -> str:
     if value is None or value == "":
         return Target.job_schema
     if not isinstance(value, str) or "\0" in value or len(value.encode()) > _NAME_BYTES:
-        raise _bad_field(conn_id, "job_schema", value, "the name of a schema, of at most 63 bytes")
+        raise option.wrong(value, "the name of a schema, of at most 63 bytes")
     return value
 
 
-def _port(conn_id: str, value: object) -> int | None:
+def _port(option: _Option, value: object) -> int | None:
     if value is None or value == "":
         return None
     text = str(value).strip()
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise _bad_field(conn_id, "direct_port", value, "a port number from 1 to 65535")
+        raise option.wrong(value, "a port number from 1 to 65535")
     return int(text)
 
 
 def parse_session_settings(conn_id: str, value: object) -> dict[str, str]:
-    """Return run-time parameters by name from a mapping, or from JSON text of one.
+    """Return run-time parameters by name from an argument: a mapping, or JSON text of one.
 
     :raises UsageError: if it is no JSON object, a name is no parameter name, or a value is no
         text, number or boolean.
     """
+    return _settings(_Option(conn_id, "session_settings", is_argument=True), value)
+
+
+def _settings(option: _Option, value: object) -> dict[str, str]:
     if value is None or value == "":
         return {}
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError:
-            raise _bad_field(
-                conn_id, "session_settings", "not JSON", 'JSON like {"work_mem": "64MB"}'
-            ) from None
+            raise option.wrong("not JSON", 'JSON like {"work_mem": "64MB"}') from None
     if not isinstance(value, Mapping):
-        raise _bad_field(conn_id, "session_settings", type(value).__name__, "an object of names and values")
+        raise option.wrong(type(value).__name__, "an object of names and values")
     settings: dict[str, str] = {}
     for name, setting in value.items():
         if not _SETTING.match(str(name)):
-            raise _bad_field(conn_id, "session_settings", name, "parameter names such as work_mem")
+            raise option.wrong(name, "parameter names such as work_mem")
         if isinstance(setting, bool):
             setting = "on" if setting else "off"
         if not isinstance(setting, str | int | float):
-            raise _bad_field(conn_id, f"session_settings.{name}", type(setting).__name__, "text or a number")
+            raise option.wrong(type(setting).__name__, "text or a number", part=name)
         settings[str(name)] = str(setting)
     return settings
 

@@ -21,6 +21,12 @@ _TRANSIENT_PREFIXES = ("08", "40", "53", "57P")
 _QUOTED = re.compile(r'(?<!parameter )["»«„“](?!: ").*["»«“”]', re.DOTALL)
 # What stands in the last parentheses of a DETAIL, the columns' names in "Key (id)=(5)" left alone.
 _IN_PARENTHESES = re.compile(r"((?:\([^()]*\) ?= ?)?)\(.*\)", re.DOTALL)
+# The token that a syntax error is at, where it is a literal: a parameter's value, as it was bound.
+_LITERAL = re.compile(
+    r"""(["»«„“]\s?)(?:(?:[bBeEnNxX]|[uU]&)?'|\$(?:[^\W\d]\w*)?\$|\.?\d).*["»«“”]""", re.DOTALL
+)
+# They have syntaxes, and so syntax errors, of their own: what stands in quotes is a value.
+_LANGUAGES = ("jsonpath", "tsquery", "hstore")
 _CONTEXT_VALUE = re.compile(r"((?:COPY [^:]*|JSON data, line \d+[^:]*)):.*", re.DOTALL)
 _CONTEXT_STATEMENT = re.compile(r'(SQL (?:statement|expression)) ".*?"(?=\n|$)', re.DOTALL)
 _CREDENTIAL = re.compile(
@@ -35,7 +41,8 @@ def _without_values(message: str, sqlstate: str | None) -> str:
     In class 22 (data exception) what stands in quotes is the value that didn't fit, except
     in 22P04, which quotes column names, and 22P05, which quotes encodings. In classes 23
     (constraint) and 44 (WITH CHECK OPTION) values stand in parentheses; so they do in a DETAIL
-    that is a part of the message (dblink's "commit error: ...").
+    that is a part of the message (dblink's "commit error: ..."). A syntax error (42601) may be at a
+    literal, or in one.
     """
     primary, line, detail = message.partition("\nDETAIL:  ")
     if line:
@@ -44,6 +51,9 @@ def _without_values(message: str, sqlstate: str | None) -> str:
         return _IN_PARENTHESES.sub(r"\1(...)", message)
     if sqlstate and sqlstate.startswith("22") and sqlstate not in ("22P04", "22P05"):
         return _QUOTED.sub('"..."', message)
+    if sqlstate == "42601":
+        a_value = any(language in message for language in _LANGUAGES)
+        return (_QUOTED if a_value else _LITERAL).sub('"..."', message)
     return message
 
 

@@ -48,8 +48,11 @@ class Remote:
         remote = given
         if isinstance(remote, Mapping):
             known = {field.name for field in fields(cls)}
-            if wrong := sorted(map(str, {*remote} - known)) or sorted({"conn_id", "sql"} - {*remote}):
-                raise _wrong(name, f"a remote set has conn_id, sql, parameters and indexes; see {wrong[0]!r}")
+            if unknown := sorted(map(str, {*remote} - known)):
+                has = "a remote set has conn_id, sql, parameters, indexes"
+                raise _wrong(name, f"unknown {unknown[0]!r}; {has}")
+            if missing := sorted({"conn_id", "sql"} - {*remote}):
+                raise _wrong(name, f"{missing[0]} is missing")
             remote = cls(**remote)
         if not isinstance(remote, Remote):
             raise _wrong(name, f"it must be a Remote or a dict, got {type(given).__name__}")
@@ -111,12 +114,12 @@ def _table_name(key: object) -> str:
             name = quoted[1].replace('""', '"')
     if name is None:
         raise UsageError(
-            f"{key!r} is not a table name",
+            f"remote set {key!r}: {key!r} is not a table name",
             sqlstate="42601",
             hint='letters, digits, underscores, and no schema; anything else in double quotes: "My Set"',
         )
     if len(name.encode(errors="surrogatepass")) > _NAME_BYTES:  # PostgreSQL would cut it silently
-        raise UsageError(f"the name {key!r} is longer than {_NAME_BYTES} bytes", sqlstate="42622")
+        raise UsageError(f"remote set {key!r}: the name is longer than {_NAME_BYTES} bytes", sqlstate="42622")
     return name
 
 

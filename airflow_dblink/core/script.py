@@ -131,7 +131,7 @@ def parts(script: str, *, backslashes: bool = False) -> list[Part]:
     # Semicolons end nothing in BEGIN ATOMIC bodies, with the CASEs in them, and in parentheses
     # (CREATE RULE ... DO (...; ...)).
     depth = parentheses = 0
-    for kind, start, end in _tokens(script, _TOKEN_BACKSLASHES if backslashes else _TOKEN):
+    for kind, start, end in tokens(script, backslashes=backslashes):
         if kind == "end" and depth == 0 and parentheses == 0:
             current = None
             continue
@@ -160,8 +160,12 @@ def _depth(depth: int, part: Part, word: str) -> int:
     return depth - 1 if word == "END" else depth
 
 
-def _tokens(script: str, token: re.Pattern[str]) -> Iterator[tuple[str, int, int]]:
-    """Yield ``(kind, start, end)`` without white space and comments."""
+def tokens(script: str, *, backslashes: bool = False) -> Iterator[tuple[str, int, int]]:
+    """Yield ``(kind, start, end)`` without white space and comments.
+
+    :param backslashes: as in :func:`parts`.
+    """
+    token = _TOKEN_BACKSLASHES if backslashes else _TOKEN
     position = 0
     while position < len(script):
         match = token.match(script, position)

@@ -22,6 +22,7 @@ _SQL = statements("catalog.sql")
 # are PostgreSQL's own too, but another version numbers them anew (information_schema's domains).
 _FIRST_VARYING_OID = 10000
 _NOT_A_NAME = ("0A000", "42501", "42601", "42602")  # also: another database; a schema that is closed
+_UNRECEIVED = {"int2vector", "oidvector"}  # not an empty one
 _STRING = "S"  # pg_type.typcategory
 
 
@@ -160,6 +161,11 @@ class Type:
     attributes: list[str]
 
     @property
+    def goes_in_binary(self) -> bool:
+        """Whether PostgreSQL receives in binary whatever it sends so."""
+        return self.has_binary and not {self.base_name, self.element_name} & _UNRECEIVED
+
+    @property
     def built_in(self) -> bool:
         """Whether every server has this type under this oid (arrays: of such a type)."""
         return self.base_type < _FIRST_VARYING_OID
@@ -235,11 +241,31 @@ def split_name(side: Side, relname: str) -> tuple[str, str]:
     return schema_name, name
 
 
-def describe(side: Side, query: str) -> list[ResultColumn]:
+def describe(side: Side, query: str, action: str = "reading the source query") -> list[ResultColumn]:
     """Return the columns of *query* without running it; in a transaction, or a pooler splits it.
 
+    :param action: what it is for, as errors say it.
     :raises RemoteError: what the server's parser says.
     :raises UsageError: if it returns no rows.
+    """
+    try:
+        result = parse(side, query)
+    except psycopg.Error as error:
+        raise from_psycopg(error, side.conn_id, action) from None
+    if result.nfields == 0:
+        raise UsageError("the source query returns no columns", side.conn_id)
+    found = [(result.fname(i) or b"", result.ftype(i), result.fmod(i)) for i in range(result.nfields)]
+    names = side.rows("format_types", {"types": [f[1] for f in found], "modifiers": [f[2] for f in found]})
+    return [
+        ResultColumn(name.decode(), oid, str(row["format_type"]))
+        for (name, oid, _), row in zip(found, names, strict=True)
+    ]
+
+
+def parse(side: Side, query: str) -> pq.abc.PGresult:
+    """Have the server's parser read *query*, and return its description.
+
+    :raises psycopg.Error: what the parser says, with the position.
     """
     pgconn = side.connection.pgconn
 
@@ -254,21 +280,11 @@ def describe(side: Side, query: str) -> list[ResultColumn]:
     def describe_prepared() -> None:
         pgconn.send_describe_prepared(b"")
 
-    try:
-        for send in (prepare, describe_prepared):  # waited for, not called: the parser waits for locks
-            result = side.connection.wait(ask(send))[-1]
-            if result.status != pq.ExecStatus.COMMAND_OK:
-                raise error_from_result(result, encoding="utf-8")
-    except psycopg.Error as error:
-        raise from_psycopg(error, side.conn_id, "reading the source query") from None
-    if result.nfields == 0:
-        raise UsageError("the source query returns no columns", side.conn_id)
-    found = [(result.fname(i) or b"", result.ftype(i), result.fmod(i)) for i in range(result.nfields)]
-    names = side.rows("format_types", {"types": [f[1] for f in found], "modifiers": [f[2] for f in found]})
-    return [
-        ResultColumn(name.decode(), oid, str(row["format_type"]))
-        for (name, oid, _), row in zip(found, names, strict=True)
-    ]
+    for send in (prepare, describe_prepared):  # waited for, not called: the parser waits for locks
+        result = side.connection.wait(ask(send))[-1]
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            raise error_from_result(result, encoding="utf-8")
+    return result
 
 
 def types(side: Side, oids: Iterable[int]) -> dict[int, Type]:

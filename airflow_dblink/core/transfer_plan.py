@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +11,10 @@ from typing import Literal
 from psycopg import sql
 
 from airflow_dblink.core.columns import Pair, key_columns, match, route
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.once import check_script
-from airflow_dblink.core.script import parts
+from airflow_dblink.core.remote_sets import QUERIES
+from airflow_dblink.core.script import Part, parts
 from airflow_dblink.core.tables import (
     Relation,
     ResultColumn,
@@ -31,6 +33,7 @@ Columns = Sequence[str] | Mapping[str, str]
 log = logging.getLogger(__name__)
 
 _WRITABLE = ("r", "p", "f", "v")  # tables, partitioned tables, foreign tables, views with triggers
+_PLACEHOLDER = re.compile(r"%s\b|%\(\w+\)s")
 STAGE = sql.Identifier("pg_temp", "airflow_dblink_stage")
 
 
@@ -91,10 +94,10 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     :raises UsageError: names the connection, table, column or argument that can't work.
     :raises RemoteError: what a server says of the query or a name.
     """
-    _check_arguments(spec)
+    _check_arguments(spec, source.conn_id)
     table = get_relation(source, spec.source_table) if spec.source_table else None
     query = source_query(source, table, spec.source_sql, spec.source_parameters)
-    offered = describe(source, query.as_string(source.connection))
+    offered = describe_source(source, query, spec.source_sql, spec.source_parameters)
     relation = _destination(destination, spec)
     pairs = match(offered, relation, spec.columns, source.conn_id, destination.conn_id)
     key = _key(destination, spec, relation, pairs)
@@ -121,7 +124,7 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     )
 
 
-def _check_arguments(spec: Spec) -> None:
+def _check_arguments(spec: Spec, source_id: str) -> None:
     if (spec.source_table is None) == (spec.source_sql is None):
         raise UsageError("give either source_table or source_sql")
     if spec.mode not in ("append", "replace", "upsert", "create"):
@@ -131,7 +134,10 @@ def _check_arguments(spec: Spec) -> None:
     if spec.source_parameters is not None and spec.source_sql is None:
         raise UsageError("source_parameters belong to source_sql")
     if isinstance(spec.key, str):
-        raise UsageError(f"key must be a list of columns, got the text {spec.key!r}")
+        hint = f"key=[{spec.key!r}]"
+        raise UsageError(f"key must be a list of columns, got the text {spec.key!r}", hint=hint)
+    if spec.source_sql is not None:
+        the_query(spec.source_sql, source_id)
     for name, script in (("pre_sql", spec.pre_sql), ("post_sql", spec.post_sql)):
         if script is not None:
             _check_script(name, script)
@@ -155,13 +161,57 @@ def source_query(
     if table is not None:
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
         return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
-    found = parts(source_sql or "")
-    if len(found) != 1:
-        raise UsageError(f"source_sql must be one statement, got {len(found)}")
-    text = found[0].text  # neither the semicolon nor a comment behind it: COPY puts it in parentheses
+    # Neither the semicolon nor a comment behind it: COPY puts it in parentheses.
+    text = the_query(source_sql or "", source.conn_id).text
     if parameters is not None:
-        text = bind(source.connection, source.conn_id, text, parameters)
+        text = bind(source.connection, source.conn_id, text, parameters, "source_parameters")
     return sql.SQL(text)
+
+
+def the_query(source_sql: str, conn_id: str | None = None) -> Part:
+    """Return the one query that *source_sql* is.
+
+    :raises UsageError: if it is several statements or none, or something else.
+    """
+    found = parts(source_sql)
+    if len(found) != 1:
+        raise UsageError(f"source_sql must be one statement, got {len(found)}", conn_id)
+    if found[0].verb not in QUERIES:
+        raise UsageError(
+            f"source_sql must be a query, got {found[0].verb or 'no keyword'}",
+            conn_id,
+            hint="SELECT, VALUES, TABLE, or WITH and one of these",
+        )
+    return found[0]
+
+
+def describe_source(
+    source: Side, query: sql.Composed | sql.SQL, source_sql: str | None, parameters: Params | None
+) -> list[ResultColumn]:
+    """Return the columns of what is read.
+
+    :raises UsageError: if it has placeholders, and no parameters were given.
+    :raises RemoteError: what the server's parser says.
+    """
+    try:
+        return describe(source, query.as_string(source.connection))
+    except RemoteError:
+        if source_sql is not None and parameters is None:
+            demand_parameters("source_sql", source_sql, "source_parameters", source.conn_id)
+        raise
+
+
+def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str) -> None:
+    """Refuse *text*, which a server could not read, for placeholders that were given no value.
+
+    :raises UsageError: names the argument that is missing.
+    """
+    if found := _PLACEHOLDER.search(text):
+        raise UsageError(
+            f"{name} has a placeholder ({found[0]}), but {parameters_name} is missing",
+            conn_id,
+            hint=f"{parameters_name}: a list for %s, or a dict for %(name)s",
+        )
 
 
 def _destination(destination: Side, spec: Spec) -> Relation | None:

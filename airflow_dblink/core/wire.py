@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import ClientCursor, pq, sql
@@ -42,6 +42,7 @@ _LIMITED = frozenset(
     for oid in (info.oid, info.array_oid)
 )
 
+_WANTED = "a list for %s, or a dict for %(name)s"
 _LOST = "the link is lost: disconnect it, and connect anew"
 
 _Status = pq.ExecStatus
@@ -144,6 +145,9 @@ class Wire:
 
     def _text(self, statement: Statement, params: Params | None) -> str:
         self.demand_not_closed()
+        if isinstance(params, str | bytes):
+            message = f"params must be a list or a mapping, got {type(params).__name__}"
+            raise UsageError(message, self.label, hint="the link goes by keyword: connname=...")
         try:
             text = self.compose(statement, params).as_string(self.connection)
         except UnicodeEncodeError as error:
@@ -347,20 +351,22 @@ class Wire:
         )
 
 
-def bind(connection: LinkConnection, conn_id: str, statement: Statement, params: Params) -> str:
+def bind(
+    connection: LinkConnection, conn_id: str, statement: Statement, params: Params, name: str = "parameters"
+) -> str:
     """Return *statement* with *params* as literals in it.
 
+    :param name: the argument that *params* are, as errors call it.
     :raises UsageError: if they don't fit its placeholders.
     """
-    if isinstance(params, str | bytes):
-        kind = type(params).__name__
-        hint = "the link goes by keyword: connname=..."
-        raise UsageError(f"params must be a list or a mapping, got {kind}", conn_id, hint=hint)
-    query: Any = statement  # psycopg's type for text is LiteralString
+    if isinstance(params, str | bytes) or not isinstance(params, Sequence | Mapping):
+        raise UsageError(f"{name} must be {_WANTED}, got {type(params).__name__}", conn_id)
     try:
-        return ClientCursor(connection).mogrify(query, params)
+        return ClientCursor(connection).mogrify(cast("Any", statement), params)  # LiteralString, to psycopg
     except (psycopg.Error, TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise UsageError(f"parameters do not fit the statement: {error}", conn_id) from None
+        _, missing, which = str(error).partition("query parameter missing: ")
+        why = f"{name} do not fit the placeholders: " + (f"{which!r} is missing" if missing else str(error))
+        raise UsageError(why, conn_id, hint=_WANTED) from None
 
 
 def _each(pgconn: pq.abc.PGconn, take: Callable[[pq.abc.PGresult], None]) -> PQGen[pq.abc.PGresult]:

@@ -188,15 +188,19 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
         """Return where and how *conn_id* connects (default: the hook's connection).
 
         :raises UsageError: names the field of the connection whose value is wrong.
-        :raises AirflowNotFoundException: if no secrets backend knows *conn_id*.
+        :raises AirflowNotFoundException: if no secrets backend gives *conn_id*, which Airflow also says
+            while one that has it is away: a retry may help.
         """
         conn_id = self.conn_id if conn_id is None else conn_id
-        return self._target(conn_id, BaseHook.get_connection(conn_id))
+        with _what_to_do(conn_id):
+            connection = BaseHook.get_connection(conn_id)
+        return self._target(conn_id, connection)
 
     async def atarget(self, conn_id: str | None = None) -> Target:
         """Return the same as :meth:`target`, asked for without blocking; for triggers."""
         conn_id = self.conn_id if conn_id is None else conn_id
-        connection = await BaseHook.aget_connection(conn_id)
+        with _what_to_do(conn_id):
+            connection = await BaseHook.aget_connection(conn_id)
         if connection.extra_dejson.get("iam", False):  # asks a cloud for a token, and blocks
             return await asyncio.to_thread(self._target, conn_id, connection)
         return self._target(conn_id, connection)
@@ -223,7 +227,7 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
         }
         if self.options and conn_id == self.conn_id:
             params["options"] = self.options
-        return target_from_extra(conn_id, params, {**extra, **self._given_options(conn_id)})
+        return target_from_extra(conn_id, params, extra, self._given_options(conn_id))
 
     def _given_options(self, conn_id: str) -> dict[str, Any]:
         """Our own options as the constructor got them, which come before a connection's.
@@ -349,6 +353,19 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
         Model: ``dblink_get_connections``, which gives NULL where this gives an empty list.
         """
         return self.links.names()
+
+
+@contextmanager
+def _what_to_do(conn_id: str) -> Iterator[None]:
+    """Add to Airflow's error what helps, and leave its type: whether a retry helps can't be told from it."""
+    try:
+        yield
+    except AirflowNotFoundException as error:
+        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+        raise AirflowNotFoundException(
+            f"{error}: create it under Admin > Connections, or set {variable}; if it is there, look whether"
+            " the secrets backend that has it answers"
+        ) from None
 
 
 # By try; a process runs one.

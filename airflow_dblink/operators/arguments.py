@@ -1,10 +1,10 @@
-"""Arguments that a template may have made a text."""
+"""Arguments that a template may have made a text, or nothing; and those of a wrong type."""
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_dblink.core.errors import UsageError
@@ -32,6 +32,58 @@ def number(name: str, value: Any) -> float | None:
         return float("" if isinstance(value, bool) else value)
     except (TypeError, ValueError):
         raise UsageError(f"{name} must be a number or None, got {value!r}") from None
+
+
+def whole_number(name: str, value: Any, *, least: int) -> int:
+    """Return an integer that a template may have made a text.
+
+    :raises UsageError: for anything else, and for less than *least*.
+    """
+    found = value
+    if isinstance(value, str) and value.strip().isdecimal():
+        found = int(value)
+    if isinstance(found, bool) or not isinstance(found, int) or found < least:
+        raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return found
+
+
+def demand_text(name: str, value: Any) -> None:
+    """Refuse an argument that was given, and of which a template has left no text.
+
+    Jinja writes ``None`` for what isn't there, and that would be taken for a table, a file or a condition.
+
+    :raises UsageError: says whether it has no value or one of the wrong type.
+    """
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"{name} must be text, got {type(value).__name__}")
+    text = "None" if value is None else value.strip()
+    if text == "None" or (not text and name != "sql"):  # of an empty script more can be said
+        raise UsageError(
+            f"{name} has no value ({text or 'empty text'})",
+            hint="look what its template renders to, and whether the task that it comes from gave anything",
+        )
+
+
+def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:
+    """Refuse what is no list of column names.
+
+    :param or_mapping: it may be a mapping from names to names, too.
+    :raises UsageError: says what it is.
+    """
+    if value is None:
+        return
+    names: list[Any]
+    if or_mapping and isinstance(value, Mapping):
+        names = [*value, *value.values()]
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        names = [*value]
+    else:
+        wanted = "a list or a mapping of columns" if or_mapping else "a list of columns"
+        got = f"the text {value!r}" if isinstance(value, str) else type(value).__name__
+        hint = f"{name}=[{value!r}]" if isinstance(value, str) else None
+        raise UsageError(f"{name} must be {wanted}, got {got}", hint=hint)
+    if wrong := [type(each).__name__ for each in names if not isinstance(each, str)]:
+        raise UsageError(f"{name} must hold names of columns, which are text, got {wrong[0]}")
 
 
 def plan_of(value: Any) -> Mapping[str, Any] | None:

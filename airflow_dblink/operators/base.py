@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,8 +19,10 @@ from airflow_dblink.core.errors import DblinkError, OutcomeUnknownError, Stopped
 from airflow_dblink.core.once import Once
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.operators.arguments import demand_text
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context
 
 # The client's own time-out comes first and gives the better error; the server's is for when
@@ -29,6 +31,8 @@ _SERVER_LIMIT_GRACE_S = 2.0
 _STATE_ANSWER_S = 1.5  # of the 5 s between SIGTERM and SIGKILL
 _MAX_LIMIT_MS = 2_147_483_647  # of PostgreSQL's time-outs: 24 days
 _TRANSACTION_TIMEOUT_SINCE = 170000
+# Template fields that may be the path of a file.
+_FROM_FILES = ("sql", "source_sql", "pre_sql", "post_sql")
 
 
 class DblinkBaseOperator(BaseOperator):
@@ -44,6 +48,7 @@ class DblinkBaseOperator(BaseOperator):
 
     ui_color = "#d7e6f3"
     _killed = False
+    _given: Sequence[str] = ()
 
     def __init__(
         self,
@@ -67,6 +72,48 @@ class DblinkBaseOperator(BaseOperator):
         self.session_settings = session_settings
         self.statement_timeout = statement_timeout
         self.password_required = password_required
+
+    # -- templates
+
+    def _note_given(self, *names: str) -> None:
+        """Note which of these texts are given, whatever a template makes of them."""
+        self._given = [name for name in names if getattr(self, name) is not None]
+
+    def _demand_values(self, *always: str) -> None:
+        """Refuse texts that are needed, and those that were given, if they have no value.
+
+        :raises UsageError: names the first.
+        """
+        for name in (*always, *self._given):
+            demand_text(name, getattr(self, name))
+
+    def resolve_template_files(self) -> None:
+        """Read the files of the fields that hold SQL; in others ``.sql`` is the end of a name or a value."""
+        fields = self.template_fields
+        self.template_fields = [name for name in fields if name in _FROM_FILES]
+        try:
+            super().resolve_template_files()
+        finally:
+            self.template_fields = fields
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: jinja2.Environment,
+        seen_oids: set[int],
+    ) -> None:
+        """Do as Airflow does, field by field: what of a field may be a file depends on the field."""
+        before = self.template_ext
+        try:
+            for name in template_fields:
+                self.template_ext = type(self).template_ext if name in _FROM_FILES else ()
+                super()._do_render_template_fields(parent, (name,), context, jinja_env, seen_oids)
+        finally:
+            self.template_ext = before
+
+    # -- running
 
     def on_kill(self) -> None:
         """Note that the task is to stop; what waits looks ten times a second.

@@ -92,8 +92,13 @@ class DblinkExecOperator(DblinkJobWaitingOperator):
         """Run the statement; the last command tag becomes the XCom return value."""
         if self.deferrable:
             return self._as_job(context)
-        with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
+        with self._errors_for_airflow():
+            self._demand_values("conn_id", "sql")
             self._refuse_early()
+            return self._in_session(context)
+
+    def _in_session(self, context: Context) -> str:
+        with self._hook(self.conn_id) as hook:
             link = hook.link()
             script = self._bound(link)
             if not self.transaction:
@@ -109,6 +114,7 @@ class DblinkExecOperator(DblinkJobWaitingOperator):
 
     def _as_job(self, context: Context) -> str:
         with self._errors_for_airflow():
+            self._demand_values("conn_id", "sql")
             if not self.transaction:
                 raise UsageError(
                     "deferrable=True needs transaction=True: a job is one transaction",

@@ -84,10 +84,12 @@ class DblinkFetchOperator(DblinkBaseOperator):
         self.header = header
         self.csv_options = csv_options
         self.max_xcom_rows = max_xcom_rows
+        self._note_given("path")
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch the rows; their count becomes the XCom return value."""
         with self._errors_for_airflow():
+            self._demand_values("conn_id", "sql")
             sink = RowSink.of(self, self.conn_id)
             sink.demand_one()
             with self._hook(self.conn_id) as hook:

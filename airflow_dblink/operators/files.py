@@ -10,6 +10,24 @@ from typing import IO, cast
 
 from airflow.sdk import ObjectStoragePath
 
+from airflow_dblink.core.errors import UsageError
+
+
+def demand_file(name: str, path: str, conn_id: str | None) -> None:
+    """Refuse a *path* that can't be a file's: to be asked before anything is done.
+
+    :param name: of the argument.
+    :raises UsageError: if it is a directory, ends in a slash, or has a scheme that nothing stands for.
+    """
+    try:
+        target = ObjectStoragePath(path, conn_id=conn_id)
+        is_directory = path.endswith("/") or target.is_dir()
+    except ValueError as error:
+        raise UsageError(f"{name} is no URL on Airflow's object storage: {error}") from None
+    if is_directory:
+        # What is moved to a directory lands in it, under the name of the unfinished file.
+        raise UsageError(f"{name} must be a file, got the directory {path!r}", hint="add the file's name")
+
 
 @contextmanager
 def new_file(path: str, conn_id: str | None) -> Iterator[IO[bytes]]:

@@ -16,6 +16,7 @@ from airflow_dblink.core.once import Store
 from airflow_dblink.core.transfer_plan import Mode, Spec
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink
+from airflow_dblink.operators.arguments import demand_columns
 from airflow_dblink.operators.base import DblinkBaseOperator
 from airflow_dblink.operators.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
 from airflow_dblink.operators.rows import Handler, RowSink
@@ -65,6 +66,8 @@ class DblinkSendQueryOperator(DblinkJobBaseOperator):
 
     def execute(self, context: Context) -> dict[str, str]:
         """Send the job; its handle becomes the XCom return value."""
+        with self._errors_for_airflow():
+            self._demand_values("conn_id", "sql")
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
             submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
             with self._cancelling(context, hook, submission):
@@ -143,10 +146,12 @@ class DblinkJobOperator(DblinkJobWaitingOperator):
         self.max_xcom_rows = max_xcom_rows
         self.batch_rows = batch_rows
         self.keep_result = keep_result
+        self._note_given("path")
 
     def execute(self, context: Context) -> Any:
         """Send the job and wait for its end, in the triggerer if it takes longer."""
         with self._errors_for_airflow():
+            self._demand_values("conn_id", "sql")
             sink = RowSink.of(self, self.conn_id)
             if sink.given:
                 sink.demand_one()
@@ -252,10 +257,13 @@ class DblinkGetResultOperator(MovingOperator):
         self.poll_interval = poll_interval
         self.orphan_timeout = orphan_timeout
         self.job_handle: JobHandle | None = None  # for the link
+        self._note_given("path", "destination_conn_id", "destination_table")
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Hand on the rows; their count becomes the XCom return value."""
         with self._errors_for_airflow():
+            self._demand_values()
+            demand_columns("key", self.key)
             handle = self.job_handle = JobHandle.read(self.handle, self.conn_id)
             sink = RowSink.of(self, handle.conn_id)
             self._demand_one_place(sink)

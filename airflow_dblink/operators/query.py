@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.attach import attach, prepare
+from airflow_dblink.core.conninfo import parse_session_settings
 from airflow_dblink.core.errors import StoppedError, UsageError
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.once import Once, check_script
@@ -22,6 +23,7 @@ from airflow_dblink.operators.base import DblinkBaseOperator
 from airflow_dblink.operators.rows import Handler, RowSink
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context
 
 __all__ = ["DblinkQueryOperator", "Remote"]
@@ -129,6 +131,27 @@ class DblinkQueryOperator(DblinkBaseOperator):
         self.csv_options = csv_options
         self.max_xcom_rows = max_xcom_rows
         self.orphan_timeout = orphan_timeout
+        self._note_given("path")
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: jinja2.Environment,
+        seen_oids: set[int],
+    ) -> None:
+        """Do as the base does, and read the files of the remote sets that are dicts."""
+        files: dict[str, str] = {}
+        if parent is self and isinstance(self.remotes, dict):
+            for name, remote in self.remotes.items():
+                text = remote.get("sql") if isinstance(remote, dict) else None
+                if isinstance(text, str) and text.endswith(tuple(self.template_ext)):
+                    files[name] = text
+        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
+        rendered: Any = self.remotes
+        for name, path in files.items():
+            rendered[name]["sql"] = self.render_template(path, context, jinja_env)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch the remote sets and run the SQL; the counts become the XCom return value."""
@@ -154,17 +177,12 @@ class DblinkQueryOperator(DblinkBaseOperator):
 
     def _sink(self) -> RowSink | None:
         """Return where the rows go, if anywhere, after a look at what can be seen to be wrong at once."""
-        if not isinstance(self.sql, str):
-            raise UsageError(f"sql must be text, got {type(self.sql).__name__}", self.conn_id)
+        self._demand_values("conn_id", "sql")
         check_script(self.sql, self.conn_id, alternative=_ALTERNATIVE)
         sink = RowSink.of(self, self.conn_id)
         if not sink.given:
             return None
         sink.demand_one()
-        if isinstance(self.batch_rows, bool) or not isinstance(self.batch_rows, int) or self.batch_rows < 1:
-            raise UsageError(
-                f"batch_rows must be an integer of at least 1, got {self.batch_rows!r}", self.conn_id
-            )
         last = parts(self.sql)[-1]
         if why := _why_no_cursor(last):
             raise UsageError(
@@ -197,7 +215,7 @@ class DblinkQueryOperator(DblinkBaseOperator):
             once.begin(settings)
             self.log.info("Transaction %s on %s", once.xid, self.conn_id)
             progress = _Progress(self.log)
-            kept = self.session_settings or ()
+            kept = parse_session_settings(self.conn_id, self.session_settings)
             counts = attach(home, sets, progress.report, analyze=self.analyze, settings=kept)
         for name, rows in counts.items():
             where = remotes[name].conn_id

@@ -11,8 +11,9 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.unload import csv_batches
 from airflow_dblink.core.wire import Params, Row, Statement
+from airflow_dblink.operators.arguments import flag, whole_number
 from airflow_dblink.operators.base import DblinkBaseOperator
-from airflow_dblink.operators.files import new_file
+from airflow_dblink.operators.files import demand_file, new_file
 
 Handler = Callable[[list[Row]], object]
 _PLAIN = (str, int, float, bool, type(None))
@@ -40,22 +41,31 @@ class RowSink:
 
     @classmethod
     def of(cls, operator: DblinkBaseOperator, conn_id: str) -> Self:
-        """Return where the rows of *operator* go: its attributes of these names, as far as it has them."""
+        """Return where the rows of *operator* go: its attributes of these names, as far as it has them.
+
+        :raises UsageError: for one of the wrong type.
+        """
         names = {field.name for field in fields(cls)} - {"conn_id", "check"}
         given = {name: getattr(operator, name) for name in names if getattr(operator, name, None) is not None}
+        for name, least in (("batch_rows", 1), ("max_xcom_rows", 0)):
+            if name in given:
+                given[name] = whole_number(name, given[name], least=least)
+        if "header" in given:
+            given["header"] = flag("header", given["header"])
+        if not callable(given.get("handler", print)):
+            raise UsageError(f"handler must be a function, got {type(given['handler']).__name__}", conn_id)
+        options = given.get("csv_options", {})
+        if not isinstance(options, Mapping) or not all(isinstance(each, str) for each in options.values()):
+            raise UsageError("csv_options must be a mapping of names and texts", conn_id)
         return cls(conn_id, operator._check, **given)
 
     @property
     def given(self) -> list[str]:
         """Names of the places that are given."""
-        return [
-            name
-            for name in ("handler", "path", "max_xcom_rows")
-            if getattr(self, name) is not None and getattr(self, name) != ""
-        ]
+        return [name for name in ("handler", "path", "max_xcom_rows") if getattr(self, name) is not None]
 
     def demand_one(self) -> None:
-        """Refuse none and several places, and options that no CSV has.
+        """Refuse none and several places, a path that can't be a file, and options that no CSV has.
 
         :raises UsageError: says which.
         """
@@ -66,7 +76,9 @@ class RowSink:
                 hint="rows without a bound do not belong into XCom: use path or handler",
             )
         if unknown := set(self.csv_options) - {"delimiter", "null", "quote", "escape"}:
-            raise UsageError(f"csv_options has no {', '.join(sorted(unknown))}", self.conn_id)
+            raise UsageError(f"csv_options has no {', '.join(sorted(map(str, unknown)))}", self.conn_id)
+        if self.path is not None:
+            demand_file("path", self.path, self.path_conn_id)
 
     def deliver(
         self, link: Link, statement: Statement, params: Params | None = None, *, expected: int | None = None
@@ -78,7 +90,7 @@ class RowSink:
         :raises UsageError: for more rows than *max_xcom_rows*; if there are not as many as *expected*.
         :raises RemoteError: what the server says; the file is then not there, or the old one.
         """
-        if self.path:
+        if self.path is not None:
             return self._to_file(link, statement, params, self.path, expected)
         result = self._to_handler(link, statement, params)
         self._demand(result["rows"], expected)

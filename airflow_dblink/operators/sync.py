@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.part import Work
-from airflow_dblink.core.sync.run import Session, dry_run, is_higher, run
+from airflow_dblink.core.sync.run import Session, dry_run, run
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
 from airflow_dblink.core.sync.statements import statements_of_plan
+from airflow_dblink.core.sync.watermark import is_higher
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import Wire
-from airflow_dblink.operators.arguments import flag, number, plan_of
+from airflow_dblink.operators.arguments import demand_columns, flag, number, plan_of
 from airflow_dblink.operators.base import DblinkBaseOperator
-from airflow_dblink.operators.files import new_file
+from airflow_dblink.operators.files import demand_file, new_file
 from airflow_dblink.operators.lineage import transfer_lineage
+from airflow_dblink.operators.watermark import watermark_key, watermark_store
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Asset, Context
-
-WATERMARK = "airflow_dblink_watermark"
 
 
 class DblinkSyncOperator(DblinkBaseOperator):
@@ -70,7 +68,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
     :param plan: what a dry run returned (``plan_task.output``): exactly that is done, or the task fails
         because the data moved on. (templated)
     :param statements_path: URL of a file on Airflow's object storage to which the plan is written as
-        dblink's statements, row values and all; also in a dry run. (templated, but no file is read)
+        dblink's statements, row values and all; also in a dry run. (templated)
     :param statements_conn_id: Airflow connection of the object storage. (templated)
     :param max_delete_fraction: fail, with nothing changed, if a larger part of the destination's rows
         would be deleted; ``None`` for no limit. (templated)
@@ -127,6 +125,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         "replace_above",
         "plan_only",
         "plan",
+        "statements_path",
         "statements_conn_id",
         "max_delete_fraction",
         "max_change_fraction",
@@ -220,11 +219,15 @@ class DblinkSyncOperator(DblinkBaseOperator):
         self.sample_keys = sample_keys
         self.reset_sequences = reset_sequences
         self.orphan_timeout = orphan_timeout
+        self._note_given("source_table", "source_sql", "where", "watermark_column", "statements_path")
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Make the table equal; the counts become the XCom return value."""
         with self._errors_for_airflow():
-            store = self._watermark_store(context)
+            self._demand_values("source_conn_id", "destination_conn_id", "destination_table")
+            demand_columns("columns", self.columns, or_mapping=True)
+            demand_columns("key", self.key)
+            store = watermark_store(self, context)
             spec = self._spec(store.get(self.watermark_key) if store is not None else None)
             spec.check()
             self._check_statements_path(spec)
@@ -250,9 +253,9 @@ class DblinkSyncOperator(DblinkBaseOperator):
                 self._settings(source.connection, source.conn_id),
                 self._settings(destination.connection, destination.conn_id),
             )
-            path = self.get_template_env().from_string(self.statements_path or "").render(context)
-            use = self._writer(link, path) if path else None
-            if path:  # an earlier run's statements must not be taken for this one's
+            path = self.statements_path
+            use = self._writer(link, path) if path is not None else None
+            if path is not None:  # an earlier run's statements must not be taken for this one's
                 with new_file(path, self.statements_conn_id):
                     pass
             if self._is_dry:
@@ -323,7 +326,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         return write
 
     def _check_statements_path(self, spec: Spec) -> None:
-        if not self.statements_path:
+        if self.statements_path is None:
             return
         replaces = spec.method == "replace" or spec.replace_above is not None
         if replaces or spec.on_conflict == "replace":
@@ -331,33 +334,14 @@ class DblinkSyncOperator(DblinkBaseOperator):
                 "statements_path doesn't go together with replacing rows: no statement would show that",
                 hint="leave one of them out",
             )
+        demand_file("statements_path", self.statements_path, self.statements_conn_id)
 
     # -- the watermark
 
     @property
     def watermark_key(self) -> str:
-        """Where the watermark is in the asset's state: of one table and question, since assets are shared."""
-        what = (
-            *(self.destination_conn_id, self.destination_table, self.source_conn_id, self.source_table),
-            *(self.source_sql, self.where, self.watermark_column),
-        )
-        return f"{WATERMARK}_{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
-
-    def _watermark_store(self, context: Context) -> Any:
-        """Return where the watermark is kept, ``None`` where there is none to keep."""
-        if self.watermark_column is None:
-            return None
-        stores: Any = context["asset_state_store"]
-        try:
-            if self.watermark_asset is not None:
-                return stores[self.watermark_asset]
-            stores.get(self.watermark_key)  # of the task's only asset
-        except (KeyError, ValueError) as error:
-            raise UsageError(
-                f"the watermark belongs to an asset of the task: {error}",
-                hint="give the task one outlet (the destination's asset), or say which: watermark_asset=...",
-            ) from None
-        return stores
+        """Where the watermark is in the asset's state; see :func:`watermark_key`."""
+        return watermark_key(self)
 
     def _advance(self, store: Any, result: Mapping[str, Any]) -> None:
         """Keep the watermark, unless a later run has kept a higher one."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.transfer import prepare, run
 from airflow_dblink.core.transfer_plan import Mode, Spec
+from airflow_dblink.operators.arguments import demand_columns
 from airflow_dblink.operators.base import DblinkBaseOperator
 from airflow_dblink.operators.lineage import transfer_lineage
 
@@ -177,6 +178,7 @@ class DblinkTransferOperator(MovingOperator):
         self.analyze = analyze
         self.reset_sequences = reset_sequences
         self.orphan_timeout = orphan_timeout
+        self._note_given("source_table", "source_sql", "pre_sql", "post_sql")
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Move the rows; the counts become the XCom return value."""
@@ -186,6 +188,9 @@ class DblinkTransferOperator(MovingOperator):
             )
 
     def _spec(self) -> Spec:
+        self._demand_values("source_conn_id", "destination_conn_id", "destination_table")
+        demand_columns("columns", self.columns, or_mapping=True)
+        demand_columns("key", self.key)
         return Spec(
             destination_table=self.destination_table,
             source_table=self.source_table,

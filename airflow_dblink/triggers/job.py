@@ -14,7 +14,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.errors import DblinkError, TransientError, UsageError
+from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, UsageError
 from airflow_dblink.core.jobs.job import SCHEMA
 from airflow_dblink.core.jobs.watch import Watcher, acancel
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -170,7 +170,8 @@ class DblinkJobTrigger(BaseTrigger):
         except DblinkError:
             raise
         except AirflowNotFoundException as error:
-            raise UsageError(str(error), self.conn_id) from None
+            # No mistake for sure: Airflow says so, too, while a secrets backend is away.
+            raise RemoteError(str(error), self.conn_id) from None
         except Exception as error:  # Airflow's own database or API may be away, too
             why = f"Airflow gives no connection now ({type(error).__name__})"
             raise TransientError(why, self.conn_id) from error

@@ -60,6 +60,17 @@ def test_on_a_named_link(hook: DblinkHook) -> None:
         hook.attach({"c": remote(SERIES)}, connname="nobody")
 
 
+def test_a_table_that_is_there_already_is_said_to_be_the_sessions(hook: DblinkHook) -> None:
+    hook.attach({"c": remote(SERIES), '"D d"': remote(SERIES)})
+    with pytest.raises(UsageError, match=r"'c'.*session already has a temporary table 'c'") as caught:
+        hook.attach({"c": remote(SERIES)})
+    assert "pg_temp_" not in str(caught.value)
+    with pytest.raises(UsageError, match=r'DROP TABLE pg_temp\."D d"'):
+        hook.attach({'"D d"': remote(SERIES)})
+    hook.exec('DROP TABLE pg_temp.c, pg_temp."D d"')
+    assert hook.attach({"c": remote(SERIES), '"D d"': remote(SERIES)}) == {"c": 5, '"D d"': 5}
+
+
 def test_nothing_is_nothing(hook: DblinkHook) -> None:
     assert hook.attach({}) == {}
     assert hook.link().is_idle

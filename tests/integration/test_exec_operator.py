@@ -107,6 +107,8 @@ def test_an_unknown_outcome_fails_without_retries(table: Database, store: Memory
         ("INSERT INTO t VALUES (%s)", {"parameters": {"a": 1}}, "parameters do not fit"),
         (INSERT, {"session_settings": {"a b": 1}}, "session_settings"),
         (5, {}, "sql must be text"),
+        ("None", {}, r"sql has no value \(None\)"),
+        ("SELECT 1", {"session_settings": ["a"]}, "argument 'session_settings' is 'list'"),
     ],
 )
 def test_mistakes_fail_without_retries_and_change_nothing(
@@ -115,6 +117,13 @@ def test_mistakes_fail_without_retries_and_change_nothing(
     with pytest.raises(AirflowFailException, match=why):
         _operator(sql, **arguments).execute(context())
     assert _count(table) == 0
+
+
+@pytest.mark.parametrize("value", ["tokenLeak", "token\\Leak", b"tokenLeak", 4711, 47.11, "4711"])
+def test_a_parameter_is_not_shown_by_a_syntax_error(table: Database, value: Any) -> None:
+    with pytest.raises(RemoteError, match="syntax error at or near") as caught:
+        _operator("SELECT 1 %(x)s", parameters={"x": value}).execute(context())
+    assert not [word for word in ("Leak", "11", "4711") if word in str(caught.value)]
 
 
 def test_a_wrong_password_may_be_retried_and_is_not_shown(

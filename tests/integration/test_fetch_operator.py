@@ -65,6 +65,20 @@ def test_more_rows_than_allowed_fail_without_retries() -> None:
         ({"path": "file:///tmp/x", "max_xcom_rows": 1}, "got path, max_xcom_rows"),
         ({"max_xcom_rows": 5, "batch_rows": 0}, "batch_rows"),
         ({"max_xcom_rows": 5, "csv_options": {"format": "binary"}}, "csv_options has no format"),
+        ({"path": "file:///tmp"}, "path must be a file, got the directory"),
+        ({"path": "file:///tmp/new/"}, "path must be a file, got the directory"),
+        ({"path": 5}, "path must be text, got int"),
+        ({"path": ""}, "path has no value"),
+        ({"path": "None"}, "path has no value"),
+        ({"handler": "print"}, "handler must be a function"),
+        ({"max_xcom_rows": "five"}, "max_xcom_rows must be an integer of at least 0, got 'five'"),
+        ({"max_xcom_rows": -1}, "max_xcom_rows must be"),
+        ({"max_xcom_rows": True}, "max_xcom_rows must be"),
+        ({"path": "file:///tmp/x", "header": "no"}, "header must be true or false"),
+        ({"path": "file:///tmp/x", "batch_rows": 2.0}, "batch_rows must be"),
+        ({"max_xcom_rows": 5, "sql": None}, r"sql has no value \(None\)"),
+        ({"max_xcom_rows": 5, "sql": 5}, "sql must be text, got int"),
+        ({"max_xcom_rows": 5, "session_settings": ["a"]}, "argument 'session_settings' is 'list'"),
         ({"max_xcom_rows": 5, "sql": "SELECT 1; SELECT 2"}, "one statement"),
         ({"max_xcom_rows": 5, "sql": ""}, "the statement is empty"),
         ({"max_xcom_rows": 5, "sql": "SELECT %s", "parameters": []}, "parameters do not fit"),
@@ -73,6 +87,13 @@ def test_more_rows_than_allowed_fail_without_retries() -> None:
 def test_mistakes_fail_without_retries(arguments: dict[str, Any], why: str) -> None:
     with pytest.raises(AirflowFailException, match=why):
         _fetch(**{"sql": SERIES, **arguments})
+
+
+def test_a_directory_is_left_as_it_is(tmp_path: Path) -> None:
+    for path in (tmp_path.as_uri(), f"{tmp_path.as_uri()}/", f"{tmp_path.as_uri()}/new/"):
+        with pytest.raises(AirflowFailException, match="path must be a file"):
+            _fetch(SERIES, path=path)
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("end", ["", ";", "; -- end"])

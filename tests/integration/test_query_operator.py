@@ -134,7 +134,9 @@ def test_airflow_shows_a_remote_by_its_fields() -> None:
         ({"remotes": {"c": source(" ")}}, ["'c'", "sql must be text"]),
         ({"remotes": {"c": source("SELECT %s AS a", parameters=[1, 2])}}, ["'c'", "parameters do not fit"]),
         ({"remotes": {"c": Remote("", "SELECT 1")}}, ["'c'", "conn_id must be text"]),
-        ({"remotes": {"c": {"conn_id": "source"}}}, ["'c'", "'sql'"]),
+        ({"remotes": {"c": {"conn_id": "source"}}}, ["remote set 'c': sql is missing"]),
+        ({"remotes": {"c": {"connid": "source", "sql": "x"}}}, ["remote set 'c': unknown 'connid'"]),
+        ({"remotes": {"a b": source(SERIES)}}, ["remote set 'a b': 'a b' is not a table name"]),
         ({"remotes": {"c": {"conn_id": "source", "sql": "x", "index": []}}}, ["'c'", "'index'"]),
         ({"remotes": {"c": "SELECT 1"}}, ["'c'", "must be a Remote or a dict, got str"]),
         ({"remotes": ["c"]}, ["remotes must be a dict", "list"]),
@@ -156,8 +158,12 @@ def test_airflow_shows_a_remote_by_its_fields() -> None:
         ({"sql": "VACUUM"}, ["VACUUM", "DblinkExecOperator with transaction=False"]),
         ({"sql": "COPY t FROM STDIN"}, ["COPY"]),
         ({"sql": 5}, ["sql must be text"]),
+        ({"sql": None}, ["sql has no value (None)"]),
+        ({"sql": "None"}, ["sql has no value (None)"]),
         ({"parameters": [1]}, ["parameters do not fit"]),
-        ({"session_settings": {"a b": 1}}, ["session_settings"]),
+        ({"session_settings": {"a b": 1}}, ["argument 'session_settings'"]),
+        ({"session_settings": ["a"]}, ["argument 'session_settings' is 'list'"]),
+        ({"password_required": "maybe"}, ["argument 'password_required' is 'maybe'"]),
         ({"max_xcom_rows": 5}, ["line 1", "INSERT", "end the script with SELECT"]),
         ({"sql": "TABLE c; SHOW work_mem", "max_xcom_rows": 5}, ["SHOW"]),
         ({"sql": "SELECT 1 INTO x", "max_xcom_rows": 5}, ["INTO"]),
@@ -165,6 +171,23 @@ def test_airflow_shows_a_remote_by_its_fields() -> None:
         ({"sql": "SELECT 1", "max_xcom_rows": 5, "path": "file:///x"}, ["got path, max_xcom_rows"]),
         ({"sql": "SELECT 1", "max_xcom_rows": 5, "batch_rows": 0}, ["batch_rows"]),
         ({"sql": "SELECT 1", "path": "file:///x", "csv_options": {"format": "x"}}, ["csv_options"]),
+        ({"sql": "SELECT 1", "path": "file:///x", "csv_options": "x"}, ["csv_options must be a mapping"]),
+        ({"sql": "SELECT 1", "path": "file:///x", "header": "maybe"}, ["header must be true or false"]),
+        ({"sql": "SELECT 1", "path": "None"}, ["path has no value (None)"]),
+        ({"sql": "SELECT 1", "path": " "}, ["path has no value (empty text)"]),
+        ({"sql": "SELECT 1", "path": 5}, ["path must be text, got int"]),
+        (
+            {"sql": "SELECT 1", "path": "file:///tmp"},
+            ["path must be a file, got the directory 'file:///tmp'"],
+        ),
+        ({"sql": "SELECT 1", "path": "file:///new/"}, ["path must be a file"]),
+        ({"sql": "SELECT 1", "path": "nothing://x/y"}, ["path is no URL"]),
+        ({"sql": "SELECT 1", "handler": "print"}, ["handler must be a function, got str"]),
+        *(
+            ({"sql": "SELECT 1", name: value}, [f"{name} must be an integer of at least"])
+            for name in ("max_xcom_rows", "batch_rows")
+            for value in ("five", -1, True, 2.5, [1])
+        ),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_done(
@@ -191,7 +214,7 @@ def test_a_wrong_query_is_the_remotes_error(source: Database) -> None:
 
 
 def test_an_unknown_connection_is_named() -> None:
-    with pytest.raises(AirflowNotFoundException, match="nobody"):
+    with pytest.raises(AirflowNotFoundException, match=r"`nobody` isn't defined.*AIRFLOW_CONN_NOBODY"):
         run("SELECT 1", {"c": Remote("nobody", "SELECT 1 AS a")})
 
 
@@ -327,6 +350,28 @@ def test_another_type_of_the_same_name_is_not_taken_for_it(
     sets = {"c": Remote("source", "SELECT '(1,2)'::thing AS a")}
     assert rows("SELECT a, pg_typeof(a)::text FROM c", sets) == [["(1,2)", "text"]]
     assert "'a' of remote set 'c' becomes text: thing is another type here" in caplog.text
+
+
+def test_empty_vectors_travel_as_text() -> None:
+    sets = {"c": source("SELECT ''::int2vector AS a, ''::oidvector AS b, ARRAY[''::oidvector] AS c")}
+    query = "SELECT a::text, b::text, c::text, pg_typeof(b)::text FROM c"
+    assert rows(query, sets) == [["", "", '{""}', "oidvector"]]
+
+
+def test_types_that_postgresql_does_not_read_become_text(source: Database) -> None:
+    source.execute(
+        "CREATE TABLE t (id int CHECK (id > 0), b int); INSERT INTO t VALUES (1, 1), (2, 2), (3, 3);"
+        "CREATE STATISTICS s (ndistinct, dependencies, mcv) ON id, b FROM t; ANALYZE t"
+    )
+    tree = Remote("source", "SELECT conbin AS tree FROM pg_constraint WHERE conrelid = 't'::regclass")
+    source.admin(
+        "CREATE VIEW d AS SELECT stxdndistinct AS n, stxddependencies AS d, stxdmcv AS m"
+        " FROM pg_statistic_ext_data; GRANT SELECT ON d TO PUBLIC"
+    )
+    sets = {"tree": tree, "data": Remote("source", "TABLE d")}
+    query = "SELECT x.*, pg_typeof(tree)::text FROM tree, data,"
+    query += " LATERAL (VALUES (pg_typeof(n)::text, pg_typeof(d)::text, pg_typeof(m)::text, n <> '')) AS x"
+    assert rows(query, sets) == [["text", "text", "text", True, "text"]]
 
 
 def test_a_domain_over_another_base_type_is_not_sent_in_binary(source: Database, warehouse: Database) -> None:
@@ -552,5 +597,5 @@ def test_csv_is_of_homes_session(tmp_path: Path) -> None:
 
 
 def test_remotes_are_read_without_a_server() -> None:
-    with pytest.raises(UsageError, match="see 'x'"):
+    with pytest.raises(UsageError, match="unknown 'x'; a remote set has conn_id, sql, parameters, indexes"):
         Remote.of("c", {"conn_id": "a", "sql": "SELECT 1", "x": 1})

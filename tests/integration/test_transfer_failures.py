@@ -66,7 +66,8 @@ def end_sleeper(database: Database) -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "words"),
     [
-        (("source", "ALTER TABLE item ADD more int"), {}, ["'warehouse'", "public.item", "'more'"]),
+        (("source", "ALTER TABLE item ADD more int"), {},
+         ["'warehouse'", "the source (source) has a column 'more', public.item has not", "columns=[...]"]),
         (("warehouse", "CREATE TABLE other (id int, name text, more int NOT NULL)"),
          {"destination_table": "other"}, ["'warehouse'", "public.other", "'more'", "NOT NULL"]),
         (None, {"source_table": "nowhere"}, ["'source'", "nowhere", "42P01"]),
@@ -76,13 +77,22 @@ def end_sleeper(database: Database) -> None:
         (None, {"source_table": "not a name"}, ["'source'", "not a name"]),
         (None, {"source_table": "other.public.item"}, ["'source'", "other.public.item"]),
         (None, {"columns": ["id", "nope"]}, ["'source'", "'nope'", "it has: id, name"]),
-        (None, {"columns": {"id": "nope"}}, ["'warehouse'", "public.item", "'nope'"]),
+        (None, {"columns": {"id": "nope"}},
+         ["'warehouse'", "columns maps 'id' to 'nope', which public.item has not", "has: id, name"]),
         (None, {"columns": {"id": "id", "name": "id"}}, ["'warehouse'", "'id'"]),
         (None, {"columns": "id"}, ["list or a mapping"]),
         (None, {"columns": []}, ["no column"]),
         (None, {"source_sql": "SELECT 1 AS id, 2 AS id"}, ["'source'", "more than one", "'id'"]),
         (None, {"source_sql": "SELECT FROM item"}, ["'source'", "no columns"]),
-        (None, {"source_sql": "DROP TABLE item"}, ["'source'", "no columns"]),
+        (None, {"source_sql": "DROP TABLE item"}, ["'source'", "source_sql must be a query, got DROP"]),
+        (None, {"source_sql": "SELEC 1"}, ["'source'", "source_sql must be a query, got SELEC"]),
+        (None, {"source_sql": "DELETE FROM item RETURNING *"}, ["'source'", "must be a query, got DELETE"]),
+        (None, {"source_sql": "SELECT %(x)s", "source_parameters": {"y": 1}},
+         ["'source'", "source_parameters do not fit the placeholders: 'x' is missing", "dict for %(name)s"]),
+        (None, {"source_sql": "SELECT %s AS id", "source_parameters": 5},
+         ["'source'", "source_parameters must be a list for %s, or a dict for %(name)s, got int"]),
+        (None, {"source_sql": "TABLE item LIMIT %s"},
+         ["'source'", "source_sql has a placeholder (%s), but source_parameters is missing"]),
         (None, {"source_sql": "SELECT 1 AS id; SELECT 2 AS id"}, ["one statement, got 2"]),
         (None, {"source_sql": " -- nothing\n"}, ["one statement, got 0"]),
         (None, {"source_sql": "TABLE item", "source_table": "item"}, ["either source_table or source_sql"]),
@@ -403,7 +413,8 @@ def test_an_exception_out_of_a_signal_handler_ends_both_sessions_in_time(
 def test_a_source_query_that_writes_is_refused(both: tuple[Database, Database]) -> None:
     """Its deletion would be committed apart from the destination: a retry would find no rows."""
     source, _ = both
+    deleted = "WITH gone AS (DELETE FROM item RETURNING *) TABLE gone"
     with pytest.raises(RemoteError, match="read-only transaction") as caught:
-        transfer(source_sql="DELETE FROM item RETURNING *", destination_table="item")
+        transfer(source_sql=deleted, destination_table="item")
     assert caught.value.connname == "source"
     assert len(source.admin("TABLE item")) == 2

@@ -75,6 +75,18 @@ def test_a_wrong_field_is_named_with_its_connection(field: str, value: Any) -> N
     assert "geheim" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("password_required", "maybe"), ("session_settings", ["a"]), ("pooling_mode", "x")]
+)
+def test_a_wrong_argument_is_not_blamed_on_the_connection(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"argument '{name}' is '(maybe|list|x)', but must be"):
+        target_from_extra("crm_db", PARAMS, {name: None}, {name: value})
+    with pytest.raises(UsageError, match=f"field '{name}' of the connection is"):
+        target_from_extra("crm_db", PARAMS, {name: value}, {"job_schema": "jobs"})
+    # An argument comes before the field.
+    assert target_from_extra("crm_db", PARAMS, {name: value}, {name: None}).conn_id == "crm_db"
+
+
 def test_fields_of_the_form_may_be_empty_or_text() -> None:
     extra = {
         "pooling_mode": "",
@@ -95,6 +107,10 @@ def test_fields_of_the_form_may_be_empty_or_text() -> None:
 def test_settings_of_an_operator_are_checked_alike() -> None:
     assert parse_session_settings("x", {"airflow_dblink.tag": True}) == {"airflow_dblink.tag": "on"}
     assert parse_session_settings("x", None) == {}
+    with pytest.raises(UsageError, match="argument 'session_settings' is 'list'"):
+        parse_session_settings("x", ["a"])
+    with pytest.raises(UsageError, match=r"argument 'session_settings\.work_mem' is 'list'"):
+        parse_session_settings("x", {"work_mem": []})
 
 
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))

@@ -86,6 +86,35 @@ def test_text_hides_the_value_that_did_not_fit(message: str, sqlstate: str) -> N
     assert error.message == message
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        """syntax error at or near "'geheim'\"""",
+        """syntax error at or near "E'ge\\nheim'\"""",
+        """unterminated quoted string at or near "'geheim" OR\n THEN 1\"""",
+        """unterminated dollar-quoted string at or near "$a$geheim\"""",
+        """trailing junk after numeric literal at or near "47heim\"""",
+        """syntax error at or near ".5heim\"""",
+        """Syntaxfehler bei »'geheim'«""",
+        """erreur de syntaxe sur ou près de « 'geheim' »""",
+        """syntax error at or near "geheim" of jsonpath input""",
+        """syntax error in tsquery: "geheim oder\"""",
+        """syntax error in hstore, near "geheim" at position 3""",
+    ],
+)
+def test_a_syntax_error_hides_the_literal_that_it_is_at(message: str) -> None:
+    error = RemoteError(message, "crm", "42601")
+
+    assert "heim" not in str(error)
+    assert '"..."' in str(error)
+    assert error.message == message
+
+
+@pytest.mark.parametrize("token", ["SELEC", '"my table"', ")", "$1", "THEN", "e", "n1"])
+def test_a_syntax_error_shows_what_is_no_literal(token: str) -> None:
+    assert f'at or near "{token}"' in str(RemoteError(f'syntax error at or near "{token}"', "crm", "42601"))
+
+
 def test_text_hides_the_row_that_copy_could_not_read() -> None:
     context = 'COPY customer, line 7: "1\tgeheim\nnoch geheim"\nwhile executing query'
 

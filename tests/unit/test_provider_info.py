@@ -64,6 +64,7 @@ def test_every_module_is_listed_and_imports(kind: str) -> None:
         "lineage",
         "rows",
         "task",
+        "watermark",
     }
     there = {f"airflow_dblink.{kind}.{path.stem}" for path in package.glob("*.py")}
     assert listed == there - {f"airflow_dblink.{kind}.{name}" for name in helpers}

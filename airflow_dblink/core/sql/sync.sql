@@ -7,7 +7,8 @@ WITH RECURSIVE part (relid) AS (
      UNION
     SELECT i.inhrelid FROM part JOIN pg_catalog.pg_inherits AS i ON i.inhparent = part.relid
 )
-SELECT pg_catalog.has_table_privilege(%(oid)s::oid, 'DELETE') AS may_delete,
+SELECT pg_catalog.pg_is_in_recovery() AS is_standby,
+       pg_catalog.has_table_privilege(%(oid)s::oid, 'DELETE') AS may_delete,
        pg_catalog.has_table_privilege(%(oid)s::oid, 'UPDATE')
            OR pg_catalog.has_table_privilege(%(oid)s::oid, 'DELETE')
            OR pg_catalog.has_table_privilege(%(oid)s::oid, 'TRUNCATE') AS may_lock,
@@ -38,10 +39,36 @@ SELECT conname AS name
  WHERE contype = 'f' AND conrelid = %(oid)s AND confrelid = %(oid)s AND NOT condeferrable;
 
 -- name: cascading_references
--- Foreign keys of other tables whose rows would follow a deleted row: c cascade, n set null, d set default.
-SELECT conname AS name, conrelid::regclass::text AS table_name
-  FROM pg_catalog.pg_constraint
- WHERE contype = 'f' AND confrelid = %(oid)s AND confdeltype IN ('c', 'n', 'd');
+-- Foreign keys whose rows follow a row of the table, its partitions and inheritance children that is deleted
+-- or whose key is changed: c cascade, n set null, d set default. "comes_back" says whether what follows from
+-- there may be rows of the table itself, over however many tables.
+WITH RECURSIVE part (relid) AS (
+    SELECT %(oid)s::oid
+     UNION
+    SELECT i.inhrelid FROM part JOIN pg_catalog.pg_inherits AS i ON i.inhparent = part.relid
+), cascade AS (
+    SELECT c.*, c.confdeltype IN ('c', 'n', 'd') AS on_delete
+      FROM pg_catalog.pg_constraint AS c
+     WHERE c.contype = 'f' AND (c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd'))
+), reached (relid) AS (
+    SELECT c.conrelid FROM cascade AS c JOIN part ON part.relid = c.confrelid
+     UNION
+    SELECT next.relid
+      FROM reached
+     CROSS JOIN LATERAL (
+               SELECT c.conrelid FROM cascade AS c WHERE c.confrelid = reached.relid
+                UNION ALL
+               SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = reached.relid
+           ) AS next (relid)
+)
+SELECT c.conname AS name, c.conrelid::regclass::text AS table_name, c.on_delete,
+       EXISTS (SELECT FROM reached JOIN part USING (relid)) AS comes_back
+  FROM cascade AS c
+  JOIN part ON part.relid = c.confrelid
+ WHERE NOT EXISTS (  -- the same constraint of a partition
+           SELECT FROM cascade AS whole JOIN part AS other ON other.relid = whole.confrelid
+            WHERE whole.oid = c.conparentid)
+ ORDER BY c.conname;
 
 -- name: indexed
 -- Columns that lead a B-tree index: a range of their values is found without reading the table.

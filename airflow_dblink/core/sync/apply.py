@@ -107,12 +107,12 @@ def _by_keys(work: Work, values: sql.Composed, keys: list[list[str]]) -> sql.Com
     where = sql.SQL(" WHERE ({}\n)").format(part.where) if part.where else sql.SQL("")
     # The condition's names are those of the part alone.
     rows = sql.SQL("(SELECT * FROM {}{}) AS part").format(part.rows, where) if part.where else part.rows
-    return sql.SQL("SELECT {} FROM {} JOIN ROWS FROM ({}) AS wanted ({}) ON {}").format(
-        values,
-        rows,
-        comma(arrays),
-        comma([sql.Identifier(f"k{i}") for i in range(len(keys))]),
-        sql.SQL(" AND ").join(same),
+    wanted = sql.SQL("ROWS FROM ({}) AS wanted ({})").format(
+        comma(arrays), comma([sql.Identifier(f"k{i}") for i in range(len(keys))])
+    )
+    # Not a join: to the source's citext 'a' and 'A' are one, and each would bring both.
+    return sql.SQL("SELECT {} FROM {} WHERE EXISTS (SELECT FROM {} WHERE {})").format(
+        values, rows, wanted, sql.SQL(" AND ").join(same)
     )
 
 

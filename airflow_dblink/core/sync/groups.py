@@ -128,20 +128,35 @@ class Comparison:
 
 
 def choose(work: Work, rows: int) -> Grouping:
-    """Return how to group the keys of about *rows* rows.
+    """Return how to group the keys.
 
+    :param rows: about how many the destination's part has.
     :raises RemoteError: what the destination says.
     """
+    part, rows = _larger(work, rows)
     for candidate in work.key:
         if not candidate.is_integer:
             continue
-        shift, largest = _shift(_bounds(work, candidate), rows)
+        shift, largest = _shift(_bounds(work, part, candidate), rows)
         if largest <= ROWS_PER_GROUP * _UNEVEN:
             number = sql.SQL("({}::int8 >> {})").format(column(candidate.name), sql.Literal(shift))
             return Grouping(_or_null(work, number), candidate, shift)
     buckets = 1 << max(0, math.ceil(math.log2(max(1, rows / ROWS_PER_GROUP))))
     number = sql.SQL("({} & {}::int8)").format(work.key_hash, sql.Literal(buckets - 1))
     return Grouping(_or_null(work, number), buckets=buckets)
+
+
+def _larger(work: Work, rows: int) -> tuple[Part, int]:
+    """Return the side that has more rows, and about how many: its keys are to be spread over the groups.
+
+    :param rows: about how many the destination's part has.
+    """
+    source = work.source
+    if source.relation is None or source.relation.kind not in ("r", "p"):
+        return work.destination, rows  # a guess at a query's rows may be far off
+    explain = sql.SQL("EXPLAIN (FORMAT JSON) {}").format(source.select(sql.SQL("1")))
+    planned = source.side.fetch(explain, "estimating the rows")[0]["QUERY PLAN"][0]["Plan"]["Plan Rows"]
+    return (source, int(planned)) if planned > rows else (work.destination, rows)
 
 
 def _shift(bounds: Sequence[int], rows: int) -> tuple[int, float]:
@@ -169,15 +184,17 @@ def _or_null(work: Work, number: sql.Composed) -> sql.Composed:
     return sql.SQL("CASE WHEN {} THEN NULL ELSE {} END").format(null, number)
 
 
-def _bounds(work: Work, candidate: Field) -> list[int]:
+def _bounds(work: Work, part: Part, candidate: Field) -> list[int]:
     """Return the bounds that the planner's statistics have, or else the lowest and the highest value."""
-    side, name = work.destination.side, column(candidate.name)
-    known = {"oid": work.target.oid, "name": candidate.name}
-    found = side.fetch(sql.SQL(bind(side.connection, side.conn_id, _HISTOGRAM, known)), _ACTION)
-    if found and found[0]["bounds"] and work.destination.where is None:
-        return [int(bound) for bound in found[0]["bounds"]]
+    side, name = part.side, column(candidate.name)
+    if part.relation is not None and part.where is None and candidate.pair.cast is None:
+        in_table = candidate.pair.source if part is work.source else candidate.pair.destination
+        known = {"oid": part.relation.oid, "name": in_table}
+        found = side.fetch(sql.SQL(bind(side.connection, side.conn_id, _HISTOGRAM, known)), _ACTION)
+        if found and found[0]["bounds"]:
+            return [int(bound) for bound in found[0]["bounds"]]
     what = sql.SQL("pg_catalog.min({0})::int8 AS low, pg_catalog.max({0})::int8 AS high").format(name)
-    ends = side.fetch(work.destination.select(what), "reading the key's bounds")[0]
+    ends = side.fetch(part.select(what), "reading the key's bounds")[0]
     return [0, 0] if ends["low"] is None else [int(ends["low"]), int(ends["high"])]
 
 

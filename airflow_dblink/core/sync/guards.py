@@ -5,9 +5,10 @@ from __future__ import annotations
 from psycopg import sql
 
 from airflow_dblink.core.errors import TransientError, UsageError
+from airflow_dblink.core.sync.apply import matches
 from airflow_dblink.core.sync.outcome import Outcome
 from airflow_dblink.core.sync.part import Work
-from airflow_dblink.core.sync.plan import Plan
+from airflow_dblink.core.sync.plan import PLAN, Plan
 from airflow_dblink.core.tables import find_relation
 from airflow_dblink.core.transfer_plan import demand
 
@@ -30,13 +31,12 @@ def guard_sizes(work: Work, outcome: Outcome) -> None:
         )
 
 
-def guard_changes(work: Work, outcome: Outcome, displaced: int) -> None:
+def guard_changes(work: Work, outcome: Outcome) -> None:
     """Refuse to delete or change a larger part of the rows than allowed.
 
-    :param displaced: rows that are deleted to make way for others.
     :raises UsageError: beyond *max_delete_fraction* or *max_change_fraction*; a dry run only notes it.
     """
-    spec, plan = work.spec, outcome.plan
+    spec, plan, displaced = work.spec, outcome.plan, outcome.displaced
     rows = outcome.destination_rows or 0
     deleted = (plan.extra if spec.delete and not spec.is_incremental else 0) + displaced
     for name, limit, count in (
@@ -60,19 +60,9 @@ def demand_room(work: Work) -> None:
     part = work.destination
     if part.where is None or not work.spec.insert:
         return
-    keys = " AND ".join("{} = plan.{}" for _ in work.key)
-    names = [
-        name
-        for i, key in enumerate(work.key)
-        for name in (sql.Identifier("target", key.name), sql.Identifier(f"k{i}"))
-    ]
+    taken = sql.SQL("SELECT 1 AS one FROM {} AS plan JOIN {} AS part ON {} WHERE plan.op = 'I' LIMIT 1")
     found = part.side.fetch(
-        sql.SQL("SELECT 1 AS one FROM pg_temp.airflow_dblink_plan AS plan JOIN {} AS target ON ").format(
-            work.target.identifier
-        )
-        + sql.SQL(keys).format(*names)
-        + sql.SQL(" WHERE plan.op = 'I' LIMIT 1"),
-        "checking the key",
+        taken.format(PLAN, work.target.identifier, matches(work, "part")), "checking the key"
     )
     if found:
         raise UsageError(
@@ -127,6 +117,13 @@ def demand_replaceable(work: Work) -> None:
     if work.target.row_security:
         raise UsageError(
             f"{work.target} has row-level security for this role, and PostgreSQL copies into no such table",
+            side.conn_id,
+            "0A000",
+            hint="use method='auto' without replace_above",
+        )
+    if work.target.has_inheritance:
+        raise UsageError(
+            f"{work.target} has inheritance children, and replacing its rows would move theirs into it",
             side.conn_id,
             "0A000",
             hint="use method='auto' without replace_above",

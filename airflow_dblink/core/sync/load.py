@@ -19,7 +19,12 @@ def load(work: Work, *, truncate: bool) -> Pumped:
     destination = work.destination.side
     if truncate:
         # The source may read this table, in a session that waits for us: no server sees that deadlock.
-        destination.run("SET LOCAL lock_timeout = '1min'", "setting up the transaction")
+        # Whoever has set a time himself keeps it.
+        destination.run(
+            "SELECT pg_catalog.set_config('lock_timeout', '1min', true)"
+            " WHERE pg_catalog.current_setting('lock_timeout') = '0'",
+            "setting up the transaction",
+        )
         destination.run(sql.SQL("TRUNCATE {}").format(work.target.identifier), "truncating the table")
     values = work.source.select(comma([column(field.name) for field in work.fields]))
     into = sql.SQL("{} ({})").format(

@@ -19,6 +19,10 @@ class Outcome:
     :ivar dry_run: whether nothing is to be changed; then guards don't stop it.
     :ivar refused: what the guards say of it.
     :ivar size: bytes that came to the client.
+    :ivar comparison: what the changes go by; ``None`` where all rows are fetched, after a look at groups or
+        without one.
+    :ivar renewed: rows that are inserted anew, so that others can take their values meanwhile.
+    :ivar displaced: rows that are deleted to make way for others, for good.
     """
 
     dry_run: bool = False
@@ -26,10 +30,14 @@ class Outcome:
     started: float = field(default_factory=time.monotonic)
     size: int = 0
     comparison: Comparison | None = None
+    groups: int = 0
+    groups_differing: int = 0
     method: str = "difference"
     source_rows: int | None = None
     destination_rows: int | None = None
     plan: Plan = field(default_factory=Plan)
+    renewed: int = 0
+    displaced: int = 0
     done: dict[str, int] = field(default_factory=dict)
     watermark: str | None = None
     xid: str | None = None
@@ -50,12 +58,13 @@ class Outcome:
             "method": self.method,
             "source_rows": self.source_rows,
             "destination_rows": self.destination_rows,
-            "groups": self.comparison.groups if self.comparison else 0,
-            "groups_differing": len(self.comparison.differing) if self.comparison else 0,
+            "groups": self.groups,
+            "groups_differing": self.groups_differing,
             "missing": plan.missing,
             "changed": plan.changed,
             "extra": plan.extra,
-            **{name: self.done.get(name, 0) for name in ("inserted", "updated", "deleted", "displaced")},
+            **{name: self.done.get(name, 0) for name in ("inserted", "updated", "deleted")},
+            "displaced": self.displaced,
             "first_keys": plan.first_keys,
             "bytes": self.size,
             "seconds": round(time.monotonic() - self.started, 3),

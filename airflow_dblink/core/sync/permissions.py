@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psycopg import sql
+
 from airflow_dblink.core.columns import Pair
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.catalog import rows_of
@@ -63,7 +65,15 @@ def _check_table(
     always: Sequence[str],
     key: Sequence[str],
 ) -> None:
-    """Refuse what the table's own nature doesn't allow."""
+    """Refuse what the table's own nature doesn't allow, or its server's."""
+    if facts["is_standby"]:
+        raise UsageError(
+            "the destination's server is a standby, and a sync has to write there: its dry run, too, makes"
+            " temporary tables",
+            destination.conn_id,
+            "25006",
+            hint="let the connection lead to the primary (target_session_attrs=read-write with all hosts)",
+        )
     if fixed := [name for name in always if name not in key and spec.update]:
         raise UsageError(
             f"{target} gives column {', '.join(map(repr, fixed))} its values (GENERATED ALWAYS),"
@@ -84,7 +94,7 @@ def _check_table(
     if spec.apply == "statements":
         _check_statements(destination, spec, target, always)
     if spec.on_conflict == "replace":
-        _check_replace(destination, target)
+        _check_replace(destination, spec, target)
 
 
 def _check_statements(destination: Side, spec: Spec, target: Relation, always: Sequence[str]) -> None:
@@ -105,8 +115,23 @@ def _check_statements(destination: Side, spec: Spec, target: Relation, always: S
         raise UsageError("on_conflict='replace' is for apply='set'", destination.conn_id)
 
 
-def _check_replace(destination: Side, target: Relation) -> None:
-    if followers := rows_of(destination, "cascading_references", target):
+def _check_replace(destination: Side, spec: Spec, target: Relation) -> None:
+    if spec.is_incremental:
+        raise UsageError(
+            "on_conflict='replace' doesn't go together with watermark_column: what is new doesn't tell"
+            " whether the source still has the row that would make way",
+            destination.conn_id,
+            hint="use on_conflict='error'",
+        )
+    if target.has_inheritance:
+        raise UsageError(
+            f"on_conflict='replace' inserts rows of {target} anew, and would move those of its inheritance"
+            " children into it",
+            destination.conn_id,
+            "0A000",
+            hint="use on_conflict='error'",
+        )
+    if followers := [r for r in rows_of(destination, "cascading_references", target) if r["on_delete"]]:
         names = ", ".join(f"{row['name']} of {row['table_name']}" for row in followers)
         raise UsageError(
             f"on_conflict='replace' deletes rows of {target} and inserts them anew, and {names} would follow",
@@ -116,14 +141,38 @@ def _check_replace(destination: Side, target: Relation) -> None:
 
 
 def check_key_type(work: Work) -> None:
-    """Refuse a key that dblink's statements can't name: a composite's literal has no type.
+    """Refuse a key that dblink's statements can't name, where they are what is run.
 
     :raises UsageError: with ``apply='statements'``.
     """
-    composite = [field.name for field in work.key if field.kind.attributes and field.kind.element is None]
-    if composite and work.spec.apply == "statements":
+    if work.spec.apply == "statements":
+        demand_nameable(work)
+
+
+def demand_nameable(work: Work) -> None:
+    """Refuse a key that dblink's statements can't name: they say ``key = 'value'``, and no more.
+
+    A composite's literal has no type, nor has a regclass's, which would be read as an oid; and an ``=``
+    outside of ``search_path`` isn't found, or another type's is.
+
+    :raises UsageError: names the column, and what to do.
+    """
+    side = work.destination.side
+    found = side.fetch(sql.SQL("SELECT pg_catalog.current_schemas(true) AS names"), "reading search_path")
+    for field in work.key:
+        kind, hint = field.kind, "use apply='set'"
+        if kind.attributes and kind.element is None:
+            why = "it is of a composite type"
+        elif kind.is_catalog_reference and kind.element is None:
+            why = f"it is of type {kind.base_name}"
+        elif kind.equals_schema is not None and kind.equals_schema not in found[0]["names"]:
+            why = f"the = of its type {kind.base_name} is in schema {kind.equals_schema}, not in search_path"
+            path = ", ".join(
+                [*(name for name in found[0]["names"] if not name.startswith("pg_")), kind.equals_schema]
+            )
+            hint = f'session_settings={{"search_path": "{path}"}}, or {hint}'
+        else:
+            continue
         raise UsageError(
-            f"dblink's statements can't find a row by {', '.join(composite)}: it is of a composite type",
-            work.destination.side.conn_id,
-            hint="use apply='set'",
+            f"dblink's statements can't find a row by {field.name}: {why}", side.conn_id, hint=hint
         )

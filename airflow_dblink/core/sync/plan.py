@@ -35,9 +35,9 @@ SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' 
 _COUNTS = """\
 SELECT pg_catalog.count(*) FILTER (WHERE op = 'I') AS missing,
        pg_catalog.count(*) FILTER (WHERE op = 'U') AS changed,
-       pg_catalog.count(*) FILTER (WHERE op = 'D') AS extra,
-       pg_catalog.bit_xor({first}) AS first, pg_catalog.bit_xor({second}) AS second
+       pg_catalog.count(*) FILTER (WHERE op = 'D') AS extra
   FROM {plan}"""
+_DIGEST = "SELECT pg_catalog.bit_xor({first}) AS first, pg_catalog.bit_xor({second}) AS second FROM {plan}"
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,24 @@ def make_plan(work: Work, comparison: Comparison | None) -> Plan:
         "finding the rows that differ",
     )
     destination.run(sql.SQL("ANALYZE {}").format(PLAN), "analyzing the plan")
-    texts = [sql.SQL("{}::text").format(sql.Identifier(f"k{i}")) for i in numbers]
+    counts = destination.fetch(sql.SQL(_COUNTS).format(plan=PLAN), "counting the rows that differ")[0]
+    return Plan(**counts, digest=digest(work), first_keys=_first_keys(work))
+
+
+def digest(work: Work) -> str:
+    """Return a hash of all that the plan says: keys, what is done, and the rows' contents on both sides.
+
+    :raises RemoteError: what the destination says.
+    """
+    texts = [sql.SQL("{}::text").format(sql.Identifier(f"k{i}")) for i in range(len(work.key))]
     entry = [sql.SQL("op::text"), *texts, sql.SQL("old"), sql.SQL("new")]
-    counts = destination.fetch(
-        sql.SQL(_COUNTS).format(
+    found = work.destination.side.fetch(
+        sql.SQL(_DIGEST).format(
             first=work.checksum.of(entry, salt=2), second=work.checksum.of(entry, salt=3), plan=PLAN
         ),
-        "counting the rows that differ",
+        "reading the plan",
     )[0]
-    digest = "".join(f"{(counts.pop(part) or 0) % 2**64:016x}" for part in ("first", "second"))
-    return Plan(**counts, digest=digest, first_keys=_first_keys(work))
+    return "".join(f"{(found[part] or 0) % 2**64:016x}" for part in ("first", "second"))
 
 
 def there(work: Work, comparison: Comparison | None) -> sql.Composed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 from psycopg import sql
 
@@ -16,6 +15,8 @@ from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.part import Field, Part, Work, column
 from airflow_dblink.core.sync.permissions import check_key_type, check_privileges
 from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.sync.watermark import watermark, window
+from airflow_dblink.core.sync.where import check_where, condition
 from airflow_dblink.core.tables import (
     Relation,
     ResultColumn,
@@ -26,8 +27,7 @@ from airflow_dblink.core.tables import (
     types,
     unique_indexes,
 )
-from airflow_dblink.core.transfer_plan import source_query
-from airflow_dblink.core.wire import bind
+from airflow_dblink.core.transfer_plan import describe_source, source_query
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,18 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
         raise UsageError(f"{target} is not a table", destination.conn_id, "42809")
     table = get_relation(source, spec.source_table) if spec.source_table else None
     if table and table.oid == target.oid and _same_database(source, destination):
-        raise UsageError(f"{target} is both source and destination", destination.conn_id)
+        raise UsageError(
+            f"{target} is both source and destination",
+            destination.conn_id,
+            hint=f"{source.conn_id} and {destination.conn_id} lead to the same database: name another one, or"
+            " another table",
+        )
     query = source_query(source, table, spec.source_sql, spec.source_parameters)
-    offered = describe(source, query.as_string(source.connection))
+    offered = describe_source(source, query, spec.source_sql, spec.source_parameters)
     names = {offer.name for offer in offered}
     _refuse_drift(spec, target, names, source, destination)
-    pairs = match(offered, target, spec.columns, source.conn_id, destination.conn_id)
+    inserts = spec.insert or spec.on_conflict == "replace"
+    pairs = match(offered, target, spec.columns, source.conn_id, destination.conn_id, inserts=inserts)
     pairs, row_format = route(source, destination, pairs)
     pairs = _rounded(destination, target, pairs)
     key = key_columns(destination, target, spec.key, pairs)
@@ -83,7 +89,8 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
         watermark_type=next((o.type_name for o in offered if o.name == spec.watermark_column), None),
     )
     check_key_type(work)
-    _check_conditions(work)
+    given = {pair.destination for pair in pairs} | {*_others(spec, table, offered, pairs)}
+    _check_conditions(work, [c.name for c in target.columns if c.name in given])
     return work
 
 
@@ -156,7 +163,6 @@ def _source_part(
     pairs: Sequence[Pair],
     offered: Sequence[ResultColumn],
 ) -> Part:
-    names = {offer.name for offer in offered}
     values = [
         sql.SQL("given.{}{} AS {}").format(
             sql.Identifier(pair.source),
@@ -165,12 +171,11 @@ def _source_part(
         )
         for pair in pairs
     ]
-    taken = {pair.destination for pair in pairs}
-    others = _others(spec, table, names - taken - {pair.source for pair in pairs})
+    others = _others(spec, table, offered, pairs)
     values += [sql.SQL("given.{0} AS {0}").format(sql.Identifier(name)) for name in others]
     given = table.identifier if table else sql.SQL("({}\n)").format(query)
     rows = sql.SQL("(SELECT {} FROM {} AS given) AS part").format(sql.SQL(", ").join(values), given)
-    given_conditions = [c for c in (_condition(source, spec),) if c] + _window(source, spec, offered, pairs)
+    given_conditions = [c for c in (condition(source, spec),) if c] + window(source, spec, offered, pairs)
     where = sql.SQL("\n) AND (").join(given_conditions) if given_conditions else None
     indexed: frozenset[str] = frozenset()
     if table is not None and table.kind in ("r", "p"):
@@ -179,79 +184,38 @@ def _source_part(
     return Part(source, rows, where, table, indexed)
 
 
-def _others(spec: Spec, table: Relation | None, names: set[str]) -> list[str]:
+def _others(
+    spec: Spec, table: Relation | None, offered: Sequence[ResultColumn], pairs: Sequence[Pair]
+) -> list[str]:
     """Return columns that aren't kept equal but may stand in *where* or be the watermark."""
+    names = {offer.name for offer in offered} - {name for p in pairs for name in (p.source, p.destination)}
     wanted = set(names) if spec.where else names & {spec.watermark_column or ""}
     if table is not None:
         wanted &= {column.name for column in table.columns if column.may_select}
     return sorted(wanted)
 
 
-def _condition(side: Side, spec: Spec) -> sql.Composable | None:
-    if spec.where is None:
-        return None
-    if spec.where_parameters is None:
-        return sql.SQL(spec.where)
-    return sql.SQL(bind(side.connection, side.conn_id, spec.where, spec.where_parameters))
-
-
-def _window(
-    source: Side, spec: Spec, offered: Sequence[ResultColumn], pairs: Sequence[Pair]
-) -> list[sql.Composable]:
-    """Return the conditions of ``watermark - overlap <= column < until``; values are read by the server."""
-    if spec.watermark_column is None:
-        return []
-    kind = next((offer.type_name for offer in offered if offer.name == spec.watermark_column), None)
-    if kind is None:
-        raise UsageError(
-            f"the source has no column {spec.watermark_column!r}, named in watermark_column",
-            source.conn_id,
-            "42703",
-            hint=f"it has: {', '.join(offer.name for offer in offered)}",
-        )
-    name = watermark(spec, pairs)
-    type_name = sql.SQL(kind)
-    found: list[sql.Composable] = []
-    if spec.watermark_from is not None:
-        low = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_from), type_name)
-        if spec.watermark_overlap is not None:
-            number = "integer" if kind == "date" else "numeric"
-            step = "interval" if isinstance(spec.watermark_overlap, timedelta) else number
-            low = sql.SQL("({} - {}::{})::{}").format(
-                low, sql.Literal(spec.watermark_overlap), sql.SQL(step), type_name
-            )
-        found.append(sql.SQL("{} >= {}").format(name, low))
-    if spec.watermark_until is not None:
-        high = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_until), type_name)
-        found.append(sql.SQL("{} < {}").format(name, high))
-    return found
-
-
-def watermark(spec: Spec, pairs: Sequence[Pair]) -> sql.Identifier:
-    """Return the watermark column of a row of the source's part."""
-    name = spec.watermark_column or ""
-    return column(next((pair.destination for pair in pairs if pair.source == name), name))
-
-
 def _part_of_table(destination: Side, spec: Spec, target: Relation) -> Part:
     rows = sql.SQL("{} AS part").format(target.identifier)
     led = frozenset(str(row["name"]) for row in rows_of(destination, "indexed", target))
-    return Part(destination, rows, _condition(destination, spec), target, led)
+    return Part(destination, rows, condition(destination, spec), target, led)
 
 
-def _check_conditions(work: Work) -> None:
-    """Let both parsers read the condition, and look for what no key may be."""
-    for part in (work.source, work.destination):
-        if (raw := _condition(part.side, work.spec)) is not None:
-            # Not in parentheses: it could close them, and be another condition than it seems.
-            alone = sql.SQL("SELECT CASE WHEN {}\n THEN 1 END FROM {}").format(raw, part.rows)
-            describe(part.side, alone.as_string(part.side.connection))
-        describe(part.side, part.select(sql.SQL("1")).as_string(part.side.connection))
+def _check_conditions(work: Work, names: Sequence[str]) -> None:
+    """Let both parsers read the condition, and look for what no key may be.
+
+    :param names: the columns that both sides have, for messages.
+    """
+    for part, name in ((work.source, "source"), (work.destination, "destination")):
+        if (raw := condition(part.side, work.spec)) is not None:
+            check_where(part, work.spec, raw.as_string(part.side.connection), names)
+        query = part.select(sql.SQL("1")).as_string(part.side.connection)
+        describe(part.side, query, f"reading the {name}")
     nulls = [column(field.name) for field in work.key if field.name not in _not_null(work.target)]
     if nulls:
-        condition = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nulls)
+        is_null = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nulls)
         found = work.destination.side.fetch(
-            work.destination.select(sql.SQL("1 AS one"), condition, " LIMIT 1"), "checking the key"
+            work.destination.select(sql.SQL("1 AS one"), is_null, " LIMIT 1"), "checking the key"
         )
         if found:
             raise null_key(work, work.destination.side)

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,11 +38,12 @@ from airflow_dblink.core.sync.load import load
 from airflow_dblink.core.sync.others import demand_read, is_quiet, rewritten, snapshot
 from airflow_dblink.core.sync.outcome import Outcome
 from airflow_dblink.core.sync.part import Work
-from airflow_dblink.core.sync.plan import Plan, make_plan, stage_all, stage_hashes
+from airflow_dblink.core.sync.plan import Plan, digest, make_plan, stage_all, stage_hashes
 from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.statements import apply_statements
-from airflow_dblink.core.sync.verify import has_side_effects, verify, verify_load, verify_whole
+from airflow_dblink.core.sync.verify import bystanders, fingerprint, verify, verify_bystanders, verify_load
+from airflow_dblink.core.sync.watermark import highest
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import Wire, bind
 
@@ -123,8 +124,9 @@ def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = N
     if outcome.method == "replace":
         demand_replaceable(work)
     _plan(work, outcome)
-    if use is not None:
+    if use is not None or spec.on_conflict == "replace":
         _stage(work, outcome)
+    if use is not None:
         use(work)
     session.destination.run("ROLLBACK", "ending the dry run")
     session.source.run("COMMIT", "ending the source transaction")
@@ -167,17 +169,12 @@ def run(
         _load(work, outcome)
     else:
         _plan(work, outcome)
-        demand_same_plan(work, outcome.plan)
         _stage(work, outcome)
+        demand_same_plan(work, outcome.plan)
         if use is not None:
             use(work)
-        whole = not spec.is_incremental and (spec.on_conflict == "replace" or has_side_effects(work))
-        if not whole:  # all is read
-            session.source.run("COMMIT", "ending the source transaction")
+        session.source.run("COMMIT", "ending the source transaction")
         _apply(work, outcome, session.link)
-        if whole:
-            verify_whole(work, outcome)
-            session.source.run("COMMIT", "ending the source transaction")
     result = outcome.result(work)
     once.commit(result)
     return result
@@ -213,6 +210,7 @@ def _compare(work: Work, outcome: Outcome) -> None:
         return  # the first load
     comparison = groups.compare(work, groups.choose(work, rows))
     outcome.size += comparison.size
+    outcome.groups, outcome.groups_differing = comparison.groups, len(comparison.differing)
     outcome.source_rows = comparison.source_rows
     outcome.destination_rows = comparison.destination_rows
     if spec.replace_above is not None and comparison.differing_rows > comparison.rows * spec.replace_above:
@@ -259,7 +257,7 @@ def _load(work: Work, outcome: Outcome) -> None:
     outcome.method = "replace" if truncate else "load"
     if truncate:
         demand_replaceable(work)
-    _read_watermark(work, outcome)
+    outcome.watermark = highest(work)
     before = _count(work) if truncate else 0
     with _triggers(work):
         pumped = load(work, truncate=truncate)
@@ -282,7 +280,7 @@ def _plan(work: Work, outcome: Outcome) -> None:
     if outcome.comparison is not None:
         outcome.size += stage_hashes(work, outcome.comparison).size
     else:
-        _read_watermark(work, outcome)
+        outcome.watermark = highest(work)
         pumped = stage_all(work)
         outcome.size += pumped.size
         outcome.source_rows = pumped.sent
@@ -290,55 +288,36 @@ def _plan(work: Work, outcome: Outcome) -> None:
     demand_read(work.source.side)
     guard_sizes(work, outcome)
     outcome.plan = make_plan(work, outcome.comparison)
-    guard_changes(work, outcome, 0)
+    guard_changes(work, outcome)
     demand_room(work)
 
 
-def _read_watermark(work: Work, outcome: Outcome) -> None:
-    if work.watermark is None:
-        return
-    # As JSON has it: a later run may have another DateStyle, and would take 01/02 for another day.
-    # Infinity would be the last watermark ever.
-    finite = ""
-    if (work.watermark_type or "").startswith(("timestamp", "date")):
-        finite = " FILTER (WHERE pg_catalog.isfinite({}))"
-    highest = sql.SQL("pg_catalog.max({})" + finite).format(*[work.watermark] * (2 if finite else 1))
-    what = sql.SQL("pg_catalog.to_json({}) #>> '{{}}' AS highest").format(highest)
-    found = work.source.side.fetch(work.source.select(what), "reading the watermark")
-    outcome.watermark = found[0]["highest"]
-
-
-def is_higher(source: Side, type_name: str, one: str, other: str) -> bool:
-    """Return whether *one* watermark is above the *other*, as the source's type has it.
-
-    :raises RemoteError: what the source says.
-    """
-    higher = sql.SQL("SELECT {}::{type} > {}::{type} AS higher").format(one, other, type=sql.SQL(type_name))
-    return bool(source.fetch(higher, "comparing watermarks")[0]["higher"])
-
-
 def _stage(work: Work, outcome: Outcome) -> None:
+    """Fetch the rows that will be written, and add to the plan what must make way for them."""
     if outcome.comparison is not None:
         outcome.size += stage_rows(work, outcome.plan, outcome.comparison)
+    if work.spec.on_conflict == "replace":
+        outcome.renewed, outcome.displaced = make_way(work)
+        outcome.plan = replace(outcome.plan, digest=digest(work))
+        guard_changes(work, outcome)
 
 
 def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
     spec, destination = work.spec, work.destination.side
     destination.run("SET CONSTRAINTS ALL DEFERRED", "deferring constraints")
-    renewed = displaced = 0
-    if spec.on_conflict == "replace":
-        renewed, displaced = make_way(work)
-        guard_changes(work, outcome, displaced)
+    others = bystanders(work)
+    before = fingerprint(work, others) if others else (0, 0)
     with _triggers(work):
         done = apply_statements(work, link) if spec.apply == "statements" else apply_set(work)
         outcome.done = {
-            "inserted": done["inserted"] - renewed,
-            "updated": done["updated"] + renewed,
-            "deleted": done["deleted"] - renewed - displaced,
-            "displaced": displaced,
+            "inserted": done["inserted"] - outcome.renewed,
+            "updated": done["updated"] + outcome.renewed,
+            "deleted": done["deleted"] - outcome.renewed - outcome.displaced,
         }
         destination.run("SET CONSTRAINTS ALL IMMEDIATE", "checking constraints")
     verify(work, outcome.comparison)
+    if others:
+        verify_bystanders(work, others, before)
     if spec.reset_sequences and outcome.done["inserted"]:
         reset_sequences(destination, work.target, {column.name for column in work.fields})
 

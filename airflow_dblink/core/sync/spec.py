@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any, Literal, get_args
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.script import parts
+from airflow_dblink.core.sync.where import moving, moving_value
+from airflow_dblink.core.transfer_plan import the_query
 from airflow_dblink.core.wire import Params
 
 Method = Literal["auto", "difference", "reload", "replace"]
@@ -22,14 +26,8 @@ Triggers = Literal["fire", "disable"]
 #: What a row of a plan says: the row is missing in the destination, differs, or is there alone.
 INSERT, UPDATE, DELETE = "I", "U", "D"
 
-# Words whose value depends on the server, the moment or the session.
-_MOVING = frozenset(
-    {
-        *("NOW", "CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"),
-        *("CLOCK_TIMESTAMP", "STATEMENT_TIMESTAMP", "TRANSACTION_TIMESTAMP", "TIMEOFDAY", "RANDOM"),
-        *("CURRENT_USER", "SESSION_USER", "CURRENT_ROLE", "CURRENT_SETTING", "GEN_RANDOM_UUID"),
-    }
-)
+_PLAN = {"seed": int, "digest": str, "arguments": str}
+_MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -96,11 +94,15 @@ class Spec:
             raise UsageError("give either source_table or source_sql")
         if self.source_parameters is not None and self.source_sql is None:
             raise UsageError("source_parameters belong to source_sql")
+        if self.source_sql is not None:
+            the_query(self.source_sql)
         if self.where_parameters is not None and self.where is None:
             raise UsageError("where_parameters belong to where")
         self._check_choices()
         self._check_numbers()
         self._check_names()
+        if self.plan is not None:
+            _check_plan(self.plan)
         if not self.operations:
             raise UsageError("insert, update and delete are all off: there is nothing to do")
         if self.method == "replace" or self.replace_above is not None:
@@ -113,29 +115,35 @@ class Spec:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise UsageError(f"{name} must be text, got {value!r}" if value else f"{name} is empty")
+        self._check_watermark()
+
+    def _check_watermark(self) -> None:
         if self.watermark_column is None:
             for name in ("watermark_overlap", "watermark_until"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"{name} belongs to watermark_column")
+        until: Any = self.watermark_until
+        if until is not None and str(until).strip() in ("", "None"):
+            hint = "leave it out, or look what its template renders to"
+            raise UsageError(f"watermark_until has no value, got {until!r}", hint=hint)
+        if isinstance(until, bool) or not isinstance(until, str | int | float | Decimal | date | None):
+            raise UsageError(f"watermark_until must be a text, number or time, got {type(until).__name__}")
         overlap: Any = self.watermark_overlap
         is_number = isinstance(overlap, timedelta | int | float) and not isinstance(overlap, bool)
-        if overlap is not None and not (is_number and overlap >= type(overlap)(0)):
+        if overlap is not None and not (is_number and type(overlap)(0) <= overlap and overlap != math.inf):
             raise UsageError(f"watermark_overlap must be a timedelta or number, not below 0, got {overlap!r}")
 
     def _check_where(self, where: str) -> None:
-        found = parts(where)
-        if len(found) != 1:
+        if len(parts(where)) != 1:
             raise UsageError("where must be one condition, without a semicolon")
-        if moving := sorted(_MOVING & set(found[0].words)):
-            raise UsageError(
-                f"where must mean the same on both servers, and {moving[0].lower()} is another value on each",
-                hint="give the value: where_parameters, or a template such as '{{ data_interval_end }}'",
-            )
+        if (value := moving(where)) is not None:
+            raise moving_value(value)
 
     def _check_names(self) -> None:
         for name in ("key", "columns"):
-            if isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} must be a list of columns, got a text")
+            if isinstance(value := getattr(self, name), str):
+                hint = f"{name}=[{value!r}]"
+                raise UsageError(f"{name} must be a list of columns, got the text {value!r}", hint=hint)
         if self.key is not None and not self.key:
             raise UsageError("key names no column")
         if self.where is not None:
@@ -173,13 +181,30 @@ class Spec:
     def _check_numbers(self) -> None:
         for name in ("max_delete_fraction", "max_change_fraction", "replace_above"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-                raise UsageError(f"{name} must be between 0 and 1, or None for no limit, got {value!r}")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (is_number and 0 <= value <= 1):
+                hint = f"{value:g} % is {value / 100:g}" if is_number and 1 < value <= 100 else None
+                message = f"{name} must be between 0 and 1, or None for no limit, got {value!r}"
+                raise UsageError(message, hint=hint)
         if (
             isinstance(self.sample_keys, bool)
             or not isinstance(self.sample_keys, int)
             or self.sample_keys < 0
         ):
             raise UsageError(f"sample_keys must be 0 or more, got {self.sample_keys!r}")
-        if self.plan is not None and not {"seed", "digest", "arguments"} <= set(self.plan):
-            raise UsageError("plan must be what a dry run returned (plan_only=True)")
+
+
+def _check_plan(plan: object) -> None:
+    if not isinstance(plan, Mapping):
+        raise _no_plan(f"got {type(plan).__name__}")
+    for name, kind in _PLAN.items():
+        if name not in plan:
+            raise _no_plan(f"and it has no {name}")
+        if not isinstance(plan[name], kind) or isinstance(plan[name], bool):
+            raise _no_plan(f"its {name} is of type {type(plan[name]).__name__}")
+    if not 0 <= plan["seed"] <= _MAX_SEED:
+        raise _no_plan("its seed is none of ours")
+
+
+def _no_plan(why: str) -> UsageError:
+    return UsageError(f"plan must be what a dry run returned (plan_only=True), {why}")

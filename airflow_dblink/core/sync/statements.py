@@ -12,6 +12,7 @@ from airflow_dblink.core.keyed_rows import Render, literals, queried_keys, state
 from airflow_dblink.core.literals import Text
 from airflow_dblink.core.shape import Positions, Shape, with_shape
 from airflow_dblink.core.sync.part import Work, comma
+from airflow_dblink.core.sync.permissions import demand_nameable
 from airflow_dblink.core.sync.plan import PLAN
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
 from airflow_dblink.core.wire import Wire
@@ -22,8 +23,10 @@ _STATEMENTS_AT_ONCE = 1_000
 def statements_of_plan(work: Work, link: Wire) -> Iterator[str]:
     """Yield the plan as dblink's statements, deletes first, for the operations that are on.
 
+    :raises UsageError: if they can't name the key.
     :raises RemoteError: what the destination says.
     """
+    demand_nameable(work)
     renders: dict[str, Render] = {INSERT: render_insert, UPDATE: render_update, DELETE: _render_delete}
     positions = tuple([*map(work.fields.index, work.key)])
     names = comma([sql.Identifier(f"k{i}") for i in range(len(work.key))])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from psycopg import sql
 
 from airflow_dblink.core.errors import DblinkError
-from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array
+from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
 from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.groups import Comparison, choose, compare
-from airflow_dblink.core.sync.outcome import Outcome
-from airflow_dblink.core.sync.part import Work, comma
+from airflow_dblink.core.sync.part import Part, Work, comma
 from airflow_dblink.core.sync.plan import PLAN, here, same_key, there
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
 
@@ -51,38 +51,53 @@ def verify_load(work: Work, rows: int) -> Comparison:
     return comparison
 
 
-def has_side_effects(work: Work) -> bool:
-    """Return whether writing rows may change others: by a trigger, or a foreign key that cascades.
+def bystanders(work: Work) -> Part | None:
+    """Return the rows among which others may change than those that are written; ``None`` if none may.
+
+    By a trigger, by a foreign key that cascades, or to make way. With one that comes back to the table
+    that may be rows outside of *where*, too.
 
     :raises RemoteError: what the destination says.
     """
-    side, fire = work.destination.side, work.spec.triggers == "fire"
-    triggers = rows_of(side, "triggers", work.target) if fire else []
-    return bool(triggers or rows_of(side, "cascading_references", work.target))
+    side, spec, part = work.destination.side, work.spec, work.destination
+    if spec.is_incremental:  # looks at what is new, and no more
+        return None
+    cascades = rows_of(side, "cascading_references", work.target)
+    if any(row["comes_back"] for row in cascades):
+        return replace(part, where=None)
+    triggers = spec.triggers == "fire" and rows_of(side, "triggers", work.target)
+    return part if triggers or cascades or spec.on_conflict == "replace" else None
 
 
-def verify_whole(work: Work, outcome: Outcome) -> None:
-    """Compare everything once more, where more may have changed than was written.
+def fingerprint(work: Work, part: Part) -> tuple[int, int]:
+    """Return count and hash of those rows of *part* that the plan does not write.
 
-    With some operations off the two sides need not be equal: then the rows are counted.
-
-    :raises VerificationError: names the first group that differs, or tells the counts.
-    :raises RemoteError: what a server says.
+    :raises RemoteError: what the destination says.
     """
-    done = outcome.done
-    expected = (outcome.destination_rows or 0) + done["inserted"] - done["deleted"] - done["displaced"]
-    if len(work.spec.operations) == 3:
-        outcome.size += verify_load(work, expected).size
+    written = sql.SQL("NOT EXISTS (SELECT FROM {} AS plan WHERE plan.op = ANY ({}) AND {})").format(
+        PLAN, as_array(work.spec.operations + REMOVED + RENEWED), matches(work, "part")
+    )
+    what = sql.SQL("pg_catalog.count(*) AS rows, pg_catalog.bit_xor({}) AS hash").format(work.row_hash)
+    found = part.side.fetch(part.select(what, written), "looking at the rows that stay as they are")[0]
+    return int(found["rows"]), int(found["hash"] or 0)
+
+
+def verify_bystanders(work: Work, part: Part, before: tuple[int, int]) -> None:
+    """Look whether the rows that the plan does not write are what they were.
+
+    :param before: their :func:`fingerprint` then.
+    :raises VerificationError: if not.
+    :raises RemoteError: what the destination says.
+    """
+    after = fingerprint(work, part)
+    if after == before:
         return
-    count = work.destination.select(sql.SQL("pg_catalog.count(*) AS rows"))
-    found = int(work.destination.side.fetch(count, "counting the rows")[0]["rows"])
-    if found != expected:
-        raise VerificationError(
-            f"verification failed: {work.target} has {found} rows after the changes, not {expected};"
-            " all is rolled back",
-            work.destination.side.conn_id,
-            hint=_VERIFY_HINT,
-        )
+    raise VerificationError(
+        f"verification failed: the changes changed other rows of {work.target} as well ({before[0]} rows"
+        f" before, {after[0]} after); all is rolled back",
+        part.side.conn_id,
+        hint=_VERIFY_HINT,
+    )
 
 
 def verify(work: Work, comparison: Comparison | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import psycopg
 import pytest
 
 from airflow_dblink.core.errors import RemoteError
@@ -23,6 +25,19 @@ def both(source: Database, warehouse: Database) -> tuple[Database, Database]:
     for database in (source, warehouse):
         database.execute(f"{ITEM}; {FILL}")
     return source, warehouse
+
+
+# -- who holds the table
+
+
+def test_replace_waits_as_long_as_it_may(both: tuple[Database, Database]) -> None:
+    _, warehouse = both
+    with psycopg.connect(warehouse.conninfo) as reader:
+        reader.execute("SELECT count(*) FROM item")
+        started = time.monotonic()
+        with pytest.raises(RemoteError, match="lock timeout"):
+            sync(method="replace", max_delete_fraction=None, session_settings={"lock_timeout": "500ms"})
+        assert time.monotonic() - started < 30
 
 
 # -- how much may change
@@ -170,7 +185,8 @@ def test_where_on_a_column_that_is_not_synced(both: tuple[Database, Database], m
     result = sync(columns=["id", "v"], where="flag = 3 AND id > 0", method=method)
     assert result["updated"] == 10
     source.execute("ALTER TABLE item DROP flag")
-    refused_by_server(warehouse, "flag", "source", columns=["id", "v"], where="flag = 3", method=method)
+    words = ("where:", "flag", "source")
+    refused(warehouse, *words, columns=["id", "v"], where="flag = 3", method=method)
 
 
 @METHODS
@@ -313,4 +329,4 @@ def test_where_can_not_close_its_parentheses(source: Database, warehouse: Databa
     for database in (source, warehouse):
         database.execute("CREATE TABLE item (id int PRIMARY KEY, flag int)")
     warehouse.execute("INSERT INTO item VALUES (1, 2)")
-    refused(warehouse, "syntax error", error=RemoteError, where="flag = 1) OR (true")
+    refused(warehouse, "where: syntax error", where="flag = 1) OR (true")

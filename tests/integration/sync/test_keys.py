@@ -90,6 +90,34 @@ def test_the_operators_of_key_types_need_not_be_in_the_search_path(
     assert [row.split(",")[2] for row in contents(warehouse)] == ["a", "C", "B"]
 
 
+def test_a_key_outside_of_where_is_found_by_the_types_own_operator(
+    source: Database, warehouse: Database
+) -> None:
+    for database, name, region in ((source, "ann", "x"), (warehouse, "ANN", "y")):
+        database.admin(
+            "CREATE SCHEMA extensions; GRANT USAGE ON SCHEMA extensions TO PUBLIC;"
+            " CREATE EXTENSION citext SCHEMA extensions"
+        )
+        database.execute("CREATE TABLE item (k extensions.citext PRIMARY KEY, region text)")
+        database.execute(f"INSERT INTO item VALUES ('{name}', '{region}'), ('bob', 'x')")
+    refused(warehouse, "of a row of public.item outside of it", where="region = 'x'")
+
+
+@METHODS
+def test_what_is_one_key_to_the_source_may_be_two_here(
+    source: Database, warehouse: Database, method: str
+) -> None:
+    source.admin("CREATE EXTENSION citext")
+    source.execute(
+        "CREATE TABLE item (id int PRIMARY KEY, k citext, v int);"
+        "INSERT INTO item SELECT i, 'k' || i, 1 FROM generate_series(1, 100) AS i;"
+        "INSERT INTO item VALUES (200, 'a', 1), (201, 'A', 2)"
+    )
+    warehouse.execute("CREATE TABLE item (k text PRIMARY KEY, v int)")
+    warehouse.execute("INSERT INTO item SELECT 'k' || i, 1 FROM generate_series(1, 100) AS i")
+    assert settled(source, warehouse, method=method, columns=["k", "v"])["inserted"] == 2
+
+
 @METHODS
 @pytest.mark.parametrize("apply", ["set", "statements"])
 def test_a_number_that_is_equal_in_another_scale_is_written_as_it_is(

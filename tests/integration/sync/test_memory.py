@@ -62,6 +62,20 @@ def test_long_keys_are_fetched_back_a_few_at_a_time(source: Database, warehouse:
     assert result["grown"] < LIMIT, result
 
 
+def test_a_nearly_empty_destination_does_not_make_a_group_of_each_row(
+    source: Database, warehouse: Database
+) -> None:
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE small (id bigint PRIMARY KEY); INSERT INTO small VALUES (1)")
+        database.execute("CREATE TABLE fresh (id bigint PRIMARY KEY)")
+    source.execute(f"INSERT INTO fresh SELECT generate_series(1, {FEW})")
+    warehouse.execute("INSERT INTO fresh VALUES (5)")
+    result = synced("fresh", method="difference")
+    assert result["inserted"] == FEW - 1
+    assert result["groups"] < FEW / 8
+    assert result["grown"] < LIMIT, result
+
+
 def test_ten_times_the_rows_take_the_same_memory(source: Database, warehouse: Database) -> None:
     for database in (source, warehouse):
         database.execute("CREATE TABLE small (id bigint PRIMARY KEY); INSERT INTO small VALUES (1)")

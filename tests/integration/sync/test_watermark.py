@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowFailException
+from psycopg.types.json import Jsonb
 
 from tests.databases import Database
 from tests.integration.sync.moments import COUNTED, Meanwhile, applied, rows
+from tests.integration.sync.tables import contents
 from tests.integration.tasks import context
 from tests.stores import MemoryStore, StaleTryError
 from tests.syncs import sync_operator
@@ -200,12 +202,25 @@ def test_with_several_assets_it_must_be_said_whose_the_watermark_is(both: Both) 
     for stores in (AssetStores(ORDERS, OTHER), AssetStores()):
         with pytest.raises(AirflowFailException, match=r"(?s)belongs to an asset.*watermark_asset="):
             sync(stores)
-    with pytest.raises(AirflowFailException, match=r"not in this task's inlets or outlets"):
-        sync(AssetStores(OTHER), watermark_asset=ORDERS)
+    with pytest.raises(AirflowFailException, match=r"task, which has 1: 'other'; 'orders' is none of them"):
+        sync(AssetStores(OTHER), watermark_asset=ORDERS, outlets=[OTHER])
+    with pytest.raises(AirflowFailException, match=r"task, which has 2: 'orders', 'other'\n") as caught:
+        sync(AssetStores(ORDERS, OTHER), outlets=[OTHER, ORDERS])
+    assert "uri" not in str(caught.value)
+    with pytest.raises(AirflowFailException, match="watermark_asset must be an Asset, got str"):
+        sync(AssetStores(ORDERS), watermark_asset="orders")
     assert rows(warehouse) == []
     stores = AssetStores(ORDERS, OTHER)
     sync(stores, watermark_asset=OTHER)
     assert (stores[OTHER].get(WATERMARK), stores[ORDERS].get(WATERMARK)) == ("10", None)
+
+
+def test_a_task_without_an_asset_is_told_that_it_needs_one(both: Both) -> None:
+    """Airflow gives such a task no store at all."""
+    _, warehouse = both
+    with pytest.raises(AirflowFailException, match=r"(?s)belongs to an asset.*outlets=\[Asset\(\.\.\.\)\]"):
+        sync_operator(watermark_column="changed").execute(context())
+    assert rows(warehouse) == []
 
 
 # -- between the commit and the watermark
@@ -283,7 +298,134 @@ def test_tables_that_share_an_asset_have_each_their_own(both: Both, stores: Asse
     assert warehouse.rows("SELECT id FROM other") == [(1,)]
 
 
-@pytest.mark.parametrize("overlap", [-1, timedelta(days=-1), True, "1 day"])
+PARTS: list[dict[str, Any]] = [
+    {"where": "id %% 2 = %(rest)s", "where_parameters": {"rest": 0}},
+    {"where": "id %% 2 = %(rest)s", "where_parameters": {"rest": 1}},
+]
+QUERIES: list[dict[str, Any]] = [
+    {"source_sql": "SELECT * FROM item WHERE id %% 2 = %s", "source_parameters": [rest]} for rest in (0, 1)
+]
+
+
+@pytest.mark.parametrize("tasks", [PARTS, QUERIES], ids=["where", "source_sql"])
+def test_tasks_that_differ_in_a_parameter_alone_lose_no_rows(
+    both: Both, stores: AssetStores, tasks: list[dict[str, Any]]
+) -> None:
+    source, warehouse = both
+    assert [sync(stores, **task)["inserted"] for task in tasks] == [5, 5]
+    assert rows(warehouse) == rows(source)
+    assert [sync(stores, **task)["source_rows"] for task in tasks] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"where_parameters": {"rest": "secret"}},
+        {"source_parameters": [Jsonb({"long": ["x" * 100, 1]})]},
+        {"columns": ["id", "changed"]},
+        {"columns": {"id": "id", "changed": "changed"}},
+        {"key": ["changed"]},
+        {"insert": False},
+        {"update": "False"},
+        {"delete": False},
+    ],
+)
+def test_what_makes_a_task_another_has_another_watermark(other: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"watermark_column": "changed", "where": "id > %(rest)s"}
+    keys = {sync_operator(**given, **more).watermark_key for more in ({}, other)}
+    keys.add(sync_operator(**given, source_parameters=[Jsonb({"long": ["x" * 100, 2]})]).watermark_key)
+    assert len(keys) == 3
+    assert not any("secret" in key for key in keys)
+
+
+def test_what_a_template_makes_of_a_task_is_the_same_task() -> None:
+    same = sync_operator(watermark_column="changed", insert="True", key=("id",)).watermark_key
+    assert same == sync_operator(watermark_column="changed", key=["id"]).watermark_key
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "overlap", "hint"),
+    [
+        ("bigint", "i", timedelta(days=1), "give a number"),
+        ("numeric", "i", timedelta(days=1), "give a number"),
+        ("double precision", "i", timedelta(days=1), "give a number"),
+        ("timestamptz", "now()", 3, "give a timedelta"),
+        ("timestamp(3) without time zone", "now()", 0.5, "give a timedelta"),
+        ("text", "i", 1, ""),
+    ],
+)
+def test_an_overlap_of_another_kind_is_refused_by_the_first_run(
+    source: Database,
+    warehouse: Database,
+    stores: AssetStores,
+    kind: str,
+    value: str,
+    overlap: Any,
+    hint: str,
+) -> None:
+    make(source, warehouse, kind, value)
+    with pytest.raises(AirflowFailException, match="watermark_overlap=") as caught:
+        sync(stores, watermark_overlap=overlap)
+    words = (repr(overlap), "'changed'", kind.replace("timestamptz", "timestamp with time zone"), "'source'")
+    assert not [word for word in (*words, hint) if word not in str(caught.value)], str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["smallint", "integer", "bigint", "low", "numeric(3,0)", "real", "float8"])
+def test_an_overlap_may_reach_below_the_lowest_value(
+    source: Database, warehouse: Database, stores: AssetStores, kind: str
+) -> None:
+    source.execute("CREATE DOMAIN low AS smallint NOT NULL CHECK (VALUE > -32768)")
+    warehouse.execute("CREATE DOMAIN low AS smallint")
+    lowest = {"integer": -(2**31) + 1, "bigint": -(2**63) + 1, "numeric(3,0)": -999}.get(kind, -32767)
+    make(source, warehouse, kind, str(lowest))
+    assert sync(stores, watermark_overlap=100)["inserted"] == 10
+    source.execute(f"INSERT INTO item VALUES (11, 'b', {lowest})")  # noqa: S608
+    for overlap in (100, 0.5, 1e30):
+        sync(stores, watermark_overlap=overlap)
+    assert rows(warehouse) == rows(source)
+
+
+@pytest.mark.parametrize("kind", ["double precision", "real", "numeric"])
+def test_fractions_are_a_watermark(
+    source: Database, warehouse: Database, stores: AssetStores, kind: str
+) -> None:
+    make(source, warehouse, kind, "i / 10.0")
+    sync(stores)
+    source.execute("INSERT INTO item VALUES (11, 'late', 0.95), (12, 'new', 1.05), (13, 'x', 'NaN')")
+    assert sync(stores, watermark_until="1.04")["inserted"] == 0
+    sync(stores, watermark_overlap=0.06, watermark_until="2")
+    assert warehouse.rows("SELECT id FROM item WHERE s <> 'a' ORDER BY id") == [(11,), (12,)]
+
+
+def test_an_overlap_beyond_all_dates_is_refused(
+    source: Database, warehouse: Database, stores: AssetStores
+) -> None:
+    make(source, warehouse, "date", "date '2024-01-01'")
+    sync(stores)
+    with pytest.raises(AirflowFailException, match=r"watermark_overlap=.* leads below date"):
+        sync(stores, watermark_overlap=timedelta.max)
+
+
+@pytest.mark.parametrize("until", ["gestern abend", "", "None", " ", True, [6], "1,5"])
+def test_an_end_that_is_none_is_refused(both: Both, stores: AssetStores, until: Any) -> None:
+    for _ in range(2):
+        with pytest.raises(AirflowFailException, match="watermark_until") as caught:
+            sync(stores, watermark_until=until)
+        assert "SQLSTATE" not in str(caught.value)
+        sync(stores)
+    if isinstance(until, str) and until.strip() not in ("", "None"):
+        assert f"watermark_until={until!r} is no bigint" in str(caught.value)
+
+
+def test_a_watermark_of_a_column_that_has_another_type_now(both: Both, stores: AssetStores) -> None:
+    sync(stores)
+    for database in both:
+        database.execute("ALTER TABLE item ALTER changed TYPE timestamptz USING now()")
+    with pytest.raises(AirflowFailException, match="the watermark that is kept, '10', is no timestamp with"):
+        sync(stores)
+
+
+@pytest.mark.parametrize("overlap", [-1, timedelta(days=-1), True, "1 day", float("inf"), float("nan")])
 def test_an_overlap_that_is_none_is_refused(both: Both, stores: AssetStores, overlap: Any) -> None:
     with pytest.raises(AirflowFailException, match="watermark_overlap must be a timedelta or number"):
         sync(stores, watermark_overlap=overlap)
@@ -300,3 +442,35 @@ def test_infinity_is_no_watermark(source: Database, warehouse: Database, stores:
     make(source, warehouse, "timestamp", "CASE WHEN i = 5 THEN 'infinity' ELSE timestamp '2024-01-01' END")
     assert sync(stores)["inserted"] == 10
     assert stores.get(WATERMARK) == "2024-01-01T00:00:00"
+
+
+# -- what would be the last watermark ever
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        *(("float8", "NaN"), ("float8", "Infinity"), ("real", "NaN"), ("numeric", "NaN")),
+        *(("numeric", "Infinity"), ("numeric(10, 2)", "NaN"), ("timestamptz", "infinity")),
+    ],
+)
+def test_nothing_comes_after_infinity_so_it_is_no_watermark(
+    source: Database, warehouse: Database, stores: AssetStores, kind: str, last: str
+) -> None:
+    one, two = ("1", "2") if kind != "timestamptz" else ("2026-01-01 00:00+00", "2026-01-02 00:00+00")
+    for database in (source, warehouse):
+        database.execute(f"CREATE TABLE item (id int PRIMARY KEY, changed {kind})")
+    source.execute(f"INSERT INTO item VALUES (1, '{one}'), (2, '{last}')")  # noqa: S608
+    sync(stores)
+    source.execute(f"INSERT INTO item VALUES (3, '{two}')")  # noqa: S608
+    assert sync(stores)["inserted"] == 1
+    assert contents(warehouse) == contents(source)
+
+
+def test_what_is_new_does_not_displace_rows(
+    source: Database, warehouse: Database, stores: AssetStores
+) -> None:
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE item (id int PRIMARY KEY, changed int, email text UNIQUE)")
+    with pytest.raises(AirflowFailException, match="doesn't go together with watermark_column"):
+        sync(stores, on_conflict="replace")

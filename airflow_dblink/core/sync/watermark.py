@@ -1,0 +1,130 @@
+"""The watermark: which rows an incremental sync reads, and how far it then is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from psycopg import sql
+
+from airflow_dblink.core.columns import Pair
+from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.sync.part import Work, column
+from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.sync.where import OF_THE_TEXT
+from airflow_dblink.core.tables import ResultColumn, Side, Type, types
+
+_LOWEST = {"int2": -(2**15), "int4": -(2**31), "int8": -(2**63)}
+
+
+def window(
+    source: Side, spec: Spec, offered: Sequence[ResultColumn], pairs: Sequence[Pair]
+) -> list[sql.Composable]:
+    """Return the conditions of ``watermark - overlap <= column < until``; values are read by the server."""
+    if spec.watermark_column is None:
+        return []
+    offer = next((offer for offer in offered if offer.name == spec.watermark_column), None)
+    if offer is None:
+        raise UsageError(
+            f"the source has no column {spec.watermark_column!r}, named in watermark_column",
+            source.conn_id,
+            "42703",
+            hint=f"it has: {', '.join(offer.name for offer in offered)}",
+        )
+    name, column_type = watermark(spec, pairs), sql.SQL(offer.type_name)
+    kind, overlap = types(source, [offer.type])[offer.type], spec.watermark_overlap
+    of_type = f"{offer.type_name}, the type of watermark_column {offer.name!r}"
+    found: list[sql.Composable] = []
+    if overlap is not None:
+        _check_overlap(source, spec, offer, kind)
+    if spec.watermark_from is not None:
+        low: sql.Composable = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_from), column_type)
+        problem = f"the watermark that is kept, {spec.watermark_from!r}, is no {of_type}"
+        _demand_value(source, low, problem, "if the type is another now, delete it from the asset's state")
+        if overlap is not None:
+            low = _lowered(spec, offer, kind, low)
+            _demand_value(source, low, f"watermark_overlap={overlap!r} leads below {of_type}", "give less")
+        found.append(sql.SQL("{} >= {}").format(name, low))
+    if spec.watermark_until is not None:
+        high = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_until), column_type)
+        _demand_value(source, high, f"watermark_until={spec.watermark_until!r} is no {of_type}")
+        found.append(sql.SQL("{} < {}").format(name, high))
+    return found
+
+
+def _demand_value(source: Side, value: sql.Composable, problem: str, hint: str | None = None) -> None:
+    """Let the source reckon *value*.
+
+    :raises UsageError: *problem*, if it can't.
+    """
+    try:
+        source.fetch(sql.SQL("SELECT {} IS NULL AS missing").format(value), "checking the watermark")
+    except RemoteError as error:
+        if not (error.sqlstate or "").startswith(OF_THE_TEXT):
+            raise
+        raise UsageError(problem, source.conn_id, hint=hint) from None
+
+
+def _lowered(spec: Spec, offer: ResultColumn, kind: Type, value: sql.Composable) -> sql.Composable:
+    """Return *value* less the overlap."""
+    number = "integer" if kind.base_name == "date" else "numeric"
+    step = sql.SQL("interval" if isinstance(spec.watermark_overlap, timedelta) else number)
+    taken = sql.SQL("({} - {}::{})").format(value, sql.Literal(spec.watermark_overlap), step)
+    if kind.base_name in _LOWEST:
+        taken = sql.SQL("GREATEST({}, {}::numeric)").format(taken, str(_LOWEST[kind.base_name]))
+    return sql.SQL("{}::{}").format(taken, _base(offer, kind))
+
+
+def _base(offer: ResultColumn, kind: Type) -> sql.Composable:
+    """Return the base type: a domain, or a modifier, may have no room for a value that no row has."""
+    return sql.Identifier("pg_catalog", kind.base_name) if kind.built_in else sql.SQL(offer.type_name)
+
+
+def _check_overlap(source: Side, spec: Spec, offer: ResultColumn, kind: Type) -> None:
+    wanted = {"D": "a timedelta", "T": "a timedelta", "N": "a number"}.get(kind.category)
+    problem = f"watermark_overlap={spec.watermark_overlap!r} can't be taken from watermark_column"
+    problem += f" {offer.name!r}, which is of type {offer.type_name}"
+    none = sql.SQL("NULL::{}").format(_base(offer, kind))
+    _demand_value(source, _lowered(spec, offer, kind, none), problem, wanted and f"give {wanted}")
+
+
+def watermark(spec: Spec, pairs: Sequence[Pair]) -> sql.Identifier:
+    """Return the watermark column of a row of the source's part."""
+    name = spec.watermark_column or ""
+    return column(next((pair.destination for pair in pairs if pair.source == name), name))
+
+
+def highest(work: Work) -> str | None:
+    """Return the highest value of the source's part, as JSON has it; ``None`` without a watermark column.
+
+    :raises RemoteError: what the source says.
+    """
+    if work.watermark is None:
+        return None
+    # As JSON has it: a later run may have another DateStyle, and would take 01/02 for another day.
+    value = sql.SQL("pg_catalog.max({name}) FILTER (WHERE {finite})").format(
+        name=work.watermark, finite=_finite(work.watermark_type or "").format(work.watermark)
+    )
+    what = sql.SQL("pg_catalog.to_json({}) #>> '{{}}' AS highest").format(value)
+    found = work.source.side.fetch(work.source.select(what), "reading the watermark")
+    return None if found[0]["highest"] is None else str(found[0]["highest"])
+
+
+def _finite(type_name: str) -> sql.SQL:
+    """Return the condition that a watermark is not the last one ever: infinity, or NaN, which is above it."""
+    if type_name.startswith(("timestamp", "date")):
+        return sql.SQL("pg_catalog.isfinite({})")
+    if type_name.startswith("numeric"):
+        return sql.SQL("{} < 'Infinity'::numeric")
+    if type_name in ("real", "double precision"):
+        return sql.SQL("{} < 'Infinity'::float8")
+    return sql.SQL("{} IS NOT NULL")
+
+
+def is_higher(source: Side, type_name: str, one: str, other: str) -> bool:
+    """Return whether *one* watermark is above the *other*, as the source's type has it.
+
+    :raises RemoteError: what the source says.
+    """
+    higher = sql.SQL("SELECT {}::{type} > {}::{type} AS higher").format(one, other, type=sql.SQL(type_name))
+    return bool(source.fetch(higher, "comparing watermarks")[0]["higher"])

@@ -1,0 +1,175 @@
+"""The condition *where*: it must mean the same on both sides, and its errors are told in its own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from airflow_dblink.core.errors import DblinkError, UsageError, from_psycopg
+from airflow_dblink.core.script import tokens
+from airflow_dblink.core.tables import Side, parse
+from airflow_dblink.core.transfer_plan import demand_parameters
+from airflow_dblink.core.wire import bind
+
+if TYPE_CHECKING:
+    from airflow_dblink.core.sync.part import Part
+    from airflow_dblink.core.sync.spec import Spec
+
+#: Of an error: what was asked for is wrong, or too much. Others, such as a lock's, may be gone next time.
+OF_THE_TEXT = ("0A", "22", "23", "3F", "42", "54")
+_AT = re.compile(r' at or near "(.*)"', re.DOTALL)
+_NOT_BOOLEAN = re.compile(r"CASE/WHEN\W.*boolean, not type (.+)", re.DOTALL)
+_IN_LIST = re.compile(r"\bIN\s*%", re.IGNORECASE)
+
+# What depends on the server, the moment or the session: words that are such a value unless in double
+# quotes; functions, whose names columns may have; texts that are one where a date or time is wanted.
+_MOVING_WORDS = frozenset(
+    {
+        *("CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"),
+        *("USER", "CURRENT_USER", "SESSION_USER", "SYSTEM_USER", "CURRENT_ROLE"),
+        *("CURRENT_CATALOG", "CURRENT_SCHEMA"),
+    }
+)
+_MOVING_FUNCTIONS = frozenset(
+    {
+        *("NOW", "CLOCK_TIMESTAMP", "STATEMENT_TIMESTAMP", "TRANSACTION_TIMESTAMP", "TIMEOFDAY"),
+        *("RANDOM", "RANDOM_NORMAL", "GEN_RANDOM_UUID", "GEN_RANDOM_BYTES", "UUIDV4", "UUIDV7"),
+        *("UUID_GENERATE_V1", "UUID_GENERATE_V1MC", "UUID_GENERATE_V4", "ARRAY_SAMPLE", "ARRAY_SHUFFLE"),
+        *("NEXTVAL", "CURRVAL", "LASTVAL", "CURRENT_SETTING", "CURRENT_DATABASE", "CURRENT_SCHEMAS"),
+        *("CURRENT_QUERY", "VERSION", "PG_BACKEND_PID", "PG_IS_IN_RECOVERY", "PG_CURRENT_WAL_LSN"),
+        *("TXID_CURRENT", "TXID_CURRENT_SNAPSHOT", "PG_CURRENT_XACT_ID", "PG_CURRENT_SNAPSHOT"),
+        *("INET_CLIENT_ADDR", "INET_CLIENT_PORT", "INET_SERVER_ADDR", "INET_SERVER_PORT"),
+        *("PG_POSTMASTER_START_TIME", "PG_CONF_LOAD_TIME"),
+    }
+)
+_MOVING_TEXTS = frozenset({"now", "today", "tomorrow", "yesterday"})
+_DATE_TYPES = frozenset({"DATE", "TIME", "TIMESTAMP", "TIMESTAMPTZ", "TIMETZ", "ZONE"})  # ... WITH TIME ZONE
+
+
+def condition(side: Side, spec: Spec) -> sql.Composable | None:
+    """Return the condition with its parameters bound; ``None`` for all rows.
+
+    :raises UsageError: if the parameters don't fit.
+    """
+    if spec.where is None:
+        return None
+    if spec.where_parameters is None:
+        return sql.SQL(spec.where)
+    bound = bind(side.connection, side.conn_id, spec.where, spec.where_parameters, "where_parameters")
+    return sql.SQL(bound)
+
+
+def check_where(part: Part, spec: Spec, text: str, names: Sequence[str]) -> None:
+    """Let the parser read the condition.
+
+    :raises UsageError: what it says, of the condition alone.
+    """
+    # Not in parentheses: it could close them, and be another condition than it seems.
+    before = "SELECT CASE WHEN "
+    after = sql.SQL("\n THEN 1 END FROM {}").format(part.rows).as_string(part.side.connection)
+    try:
+        parse(part.side, before + text + after)
+    except psycopg.Error as error:
+        position = int(error.diag.statement_position or 1) - 1 - len(before)
+        raise _where_error(part.side, spec, error, len(text) - position, names) from None
+    if not (spans := moving_texts(text)):
+        return
+    # 'today' may be a text; it is a date if another date could stand there, and a text could not.
+    if not _is_read(part.side, before + _with(text, spans, "('today'::text)") + after) and _is_read(
+        part.side, before + _with(text, spans, "'2000-01-01 00:00'") + after
+    ):
+        raise moving_value(text[slice(*spans[0])])
+
+
+def _with(text: str, spans: Sequence[tuple[int, int]], other: str) -> str:
+    for start, end in reversed(spans):
+        text = text[:start] + other + text[end:]
+    return text
+
+
+def _is_read(side: Side, query: str) -> bool:
+    side.run("SAVEPOINT airflow_dblink_where", "checking where")
+    try:
+        parse(side, query)
+    except psycopg.Error as error:
+        ours = from_psycopg(error, side.conn_id, "checking where")
+        if not (ours.sqlstate or "").startswith(OF_THE_TEXT):
+            raise ours from None
+        side.run("ROLLBACK TO airflow_dblink_where", "checking where")
+        return False
+    return True
+
+
+def _where_error(
+    side: Side, spec: Spec, error: psycopg.Error, left: int, names: Sequence[str]
+) -> DblinkError:
+    """Return the error for a condition that the parser refused.
+
+    :param left: characters of it from the error's position on; what follows is ours, and not to be shown.
+    """
+    ours = from_psycopg(error, side.conn_id, "checking where")
+    sqlstate = ours.sqlstate or ""
+    if not sqlstate.startswith(OF_THE_TEXT):
+        return ours
+    if spec.where is not None and spec.where_parameters is None:
+        demand_parameters("where", spec.where, "where_parameters", side.conn_id)
+    message, hint = f"where: {ours.message}", ours.hint
+    if kind := _NOT_BOOLEAN.search(message):
+        message = f"where must be true or false for each row; it is of type {kind[1]}"
+    elif (at := _AT.search(message)) and len(at[1]) > left:
+        message = message[: at.start()] + (" at end of input" if left <= 0 else "")
+    if sqlstate in ("42702", "42703") or '"part"' in (hint or ""):
+        hint = f"where takes the destination's names, without a table: {', '.join(names)}"
+    elif "part." in (hint or ""):
+        hint = None
+    elif sqlstate == "42601" and _IN_LIST.search(spec.where or ""):
+        hint = "a list is one parameter: = ANY(...) takes it, IN doesn't"
+    return UsageError(message, side.conn_id, sqlstate, ours.detail, hint, ours.context)
+
+
+def moving(where: str) -> str | None:
+    """Return what in *where* is another value on each server, as far as the text tells."""
+    found = [("", "")] * 2 + [(kind, where[start:end]) for kind, start, end in tokens(where)]
+    for i, (kind, text) in enumerate(found):
+        before, after = found[i - 1][1].upper(), [text.upper() for _, text in found[i + 1 : i + 4]]
+        word = text.upper() if kind == "word" else ""
+        called = after[:1] == ["("]
+        if word in _MOVING_WORDS and before != ".":
+            return text
+        if called and (word in _MOVING_FUNCTIONS or (word == "AGE" and _is_alone(found[i + 1 :]))):
+            return f"{text}()"
+        cast = after[2:] if after[:2] == [":", ":"] else after[1:2] if after[:1] == ["AS"] else [before]
+        if _is_moving_text(kind, text) and _DATE_TYPES & set(cast):
+            return text
+    return None
+
+
+def _is_alone(tokens: Sequence[tuple[str, str]]) -> bool:
+    """Return whether just one argument stands in the parentheses that *tokens* begin with."""
+    depth = 0
+    for kind, text in tokens:
+        depth += {"(": 1, ")": -1}.get(text, 0) if kind == "other" else 0
+        if depth == 0 or (depth == 1 and text == ","):
+            return depth == 0
+    return True
+
+
+def _is_moving_text(kind: str, text: str) -> bool:
+    return kind in ("string", "estring") and text.partition("'")[2].strip("' ").lower() in _MOVING_TEXTS
+
+
+def moving_texts(where: str) -> list[tuple[int, int]]:
+    """Return where in *where* texts stand that, taken for dates, are other ones on each server."""
+    return [(start, end) for kind, start, end in tokens(where) if _is_moving_text(kind, where[start:end])]
+
+
+def moving_value(name: str) -> UsageError:
+    """Return the error for a part of *where* that is another value on each server."""
+    return UsageError(
+        f"where must mean the same on both servers, and {name.lower()} is another value on each",
+        hint="give the value: where_parameters, or a template such as '{{ data_interval_end }}'",
+    )
