@@ -56,6 +56,24 @@ def test_dag(shop: AirflowEnv) -> None:
     assert ours == [(1, "closed", "2026-01-01"), (2, "new", "2026-01-02"), (3, "paid", "infinity")]
 
 
+def test_own_dags_on_the_embedded_servers(tmp_path: Path) -> None:
+    python = python_blocks(ROOT / "README.md")
+    (script,) = [block for block in python if "with servers(" in block]
+    (dag,) = [block for block in python if "with DAG(" in block]
+    (tmp_path / "dags").mkdir()
+    target = (tmp_path / "closed_orders.csv.gz").as_uri()
+    (tmp_path / "dags/shop.py").write_text(dag.replace("file:///tmp/closed_orders.csv.gz", target))
+    (tmp_path / "script.py").write_text(script)
+
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "success"
+    assert (tmp_path / "closed_orders.csv.gz").exists()
+
+
 def test_hook(shop: AirflowEnv, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_SHOP_DB", shop.source.airflow_uri())
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE_DB", shop.warehouse.airflow_uri())
