@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two processes, each with servers of its own, take the files of tests from the first to the last.
-PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest
+# Two processes, each with servers of its own. A real Airflow needs the machine for itself.
+TWO := --numprocesses=2 --dist=loadfile
 
 .PHONY: demo ui test test-postgres fuzz soak check format bench clean
 
@@ -21,11 +22,12 @@ ui: $(VENV)/.installed  ## the same in Airflow's own web interface
 	$(BIN)/python -m airflow_dblink.embedded.demo --ui
 
 test: $(VENV)/.installed  ## every test, on the embedded PostgreSQL
-	$(PYTEST)
+	$(PYTEST) $(TWO) --ignore=tests/acceptance
+	$(PYTEST) tests/acceptance
 
 # Another PostgreSQL: make test-postgres PG_BINDIR=$$(pg_config --bindir)
 test-postgres: $(VENV)/.installed  ## the tests that need a server, on the PostgreSQL in PG_BINDIR
-	AIRFLOW_DBLINK_PG_BINDIR="$(PG_BINDIR)" $(PYTEST) tests/integration tests/differential
+	AIRFLOW_DBLINK_PG_BINDIR="$(PG_BINDIR)" $(PYTEST) $(TWO) tests/integration tests/differential
 
 # Until a difference is found, or for make fuzz MINUTES=10.
 fuzz: $(VENV)/.installed  ## the builders beside the extension's, on random tables
