@@ -96,7 +96,8 @@ class Airflow:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._environ = self._environment(port)
-        self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=30)  # no proxy for loopback
+        # No proxy for loopback; longer than SQLite's 30 s, so that the server's own answer comes first.
+        self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=90)
         components = ["api-server", "scheduler", "dag-processor", *self._triggerer_names()]
         (self.home / "airflow.cfg").touch(mode=0o600)  # or every process would write one with random keys
         keeper = Path(__file__).with_name("keeper.py")
