@@ -88,7 +88,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
                 # The statement that a COPY belongs to has begun, so a request reaches it from now on.
                 if super().wait(watched(_drop_results(self.pgconn), _after(_CANCEL_AGAIN_S))):
                     return True
-                self.cancel_safe(timeout=left_s)
+                self.cancel_safe(timeout=max(deadline - time.monotonic(), _CANCEL_AGAIN_S))
                 return False
             except TimeoutError:
                 pass

@@ -288,7 +288,8 @@ def _plan(work: Work, outcome: Outcome) -> None:
     demand_read(work.source.side)
     guard_sizes(work, outcome)
     outcome.plan = make_plan(work, outcome.comparison)
-    guard_changes(work, outcome)
+    if work.spec.on_conflict != "replace":  # else once it is known what makes way
+        guard_changes(work, outcome)
     demand_room(work)
 
 

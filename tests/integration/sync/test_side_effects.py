@@ -189,6 +189,8 @@ def test_a_dry_run_tells_of_displaced_rows_and_its_plan_has_them(
     assert (plan["missing"], plan["extra"], plan["displaced"], plan["refused"]) == (1, 0, 1, [])
     (why,) = sync(plan_only=True, max_delete_fraction=0, **arguments)["refused"]
     assert "max_delete_fraction" in why
+    (why,) = sync(plan_only=True, max_change_fraction=0, **arguments)["refused"]
+    assert "2 rows" in why  # the one that comes and the one that makes way, told once
 
     # Another row is in the way now: that was not approved.
     warehouse.execute("UPDATE item SET email = 'c' WHERE id = 90; UPDATE item SET email = 'a' WHERE id = 91")
