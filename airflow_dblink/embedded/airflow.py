@@ -68,7 +68,9 @@ class Airflow:
         self.dags_folder, self.connections, self.env = dags_folder, connections, env or {}
         self.triggerers, self.database, self.parallelism = triggerers, database, parallelism
         self.password = secrets.token_urlsafe(12) if ui else None
-        self.home, self.url = Path(), ""
+        # A name first: what is made later can be removed wherever an interrupt comes.
+        self.home = Path(tempfile.gettempdir(), f"airflow-dblink-{secrets.token_hex(8)}")
+        self.url = ""
         self._environ: dict[str, str] = {}
         self._keeper: subprocess.Popen[bytes] | None = None
         self._http = httpx.Client()
@@ -88,7 +90,16 @@ class Airflow:
         :raises RuntimeError: if a component ends; the message has the tail of its log.
         :raises TimeoutError: if they are not healthy within :data:`START_TIMEOUT_S`.
         """
-        self.home = Path(tempfile.mkdtemp(prefix="airflow-dblink-"))
+        try:
+            self._launch()
+            self._until("Airflow is healthy", self._healthy, START_TIMEOUT_S)
+            self._http.headers["Authorization"] = f"Bearer {self._token()}"
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self) -> None:
+        self.home.mkdir(0o700)
         if self.password:  # Airflow would make one itself, and write it to the api-server's log
             file = self.home / "simple_auth_manager_passwords.json.generated"
             file.touch(mode=0o600)
@@ -108,12 +119,6 @@ class Airflow:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        try:
-            self._until("Airflow is healthy", self._healthy, START_TIMEOUT_S)
-            self._http.headers["Authorization"] = f"Bearer {self._token()}"
-        except BaseException:
-            self.stop()
-            raise
 
     def stop(self) -> None:
         """End every process, running tasks included, and remove the home. Harmless if already stopped."""
@@ -122,7 +127,7 @@ class Airflow:
             self._keeper.terminate()
             self._keeper.wait()
             self._keeper = None
-            shutil.rmtree(self.home, ignore_errors=True)  # in case the keeper had not really begun
+        shutil.rmtree(self.home, ignore_errors=True)  # in case the keeper had not really begun
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> str:
         """Start a run with *conf* as its params, and return its id. Waits for a Dag not yet parsed.

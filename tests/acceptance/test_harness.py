@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,6 +170,23 @@ def test_a_component_that_ends_fails_the_start_with_its_log(dags: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)scheduler has ended.*NoSuchExecutor"):
         airflow.start()
     assert not airflow.home.exists()
+
+
+@pytest.mark.parametrize("step", ["json.dumps", "httpx.Client", "subprocess.Popen"])
+def test_an_interrupted_start_leaves_no_file(
+    dags: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    airflow = Airflow(dags, {}, ui=True)
+
+    def interrupt(*_: object, **__: object) -> None:
+        assert list(tmp_path.iterdir()) == [airflow.home]  # it has begun
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        airflow.start()
+    assert list(tmp_path.iterdir()) == []
 
 
 def _descendants(pid: int) -> set[psutil.Process]:
