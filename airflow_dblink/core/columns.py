@@ -236,11 +236,15 @@ def route(source: Side, destination: Side, pairs: Sequence[Pair]) -> tuple[tuple
         given, wanted = there[pair.source_type], here[pair.destination_type or 0]
         cast = _cast(source, destination, pair, given, wanted)
         routed.append(replace(pair, cast=cast))
-        binary = binary and _is_binary(given, wanted, cast)
+        binary = binary and goes_in_binary(given, wanted, cast)
     return tuple(routed), "binary" if binary else "text"
 
 
-def _is_binary(given: Type, wanted: Type, cast: str | None) -> bool:
+def goes_in_binary(given: Type, wanted: Type, cast: str | None) -> bool:
+    """Return whether values of one type can be loaded as the other in the form that binary COPY sends.
+
+    :param cast: type that the source casts to before sending.
+    """
     same = given.built_in and wanted.built_in and (cast is not None or given.base_type == wanted.base_type)
     return same and wanted.goes_in_binary and not wanted.is_catalog_reference
 
@@ -305,5 +309,5 @@ def _route_to_new_table(
                 "%s has no type %s: %r becomes text", destination.conn_id, pair.type_name, pair.destination
             )
         routed.append(pair if row["known"] else replace(pair, type_name="text"))
-    binary = all(_is_binary(there[pair.source_type], there[pair.source_type], None) for pair in pairs)
+    binary = all(goes_in_binary(there[pair.source_type], there[pair.source_type], None) for pair in pairs)
     return tuple(routed), "binary" if binary else "text"

@@ -30,8 +30,8 @@ _TEXT = frozenset({"bpchar", "xml", "json", "name", "refcursor"})
 _BYTES = sql.SQL('{} COLLATE pg_catalog."C"')
 
 _PROBE = sql.SQL(
-    "true, 1::int2, 70000::int4, 4294967295::oid, 'abc'::text COLLATE pg_catalog.\"C\", '\\x00ff'::bytea,"
-    " NULL::text, date '2024-02-29', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid"
+    "true, 1::int2, 70000::int4, -70000000000::int8, 4294967295::oid, 'abc'::text COLLATE pg_catalog.\"C\","
+    " '\\x00ff'::bytea, NULL::text, date '2024-02-29', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid"
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from psycopg import sql
 
-from airflow_dblink.core.columns import Pair, key_columns, match, route
+from airflow_dblink.core.columns import Pair, goes_in_binary, key_columns, match, route
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.checksum import Checksum
@@ -68,16 +68,16 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     check_privileges(source, destination, spec, table, target, pairs, key)
     checksum = Checksum.agree(source, destination, spec.plan["seed"] if spec.plan else None)
     fields = _fields(destination, source, pairs, table, target, checksum, row_format)
-    key_pairs = [pair for pair in pairs if pair.destination in key]
+    key_fields = tuple(field for name in key for field in fields if field.name == name)
     work = Work(
         spec=spec,
         source=_source_part(source, spec, table, query, pairs, offered),
         destination=_part_of_table(destination, spec, target),
         target=target,
         fields=fields,
-        key=tuple(field for name in key for field in fields if field.name == name),
+        key=key_fields,
         row_format=row_format,
-        key_format=route(source, destination, key_pairs)[1],
+        key_format=_copy_format(key_fields),
         checksum=checksum,
         row_security=tuple(
             name
@@ -153,6 +153,11 @@ def _fields(
         nullable = pair.destination not in sure or pair.source not in given
         fields.append(Field(pair, kind, there[pair.source_type], canonical, nullable))
     return tuple(fields)
+
+
+def _copy_format(fields: Sequence[Field]) -> str:
+    binary = all(goes_in_binary(field.source_kind, field.kind, field.pair.cast) for field in fields)
+    return "binary" if binary else "text"
 
 
 def _source_part(

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from psycopg import sql
 
+from airflow_dblink.core.sync import groups
 from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.tables import Side
 from airflow_dblink.embedded.server import Server
@@ -132,22 +133,63 @@ def test_it_sees_rows_that_are_equal_in_pairs(source: Database, warehouse: Datab
     assert (result["inserted"], result["updated"], result["deleted"]) == (2, 4, 0)
 
 
-def _deltas(database: Database, values: str, old: str, new: str, rows: int) -> list[int]:
+@pytest.mark.parametrize("apart", [0, 16, 26, 27, 28, 40, 54])
+def test_it_sees_keys_whose_own_hashes_are_equal(
+    source: Database, warehouse: Database, hashed: str, apart: int
+) -> None:
+    """Whatever range of keys a group is: of the keys' halves PostgreSQL hashes the exclusive or."""
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE item (id bigint PRIMARY KEY, a int)")
+        rows = f"SELECT 5 + i * (1::bigint << {apart}), 7 FROM generate_series(-200, 200) AS i"
+        database.execute(
+            f"INSERT INTO item {rows}; INSERT INTO item VALUES (3, 7), (-4, 7) ON CONFLICT DO NOTHING"
+        )
+    warehouse.execute("UPDATE item SET id = 3::bigint << 32 WHERE id = 3")
+    warehouse.execute("UPDATE item SET id = -4294967299 WHERE id = -4")
+    result = settled(source, warehouse, method="difference", max_delete_fraction=None)
+    assert (result["inserted"], result["updated"], result["deleted"]) == (2, 0, 2)
+
+
+def test_no_rows_are_sorted_to_be_compared(
+    source: Database, warehouse: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: hashed groups fit into memory, and sorted rows go to the disk."""
+    sorted_rows: list[int] = []
+
+    def explain(blocks: groups._Blocks) -> None:
+        query = sql.SQL("EXPLAIN (FORMAT JSON) {}").format(blocks._query)
+        plans = [blocks._side.fetch(query, "explaining")[0]["QUERY PLAN"][0]["Plan"]]
+        for plan in plans:
+            plans += plan.get("Plans", [])
+            sorted_rows.extend([plan["Plan Rows"]] if plan["Node Type"] == "Sort" else [])
+        start(blocks)
+
+    start = groups._Blocks.start
+    monkeypatch.setattr(groups._Blocks, "start", explain)
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE item (id int PRIMARY KEY, a text)")
+        database.execute("INSERT INTO item SELECT i, 'a' FROM generate_series(1, 1000) AS i; ANALYZE item")
+        many = "UPDATE pg_class SET reltuples = 1e9 WHERE oid = 'item'::regclass"
+        database.admin(many)
+    settled(source, warehouse, method="difference")
+    assert len(sorted_rows) >= 2
+    assert max(sorted_rows) < 1_000
+
+
+def _deltas(database: Database, key: str, values: str, old: str, new: str, rows: int) -> list[int]:
     """Return for each key by how much a row's hash differs with the *old* and the *new* value."""
     checksum = Checksum(12345, True, True)
-    hashes = [
-        checksum.of([sql.SQL("pg_catalog.int8send(i)"), sql.SQL(values).format(value)]).as_string()
-        for value in (old, new)
-    ]
+    hashes = [checksum.of([sql.SQL(key), sql.SQL(values).format(value)]).as_string() for value in (old, new)]
     found = database.rows(
         f"SELECT {hashes[0]} # {hashes[1]} FROM generate_series(0::int8, {rows - 1}) AS i ORDER BY i"
     )
     return [delta % 2**64 for (delta,) in found]
 
 
-def test_the_same_change_in_two_rows_does_not_cancel_out(source: Database) -> None:
+@pytest.mark.parametrize("key", ["i", "pg_catalog.int8send(i)"])
+def test_the_same_change_in_two_rows_does_not_cancel_out(source: Database, key: str) -> None:
     """Hashes of records are sums: the same number is added in both, and xor may see it twice as the same."""
-    deltas = _deltas(source, "{}::text", "open", "done", 100_000)
+    deltas = _deltas(source, key, "{}::text", "open", "done", 100_000)
     assert len(set(deltas)) == len(deltas)
 
 
@@ -174,7 +216,7 @@ def test_a_collision_made_for_one_seed_is_seen_by_the_next_run(
         database.execute("INSERT INTO item SELECT i, 'open' FROM generate_series(0, 99) AS i")
         database.execute("INSERT INTO item SELECT i * 1000, 'open' FROM generate_series(1, 400) AS i")
         database.execute("ANALYZE item")
-    changed = _cancelling(_deltas(source, '{}::text COLLATE "C"', "open", "done", 100))
+    changed = _cancelling(_deltas(source, "i", '{}::text COLLATE "C"', "open", "done", 100))
     warehouse.execute("UPDATE item SET v = 'done' WHERE id = ANY (%s)", changed)
     assert len(changed) > 2
     with monkeypatch.context() as patch:
