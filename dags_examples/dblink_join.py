@@ -64,15 +64,18 @@ with DAG(
     revenue = DblinkQueryOperator(
         task_id="revenue",
         conn_id="warehouse_db",
-        remotes={"customer": CUSTOMERS, "price": Remote("archive_db", PRICES, indexes=[["item", "year"]])},
+        remotes={
+            "customer": CUSTOMERS,
+            "item_price": Remote("archive_db", PRICES, indexes=[["item", "year"]]),
+        },
         sql="""
             DELETE FROM revenue WHERE country = %(country)s;
             INSERT INTO revenue
-            SELECT %(country)s, customer.id, customer.name, sum(price.price)
+            SELECT %(country)s, customer.id, customer.name, sum(item_price.price)
               FROM customer_order
               JOIN customer ON customer.id = customer_order.customer
-              JOIN price ON price.item = customer_order.item
-                        AND price.year = extract(year FROM customer_order.day)
+              JOIN item_price ON item_price.item = customer_order.item
+                        AND item_price.year = extract(year FROM customer_order.day)
              GROUP BY customer.id, customer.name;
         """,
         parameters={"country": "{{ params.country }}"},

@@ -36,7 +36,8 @@ from airflow_dblink.embedded.settings import MAX_TASKS, SETTINGS
 
 T = TypeVar("T")
 
-START_TIMEOUT_S = 120  # a slow CI machine; 9 s on two cores
+_DATABASE_TRIES = 5
+START_TIMEOUT_S = 300  # a slow CI machine; 9 s on two cores
 
 
 class Airflow:
@@ -134,12 +135,12 @@ class Airflow:
 
         :raises RuntimeError: if the Dag isn't there and a file cannot be imported; the message has the
             traceback.
-        :raises TimeoutError: if Airflow doesn't find the Dag within 60 s.
+        :raises TimeoutError: if Airflow doesn't find the Dag within :data:`START_TIMEOUT_S`.
         :raises httpx.HTTPStatusError: if Airflow refuses, as with *conf* that does not fit the params.
         """
-        self._until(f"Dag {dag_id} is parsed", lambda: self._parsed(dag_id), 60)
+        self._until(f"Dag {dag_id} is parsed", lambda: self._parsed(dag_id), START_TIMEOUT_S)
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}}
-        return str(self._api("POST", f"/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
+        return str(self.api("POST", f"/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
 
     def wait(
         self,
@@ -160,7 +161,7 @@ class Airflow:
 
         def final_state() -> str | None:
             nonlocal seen
-            state = str(self._api("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+            state = str(self.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
             if on_progress:
                 tasks = {_label(ti): ti["state"] or "none" for ti in self.task_instances(dag_id, run_id)}
                 if tasks != seen:
@@ -175,7 +176,7 @@ class Airflow:
 
         :raises httpx.HTTPStatusError: if there is no such run.
         """
-        answer = self._api(
+        answer = self.api(
             "GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": MAX_TASKS}
         )
         found: list[dict[str, Any]] = answer["task_instances"]
@@ -215,7 +216,7 @@ class Airflow:
         :raises httpx.HTTPStatusError: if there is no such task or the state is another one.
         """
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
-        self._api("PATCH", path, json={"new_state": state})
+        self.api("PATCH", path, json={"new_state": state})
 
     def clear_task(self, dag_id: str, run_id: str, task_id: str) -> None:
         """Clear a task and those after it, so that they run again, as the web interface does.
@@ -224,7 +225,7 @@ class Airflow:
         """
         body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [task_id]}
         options = {"only_failed": False, "include_downstream": True}
-        self._api("POST", f"/dags/{dag_id}/clearTaskInstances", json=body | options)
+        self.api("POST", f"/dags/{dag_id}/clearTaskInstances", json=body | options)
 
     def xcom(
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
@@ -234,7 +235,7 @@ class Airflow:
         :raises httpx.HTTPStatusError: if there is none.
         """
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
-        return self._api("GET", path, params={"map_index": map_index})["value"]
+        return self.api("GET", path, params={"map_index": map_index})["value"]
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
         """Return the log of one try as text, one event per line with its details as JSON.
@@ -242,8 +243,22 @@ class Airflow:
         :raises httpx.HTTPStatusError: if there is no such try.
         """
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
-        answer = self._api("GET", path, params={"map_index": map_index, "full_content": True})
+        answer = self.api("GET", path, params={"map_index": map_index, "full_content": True})
         return "\n".join(_log_line(event) for event in answer["content"])
+
+    def wait_for_log(
+        self, dag_id: str, run_id: str, task_id: str, text: str, try_number: int = 1, map_index: int = -1
+    ) -> str:
+        """Return the log of one try once *text* is in it: the last lines may come after the task's end.
+
+        :raises TimeoutError: if it isn't there within 30 s.
+        """
+
+        def found() -> str | None:
+            log = self.log(dag_id, run_id, task_id, try_number, map_index)
+            return log if text in log else None
+
+        return self._until(f"{text!r} in the log of {task_id}", found, 30)
 
     def all_logs(self) -> str:
         """Return everything under the home, logs and database alike, as one text to search in."""
@@ -259,17 +274,17 @@ class Airflow:
         return subprocess.run(command, env=self._environ, capture_output=True, text=True, check=check)
 
     def task_pid(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> int:
-        """Return the pid of the process that runs the operator, waiting up to 30 s for it.
+        """Return the pid of the process that runs the operator, waiting up to 90 s for it.
 
         :raises TimeoutError: if the task isn't running by then.
         """
-        running = self.wait_for_task(dag_id, run_id, task_id, {"running"}, timeout_s=30, map_index=map_index)
+        running = self.wait_for_task(dag_id, run_id, task_id, {"running"}, timeout_s=90, map_index=map_index)
         return int(running["pid"])
 
     def supervisor_pid(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> int:
         """Return the pid of the LocalExecutor worker that watches over the task process.
 
-        :raises TimeoutError: if the task isn't running within 30 s.
+        :raises TimeoutError: if the task isn't running within 90 s.
         :raises psutil.NoSuchProcess: if the task process has just ended.
         """
         return psutil.Process(self.task_pid(dag_id, run_id, task_id, map_index)).ppid()
@@ -310,13 +325,24 @@ class Airflow:
         def started() -> bool | None:
             return (self.home / "components" / f"{name}.pid").read_text() not in ("", pid) or None
 
-        self._until(f"{name} is started", started, 10)
+        self._until(f"{name} is started", started, 60)
 
     def _triggerer_names(self) -> list[str]:
         return [f"triggerer.{n}" for n in range(1, self.triggerers + 1)]
 
-    def _api(self, method: str, path: str, **kwargs: Any) -> Any:
-        response = self._http.request(method, f"/api/v2{path}", **kwargs)
+    def api(self, method: str, path: str, **kwargs: Any) -> Any:
+        """Return what Airflow's public API says, as the web interface asks it.
+
+        :param path: after ``/api/v2``.
+        :param kwargs: of ``httpx.Client.request``.
+        :raises httpx.HTTPStatusError: if Airflow refuses; a note has its answer.
+        """
+        for tries_left in reversed(range(_DATABASE_TRIES)):
+            response = self._http.request(method, f"/api/v2{path}", **kwargs)
+            # SQLite lets none write that has read before another's write; nothing is done then.
+            if response.status_code != 500 or "Database error" not in response.text or not tries_left:
+                break
+            time.sleep(0.5)
         try:
             return response.raise_for_status().json()
         except httpx.HTTPStatusError as error:
@@ -346,7 +372,7 @@ class Airflow:
 
     def _healthy(self) -> bool | None:
         with suppress(httpx.TransportError, httpx.HTTPStatusError):
-            health = self._api("GET", "/monitor/health")
+            health = self.api("GET", "/monitor/health")
             parts = ["metadatabase", "scheduler", "dag_processor", *["triggerer"] * bool(self.triggerers)]
             return all(health[part]["status"] == "healthy" for part in parts) or None
         return None
@@ -361,11 +387,11 @@ class Airflow:
 
     def _parsed(self, dag_id: str) -> bool | None:
         try:
-            return bool(self._api("GET", f"/dags/{dag_id}"))
+            return bool(self.api("GET", f"/dags/{dag_id}"))
         except httpx.HTTPStatusError as missing:
             if missing.response.status_code != HTTPStatus.NOT_FOUND:
                 raise
-        for error in self._api("GET", "/importErrors")["import_errors"]:
+        for error in self.api("GET", "/importErrors")["import_errors"]:
             raise RuntimeError(f"{error['filename']} cannot be imported:\n{error['stack_trace']}")
         return None
 

@@ -64,6 +64,8 @@ def _run(home: Path, components: list[str], running: dict[str, subprocess.Popen[
         for name in [name for name in down if not _may_be_down(home, name)]:
             down.remove(name)
             running[name] = _start(home, name)
+        # Asked before: once it is reaped the caller may already have it started again.
+        may_end = {name for name in running if _may_be_down(home, name)}
         pid, status = os.waitpid(-1, os.WNOHANG)  # also for orphans, which must not stay zombies
         if pid == 0:
             time.sleep(_WAIT_S)
@@ -71,7 +73,7 @@ def _run(home: Path, components: list[str], running: dict[str, subprocess.Popen[
         ended = next((name for name, process in running.items() if process.pid == pid), None)
         if ended == "db" and status == 0:
             running |= {name: _start(home, name) for name in components[1:]}
-        elif ended and _may_be_down(home, ended):
+        elif ended and (ended in may_end or _may_be_down(home, ended)):
             del running[ended]
             down.add(ended)
         elif ended:
@@ -96,7 +98,8 @@ def _start(home: Path, name: str, *args: str) -> subprocess.Popen[bytes]:
 
 
 def _wait_for_exit(home: Path, ended: str) -> NoReturn:
-    (home / "ended").write_text(ended)
+    (home / "ended.new").write_text(ended)
+    (home / "ended.new").rename(home / "ended")  # never seen without the name
     while True:
         signal.pause()
 

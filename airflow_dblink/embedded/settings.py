@@ -28,6 +28,9 @@ SETTINGS = {
     "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a task marked failed is killed at the next one
+    # A task is not given up because an answer of the api-server came late.
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
+    "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
     # A killed task is retried only when its children have closed its stdout too, or after this time.
     "AIRFLOW__WORKERS__SOCKET_CLEANUP_TIMEOUT": "5",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class AirflowEnv:
     dags: Path
     files: Path
 
-    def run(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, timeout_s: float = 120) -> str:
+    def run(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, timeout_s: float = 400) -> str:
         """Run a Dag to its end and return the run's id; a failed run fails the test, with the log."""
         run_id = self.airflow.trigger(dag_id, dict(conf or {}))
         state = self.airflow.wait(dag_id, run_id, timeout_s=timeout_s)
@@ -53,6 +54,13 @@ def rows(server: Server, query: str) -> list[tuple[Any, ...]]:
     """Return what *query* gives on the server's default database."""
     with psycopg.connect(server.conninfo(), autocommit=True) as connection:
         return connection.execute(query.encode()).fetchall()
+
+
+def not_over_midnight() -> None:
+    """Wait for the next day (UTC) if it is near: some Dags know days."""
+    left = 86_400 - time.time() % 86_400
+    if left < 300:
+        time.sleep(left + 1)
 
 
 def execute(server: Server, script: str) -> None:

@@ -1,4 +1,4 @@
-"""How tasks die at exactly named moments, for the Dags of the acceptance tests."""
+"""How tasks die at exactly named moments, and jobs last, for the Dags of the acceptance tests."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from airflow.sdk import BaseHook
 from psycopg.conninfo import make_conninfo
 
 from airflow_dblink.hooks.task import task_name
+
+#: Advisory lock that jobs pass one after the other in shared mode, unless a test holds it shut.
+GATE = 4711
 
 _SLEEPS = "SELECT FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'PgSleep'"
 

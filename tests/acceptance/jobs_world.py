@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import psycopg
 
 from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.server import Server
+from tests.acceptance.dying import GATE
 
 DAGS = Path(__file__).parent / "job_dags"
 # Seen by the scheduler after at most so long, then the task may be tried again.
@@ -50,6 +52,16 @@ class World:
             cursor = connection.execute(query.encode(), params or None)
             return cursor.fetchall() if cursor.description else []
 
+    @contextmanager
+    def gate_shut(self) -> Iterator[None]:
+        """Hold jobs back in the warehouse, where they run, until the block ends."""
+        holder = psycopg.connect(self.warehouse.conninfo(superuser=True), autocommit=True)
+        try:
+            holder.execute("SELECT pg_advisory_lock(%s)", [GATE])
+            yield
+        finally:
+            holder.close()
+
     def prepare(self) -> None:
         """Make the table of effects anew, and forget all jobs; those that a test has left running end."""
         self.rows(
@@ -85,11 +97,11 @@ class World:
             "SELECT query, state FROM pg_stat_activity WHERE query LIKE 'CALL %run(%' AND state = 'active'"
         )
 
-    def wait_until_watched(self, jobs: int) -> None:
-        """Wait until the triggerer watches *jobs* jobs: of others Airflow tells it nothing."""
-        seen = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'airflow-dblink triggerer'"
-        self.wait_until("the triggerer listens", lambda: self.rows(seen), 60)
-        time.sleep(1.0 + 0.1 * jobs)  # triggers are started one after the other
+    def wait_until_watched(self, dag_id: str, run_id: str, *tasks: str) -> None:
+        """Wait until the triggerer runs the triggers of *tasks*: of others Airflow tells it nothing."""
+        for task in tasks:
+            self.airflow.wait_for_task(dag_id, run_id, task, {"deferred"}, timeout_s=60)
+            self.airflow.wait_for_log(dag_id, run_id, task, " starting")
 
     def wait_until(self, what: str, ready: Any, within_s: float) -> float:
         """Wait until *ready()* is true; returns the seconds it took."""

@@ -14,9 +14,11 @@ from airflow_dblink.embedded.server import Server
 
 DAGS = Path(__file__).parent / "dags"
 # Seen by the scheduler after at most so long, then the task may be tried again.
-HEARTBEAT_TIMEOUT_S = 6
+HEARTBEAT_TIMEOUT_S = 20
 ENDS_WITHIN_S = 5.0  # of SIGTERM, when the supervisor sends SIGKILL
-HEARTBEAT_S = 2.0  # until the supervisor learns that the task is no longer wanted, and sends SIGTERM
+# Until the supervisor learns that the task is no longer wanted, and sends SIGTERM: about a second, but
+# Airflow may be slow.
+HEARTBEAT_S = 15.0
 
 SCHEMA = """
 DROP TABLE IF EXISTS effect, slow_effect;
@@ -109,10 +111,9 @@ def test_a_task_killed_at_any_moment_has_its_effect_exactly_once(world: World) -
 def test_the_log_says_what_happened_to_the_earlier_try(world: World) -> None:
     run_id = world.airflow.trigger("worker_restart")
     assert world.airflow.wait("worker_restart", run_id, timeout_s=120) == "success"
-    first = world.airflow.log("worker_restart", run_id, "exec_restart", 1)
-    second = world.airflow.log("worker_restart", run_id, "exec_restart", 2)
-    assert "goes on, the next try takes it over" in first
-    assert "An earlier try has committed: nothing is run." in second
+    told = ("goes on, the next try takes it over", "An earlier try has committed: nothing is run.")
+    for number, text in enumerate(told, 1):
+        assert world.airflow.wait_for_log("worker_restart", run_id, "exec_restart", text, number)
 
 
 def test_a_restarted_worker_leaves_the_statement_to_the_next_try(world: World) -> None:
@@ -127,7 +128,7 @@ def test_a_restarted_worker_leaves_the_statement_to_the_next_try(world: World) -
 
 def test_a_first_try_that_wakes_up_after_the_second_does_nothing(world: World) -> None:
     run_id = world.airflow.trigger("zombie")
-    assert world.airflow.wait("zombie", run_id, timeout_s=180) == "success"
+    assert world.airflow.wait("zombie", run_id, timeout_s=300) == "success"
     states = world.states("zombie", run_id)
     before = world.effects()
     assert before == dict.fromkeys(states, 1)
@@ -136,7 +137,7 @@ def test_a_first_try_that_wakes_up_after_the_second_does_nothing(world: World) -
     for task, supervisor in pids.items():
         os.kill(task, signal.SIGCONT)
         os.kill(supervisor, signal.SIGCONT)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [pid for pid in pids if _alive(pid)], "the zombies must have ended"
@@ -147,7 +148,7 @@ def test_a_first_try_that_wakes_up_after_the_second_does_nothing(world: World) -
 
 def test_a_task_cleared_after_its_success_runs_anew(world: World) -> None:
     run_id = world.airflow.trigger("clear")
-    assert world.airflow.wait("clear", run_id, timeout_s=60) == "success"
+    assert world.airflow.wait("clear", run_id, timeout_s=240) == "success"
     world.airflow.clear_task("clear", run_id, "exec")
     world.airflow.wait_for_task("clear", run_id, "exec", ["success"], timeout_s=60)
     deadline = time.monotonic() + 30
@@ -175,7 +176,7 @@ def test_marked_failed_leaves_nothing_running_and_nothing_changed(world: World) 
 
 def test_execution_timeout_leaves_nothing_running_and_nothing_changed(world: World) -> None:
     run_id = world.airflow.trigger("timeout")
-    assert world.airflow.wait("timeout", run_id, timeout_s=60) == "failed"
+    assert world.airflow.wait("timeout", run_id, timeout_s=240) == "failed"
     world.wait_until_idle(ENDS_WITHIN_S)
     assert world.states("timeout", run_id) == {"exec": "failed", "transfer": "failed"}
     assert world.effects() == {}

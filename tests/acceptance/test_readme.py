@@ -66,7 +66,7 @@ def test_own_dags_on_the_embedded_servers(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(script)
 
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
 
     assert done.returncode == 0, done.stderr

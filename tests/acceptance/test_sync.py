@@ -14,10 +14,10 @@ from airflow_dblink.embedded.server import Server
 from tests.acceptance.conftest import execute, rows
 
 DAGS = Path(__file__).parent / "dags"
-# Seen by the scheduler after at most so long, then the task may be tried again.
-HEARTBEAT_TIMEOUT_S = 6
 ENDS_WITHIN_S = 5.0  # of SIGTERM, when the supervisor sends SIGKILL
-HEARTBEAT_S = 2.0  # until the supervisor learns that the task is no longer wanted, and sends SIGTERM
+# Until the supervisor learns that the task is no longer wanted, and sends SIGTERM: about a second, but
+# Airflow may be slow.
+HEARTBEAT_S = 15.0
 
 MOMENTS = (
     "before_id_is_stored",
@@ -99,8 +99,7 @@ def world(pair: tuple[Server, Server]) -> Iterator[World]:
     for name in (*MOMENTS, *SLOW):
         make(source, warehouse, name)
     connections = {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
-    env = {"AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT_S)}
-    with Airflow(DAGS, connections, env=env, parallelism=8) as airflow:
+    with Airflow(DAGS, connections, parallelism=8) as airflow:
         yield World(airflow, source, warehouse)
 
 
@@ -115,8 +114,11 @@ def test_a_sync_killed_at_any_moment_is_done_exactly_once(world: World) -> None:
         result = world.airflow.xcom("sync_die", run_id, name)
         assert world.applied(name) == [result["xid"]], name
         assert [result[count] for count in ("inserted", "updated", "deleted")] == [20, 20, 20], name
-        adopted = "An earlier try has committed" in world.airflow.log("sync_die", run_id, name, 2)
-        assert adopted is (name in ("after_commit", "after_all")), name
+        told = "An earlier try has committed"
+        if name in ("after_commit", "after_all"):
+            assert world.airflow.wait_for_log("sync_die", run_id, name, told, 2)
+        else:
+            assert told not in world.airflow.log("sync_die", run_id, name, 2), name
         world.wait_until_idle(name, 5)
 
 

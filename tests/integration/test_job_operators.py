@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -41,10 +42,12 @@ from airflow_dblink.sensors.job import DblinkJobSensor
 from airflow_dblink.triggers.job import DblinkJobTrigger
 from tests.conftest import AddConnection
 from tests.databases import Database
+from tests.integration.jobs.client import GATE, held, lookers, until
 from tests.integration.tasks import context, kill_when_active
 from tests.stores import MemoryStore, StaleTryError
 
 INSERT = "INSERT INTO t VALUES (1)"
+GATED = "SELECT n FROM generate_series(1, 3) AS n, (SELECT pg_advisory_xact_lock_shared(1)) AS gate (passed)"
 NUMBERS = "SELECT n, 'row ' || n AS label FROM generate_series(1, 25) AS n ORDER BY n DESC"
 
 
@@ -274,25 +277,31 @@ def test_a_users_kill_cancels_the_job(table: Database, store: MemoryStore) -> No
 def test_a_restart_of_the_worker_leaves_the_job_even_without_another_try(
     table: Database, store: MemoryStore, max_tries: int
 ) -> None:
-    operator = _job(f"SELECT pg_sleep(4); {INSERT}")
-    killer = _kill_when_running(operator, table)
-    with pytest.raises(DblinkTaskKilledError, match="the next try takes it over"):
-        operator.execute(context(store, max_tries=max_tries))
-    killer.join()
-    assert _states(table) == ["running"]
+    operator = _job(f"{GATE}; {INSERT}")
+    with ThreadPoolExecutor() as pool:
+        with held(table):
+            killer = _kill_when_running(operator, table)
+            with pytest.raises(DblinkTaskKilledError, match="the next try takes it over"):
+                operator.execute(context(store, max_tries=max_tries))
+            killer.join()
+            assert _states(table) == ["running"]
 
-    _job(INSERT).execute(context(store, max_tries=max_tries, try_number=2))
+            again = context(store, max_tries=max_tries, try_number=2)
+            waiting = pool.submit(_job(INSERT).execute, again)
+            until(lambda: lookers(table))
+        waiting.result()
     assert _states(table) == ["succeeded"]
     assert _count(table) == 1
 
 
 def test_cancel_on_kill_can_be_switched_off(table: Database, store: MemoryStore) -> None:
-    operator = _job("SELECT pg_sleep(4)", cancel_on_kill=False)
-    killer = _kill_when_running(operator, table)
-    with pytest.raises(DblinkTaskKilledError, match="goes on"):
-        operator.execute(context(store, wanted="failed"))
-    killer.join()
-    assert _states(table) == ["running"]
+    operator = _job(GATE, cancel_on_kill=False)
+    with held(table):
+        killer = _kill_when_running(operator, table)
+        with pytest.raises(DblinkTaskKilledError, match="goes on"):
+            operator.execute(context(store, wanted="failed"))
+        killer.join()
+        assert _states(table) == ["running"]
 
 
 def _kill_when_running(operator: BaseOperator, database: Database) -> Any:
@@ -303,12 +312,19 @@ def _kill_when_running(operator: BaseOperator, database: Database) -> Any:
 
 
 def test_send_returns_at_once_and_get_result_waits(table: Database, warehouse: Database) -> None:
-    began = time.monotonic()
-    handle = _send("SELECT n FROM generate_series(1, 3) AS n, pg_sleep(2)", keep_result=True)
-    assert set(handle) == {"conn_id", "job_id", "schema"}
-    assert time.monotonic() - began < 2
+    with ThreadPoolExecutor() as pool:
+        with held(table):
+            began = time.monotonic()
+            handle = _send(GATED, keep_result=True)
+            assert time.monotonic() - began < 10  # with the installation, which takes a moment
+            assert set(handle) == {"conn_id", "job_id", "schema"}
+            assert _states(table) == ["running"]
 
-    result = DblinkGetResultOperator(task_id="get", handle=handle, max_xcom_rows=3).execute(context())
+            get = DblinkGetResultOperator(task_id="get", handle=handle, max_xcom_rows=3)
+            waiting = pool.submit(get.execute, context())
+            until(lambda: lookers(table))
+            assert not waiting.done()
+        result = waiting.result()
     assert result == {"rows": 3, "batches": 1, "data": [[1], [2], [3]]}
 
 
@@ -466,9 +482,14 @@ def test_a_sensor_waits_for_a_server_that_is_away(table: Database, add_connectio
 
 def test_the_hooks_asynchronous_functions_take_a_handle(table: Database) -> None:
     with DblinkHook(dblink_conn_id="source") as hook:
-        slow = hook.send_job("SELECT n FROM generate_series(1, 3) AS n, pg_sleep(1)", keep_result=True)
-        assert hook.is_busy(slow) == 1
-        assert hook.get_result(slow) == [(1,), (2,), (3,)]
+        with ThreadPoolExecutor() as pool:
+            with held(table):
+                slow = hook.send_job(GATED, keep_result=True)
+                assert hook.is_busy(slow) == 1
+                waiting = pool.submit(hook.get_result, slow)
+                until(lambda: lookers(table))
+                assert not waiting.done()
+            assert waiting.result() == [(1,), (2,), (3,)]
         assert list(hook.get_result(slow, batch_rows=2)) == [[(1,), (2,)], [(3,)]]
         assert hook.is_busy(slow) == 0
         assert hook.error_message(slow) == "OK"
@@ -516,7 +537,7 @@ def test_a_cleared_sender_whose_job_still_runs_has_one_job_running(
 
 def test_a_job_of_a_task_can_have_limits_and_be_pruned(table: Database) -> None:
     with DblinkHook(dblink_conn_id="source") as hook:
-        limited = hook.send_job("SELECT pg_sleep(60)", statement_timeout=timedelta(seconds=1))
+        limited = hook.send_job("SELECT pg_sleep(60)", statement_timeout=timedelta(seconds=2))
         with pytest.raises(RemoteError, match="statement timeout"):
             hook.get_result(limited)
         kept = hook.send_job(

@@ -18,9 +18,11 @@ from airflow_dblink.operators.jobs import (
     DblinkSendQueryOperator,
 )
 from airflow_dblink.sensors.job import DblinkJobSensor
-from tests.acceptance.dying import Store, die
+from tests.acceptance.dying import GATE, Store, die
 
-EFFECT = "INSERT INTO effect (task) SELECT %(task)s FROM pg_sleep(%(seconds)s)"
+# Tests hold the gate shut to have jobs run for as long as they like.
+LASTS = f"pg_sleep(%(seconds)s), pg_advisory_xact_lock_shared({GATE})"
+EFFECT = f"INSERT INTO effect (task) SELECT %(task)s FROM {LASTS}"  # noqa: S608
 
 
 class DyingCall(send.Call):
@@ -137,7 +139,11 @@ with DAG("job_moments", schedule=None):
                 task_id=label,
                 moment=name,
                 deferrable=deferrable,
-                parameters={"task": label, "seconds": 3},
+                # What is to die after it has deferred must have deferred before the job's end.
+                parameters={
+                    "task": label,
+                    "seconds": 15 if deferrable and MOMENTS[name].process == "end" else 3,
+                },
                 # What is to die while the job runs must not have deferred by then.
                 **{**COMMON, "grace_period": timedelta(seconds=2.5 if name == "while_running" else 0.2)},
             )
@@ -173,7 +179,7 @@ with DAG("job_batch", schedule=None, params={"tasks": Param([], type="array")}):
 
     Job.partial(task_id="job", **COMMON).expand_kwargs(tasks())
 
-SLEEP = "INSERT INTO effect (task) VALUES (%(task)s); SELECT pg_sleep(%(seconds)s)"
+SLEEP = f"INSERT INTO effect (task) VALUES (%(task)s); SELECT FROM {LASTS}"  # noqa: S608
 
 with DAG("job_kill", schedule=None, params={"seconds": Param(60, type="number")}):
     for name, options in KILLED.items():
@@ -206,7 +212,7 @@ with DAG("job_timeout", schedule=None):
             sql=SLEEP,
             parameters={"task": "timeout", "seconds": 120},
             deferrable=deferrable,
-            execution_timeout=timedelta(seconds=4),
+            execution_timeout=timedelta(seconds=20),
             grace_period=timedelta(0),
         )
 
@@ -249,7 +255,7 @@ with DAG("job_sensor_fails", schedule=None):
         DblinkJobSensor(task_id=f"fail_{mode}", handle=failing.output, retries=2, **options)
         DblinkJobSensor(task_id=f"soft_{mode}", handle=failing.output, soft_fail=True, **options)
         DblinkJobSensor(task_id=f"never_{mode}", handle=failing.output, never_fail=True, **options)
-    slow = DblinkSendQueryOperator(task_id="send_slow", conn_id="warehouse_db", sql="SELECT pg_sleep(20)")
+    slow = DblinkSendQueryOperator(task_id="send_slow", conn_id="warehouse_db", sql="SELECT pg_sleep(600)")
     for mode, options in MODES.items():
         DblinkJobSensor(task_id=f"timeout_{mode}", handle=slow.output, timeout=3, **options)
         DblinkJobSensor(

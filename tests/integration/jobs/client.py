@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -31,6 +31,8 @@ SLEEP = "SELECT pg_sleep(600)"
 #: As the fixture ``client`` makes its table; :func:`effects` counts them.
 EFFECT = "INSERT INTO effect VALUES (1)"
 SLOW_EFFECT = f"SELECT pg_sleep(0.5); {EFFECT}"
+#: A job goes no further than here while :func:`held` says so.
+GATE = "SELECT pg_advisory_xact_lock_shared(1)"
 
 
 class Client:
@@ -184,6 +186,27 @@ def sleeps(database: Database, pid: int | None) -> bool:
     """Return whether the session with that process is in ``pg_sleep``."""
     query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
     return bool(database.admin(query, pid))
+
+
+@contextmanager
+def held(database: Database) -> Iterator[str]:
+    """Let nobody through :data:`GATE` before the block ends; gives SQL that has its effect after that."""
+    with psycopg.connect(database.admin_conninfo) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(1)")
+        yield f"{GATE}; {EFFECT}"
+
+
+def gated(database: Database) -> int:
+    """Return how many sessions are at :data:`GATE`."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event = 'advisory'"
+    return int(database.admin(query, database.name)[0][0])
+
+
+def lookers(database: Database) -> int:
+    """Return how many sessions have nothing to do since they looked at jobs, as those have that wait."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state = 'idle'"
+    query += " AND query LIKE '%%.job AS j%%'"
+    return int(database.admin(query, database.name)[0][0])
 
 
 def start(connection: LinkConnection, sql: str) -> None:

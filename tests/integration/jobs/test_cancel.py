@@ -11,7 +11,20 @@ import pytest
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.jobs.job import Job
 from tests.databases import Database
-from tests.integration.jobs.client import EFFECT, SLEEP, Client, backend, effects, sleeps, start, until
+from tests.integration.jobs.client import (
+    EFFECT,
+    GATE,
+    SLEEP,
+    Client,
+    backend,
+    effects,
+    gated,
+    held,
+    lookers,
+    sleeps,
+    start,
+    until,
+)
 from tests.odd import always
 
 STUBBORN = f"""
@@ -52,20 +65,22 @@ def test_a_job_that_has_not_begun_never_will(client: Client, source: Database) -
 
 def test_a_running_job_is_cancelled_at_once(client: Client, source: Database) -> None:
     job_id = client.send(f"{EFFECT}; {SLEEP}")
-    began = time.monotonic()
+    pid = client.jobs.get(job_id).pid
+    until(lambda: sleeps(source, pid))
 
-    _cancelled(client.jobs.cancel(job_id))
+    job = client.jobs.cancel(job_id)
 
-    assert time.monotonic() - began < 1.4  # without the grace after which its session is terminated
+    _cancelled(job)
+    assert job.sqlstate == "57014"  # as its own session has noted: none was terminated after a grace
     assert effects(source) == 0
 
 
-def test_whoever_waits_for_a_cancelled_job_hears_of_it(client: Client) -> None:
+def test_whoever_waits_for_a_cancelled_job_hears_of_it(client: Client, source: Database) -> None:
     job_id = client.send(SLEEP)
     ended: list[Job] = []
     waiting = threading.Thread(target=lambda: ended.append(client.wait(job_id, poll_s=60)))
     waiting.start()
-    time.sleep(0.3)
+    until(lambda: lookers(source))
 
     client.jobs.cancel(job_id)
     waiting.join(20)
@@ -73,12 +88,14 @@ def test_whoever_waits_for_a_cancelled_job_hears_of_it(client: Client) -> None:
     _cancelled(ended[0])
 
 
-def test_whoever_waits_for_a_job_that_has_not_begun_hears_of_its_cancellation(client: Client) -> None:
+def test_whoever_waits_for_a_job_that_has_not_begun_hears_of_its_cancellation(
+    client: Client, source: Database
+) -> None:
     job_id = client.insert(EFFECT)
     ended: list[Job] = []
     waiting = threading.Thread(target=lambda: ended.append(client.wait(job_id, poll_s=60)))
     waiting.start()
-    time.sleep(0.3)
+    until(lambda: lookers(source))
 
     client.jobs.cancel(job_id)
     waiting.join(20)
@@ -160,10 +177,11 @@ def _claim_by_hand(client: Client, pid: int) -> UUID:
 def test_a_session_that_runs_something_else_now_is_left_alone(client: Client, source: Database) -> None:
     pooled = client.open()  # as a pooler has it: the same session for one after another
     job_id = _claim_by_hand(client, pooled.info.backend_pid)
-    start(pooled, f"SELECT pg_sleep(2.5); {EFFECT}")
-    until(lambda: backend(source, pooled.info.backend_pid)[0][0] == "active")
+    with held(source) as sql:
+        start(pooled, sql)
+        until(lambda: gated(source))
 
-    job = client.jobs.cancel(job_id)
+        job = client.jobs.cancel(job_id)
 
     assert job.state == "cancelled"  # of which nothing was committed
     until(lambda: effects(source) == 1)
@@ -172,11 +190,12 @@ def test_a_session_that_runs_something_else_now_is_left_alone(client: Client, so
 def test_a_session_that_runs_another_job_now_is_left_alone(client: Client, source: Database) -> None:
     pooled = client.open()
     gone = _claim_by_hand(client, pooled.info.backend_pid)
-    running = client.insert(f"SELECT pg_sleep(2.5); {EFFECT}")
-    start(pooled, client.call_text(running))
-    until(lambda: client.jobs.get(running).state == "running")
+    with held(source) as sql:
+        running = client.insert(sql)
+        start(pooled, client.call_text(running))
+        until(lambda: gated(source))
 
-    assert client.jobs.cancel(gone).state == "cancelled"
+        assert client.jobs.cancel(gone).state == "cancelled"
     assert client.wait(running).state == "succeeded"
     assert effects(source) == 1
 
@@ -196,9 +215,11 @@ def test_a_pid_that_is_used_again_is_left_alone(client: Client, source: Database
     source.admin("SELECT pg_terminate_backend(%s, 5000)", client.jobs.get(job_id).pid)
     other = client.open()
     client.jobs.connection.execute(b"UPDATE airflow_dblink.job SET pid = %s", [other.info.backend_pid])
-    start(other, f"SELECT pg_sleep(2.5), '{job_id}'; {EFFECT}")
+    with held(source):
+        start(other, f"{GATE}, '{job_id}'; {EFFECT}")
+        until(lambda: gated(source))
 
-    assert client.jobs.cancel(job_id).state == "cancelled"
+        assert client.jobs.cancel(job_id).state == "cancelled"
     until(lambda: effects(source) == 1)
 
 
@@ -238,7 +259,8 @@ def test_a_request_that_waits_for_the_end_of_the_job_is_no_error(
     ended: list[Job] = []
     cancelling = threading.Thread(target=lambda: ended.append(client.jobs.cancel(job_id)))
     cancelling.start()
-    time.sleep(0.5)
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+    until(lambda: source.admin(blocked, source.name))
     holder.execute("COMMIT")
     holder.close()
     cancelling.join(20)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from uuid import UUID
 
@@ -19,11 +20,22 @@ from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database
-from tests.integration.jobs.client import EFFECT, SLEEP, Client, backend, effects, sleeps, start, until
+from tests.integration.jobs.client import (
+    EFFECT,
+    GATE,
+    SLEEP,
+    Client,
+    backend,
+    effects,
+    gated,
+    held,
+    start,
+    until,
+)
 from tests.stores import MemoryStore
 
 #: Has done its work, and would be committed in a moment.
-NEARLY_DONE = f"{EFFECT}; SELECT pg_sleep(1.5)"
+NEARLY_DONE = f"{EFFECT}; {GATE}"
 
 
 def _over(database: Database, job: Job) -> None:
@@ -91,9 +103,11 @@ def test_a_session_that_has_gone_on_to_something_else_is_not_the_job(
 
 
 def test_a_job_that_was_given_up_while_it_runs_cannot_commit(client: Client, source: Database) -> None:
-    job_id = client.send(NEARLY_DONE)
-    job = client.jobs.get(job_id)
-    source.admin("UPDATE airflow_dblink.job SET state = 'lost'")
+    with held(source):
+        job_id = client.send(NEARLY_DONE)
+        job = client.jobs.get(job_id)
+        until(lambda: gated(source))
+        source.admin("UPDATE airflow_dblink.job SET state = 'lost'")
 
     _over(source, job)
 
@@ -104,16 +118,18 @@ def test_a_job_that_was_given_up_while_it_runs_cannot_commit(client: Client, sou
 
 def test_a_job_that_stood_still_while_it_was_given_up_cannot_commit(client: Client, source: Database) -> None:
     store = MemoryStore()
-    job_id = client.send(NEARLY_DONE, store=store)
-    job = client.jobs.get(job_id)
-    assert job.pid is not None
-    os.kill(job.pid, signal.SIGSTOP)
-    try:
-        source.admin("UPDATE airflow_dblink.job SET backend_start = backend_start - interval '1 hour'")
-        again = client.run(EFFECT, store=store)
-        assert again.replaces == job_id
-    finally:
-        os.kill(job.pid, signal.SIGCONT)
+    with held(source):
+        job_id = client.send(NEARLY_DONE, store=store)
+        job = client.jobs.get(job_id)
+        assert job.pid is not None
+        until(lambda: gated(source))
+        os.kill(job.pid, signal.SIGSTOP)
+        try:
+            source.admin("UPDATE airflow_dblink.job SET backend_start = backend_start - interval '1 hour'")
+            again = client.run(EFFECT, store=store)
+            assert again.replaces == job_id
+        finally:
+            os.kill(job.pid, signal.SIGCONT)
     _over(source, job)
 
     assert client.jobs.get(job_id).state == "lost"
@@ -124,7 +140,7 @@ def test_giving_up_comes_too_late_for_a_job_that_is_being_committed(client: Clie
     source.admin(
         """
         CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
-        'BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END'
+        'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END'
         """
     )
     client.jobs.ready()
@@ -132,15 +148,16 @@ def test_giving_up_comes_too_late_for_a_job_that_is_being_committed(client: Clie
         "CREATE TRIGGER dawdle AFTER UPDATE ON airflow_dblink.job FOR EACH ROW"
         " WHEN (NEW.state = 'succeeded') EXECUTE FUNCTION dawdle()"
     )
-    job_id = client.send(EFFECT)
-    pid = client.jobs.get(job_id).pid
-    until(lambda: sleeps(source, pid))
+    give_up = "UPDATE airflow_dblink.job SET state = 'lost' WHERE state = 'running' RETURNING id"
     # Looks gone to whoever looks; its row is locked until the job has committed.
-    given_up = source.admin(
-        "UPDATE airflow_dblink.job SET state = 'lost' WHERE state = 'running' RETURNING id"
-    )
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE query = %s AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor() as pool, held(source):
+        job_id = client.send(EFFECT)
+        until(lambda: gated(source))
+        giving_up = pool.submit(source.admin, give_up)
+        until(lambda: source.admin(blocked, give_up))
 
-    assert given_up == []
+    assert giving_up.result() == []
     assert client.wait(job_id).state == "succeeded"
     assert effects(source) == 1
 
@@ -173,7 +190,7 @@ def test_a_job_that_nobody_calls_is_called_by_the_watcher(client: Client, source
 
 
 def test_a_late_call_has_the_time_limit_of_the_job(client: Client) -> None:
-    job_id = client.insert(SLEEP, sent_s_ago=11, statement_timeout="300ms")
+    job_id = client.insert(SLEEP, sent_s_ago=11, statement_timeout="2s")
 
     job = client.wait(job_id)
 
@@ -229,16 +246,15 @@ def test_a_job_that_runs_when_the_server_goes_is_lost_and_a_retry_works(
     fragile_client: Client, fragile: Database, way: str
 ) -> None:
     store = MemoryStore()
-    sql = f"{EFFECT}; SELECT pg_sleep(2)"
-    job_id = fragile_client.send(sql, store=store)
     before = fragile_client.run(EFFECT)
+    job_id = fragile_client.send(f"{EFFECT}; {SLEEP}", store=store)
     WAYS[way](fragile.server)
 
     assert fragile_client.jobs.get(job_id).state == "lost"
     assert fragile_client.jobs.get(before.id).state == "succeeded"
     assert effects(fragile) == 1
 
-    again = fragile_client.run(sql, store=store)
+    again = fragile_client.run(EFFECT, store=store)
 
     assert again.state == "succeeded"
     assert again.replaces == job_id
@@ -249,6 +265,7 @@ def test_jobs_that_end_while_the_server_crashes_have_all_of_their_effects_or_non
     fragile_client: Client, fragile: Database
 ) -> None:
     sent: list[UUID] = [fragile_client.send(f"SELECT pg_sleep(%s); {EFFECT}", [i * 0.02]) for i in range(20)]
+    sent.append(fragile_client.send(f"{SLEEP}; {EFFECT}"))
     time.sleep(0.1)
     _crash(fragile.server)
 

@@ -26,6 +26,8 @@ from tests.integration.jobs.client import (
     effects,
     end_with_fin,
     end_with_rst,
+    gated,
+    held,
     start,
     until,
 )
@@ -213,12 +215,12 @@ def test_death_between_the_row_and_the_call(client: Client, source: Database, tm
     source.admin(
         """
         CREATE FUNCTION public.dawdle() RETURNS trigger LANGUAGE plpgsql AS
-        'BEGIN PERFORM pg_catalog.pg_sleep(1.5); RETURN NULL; END';
+        'BEGIN PERFORM pg_catalog.pg_advisory_xact_lock_shared(1); RETURN NULL; END';
         CREATE TRIGGER dawdle AFTER INSERT ON airflow_dblink.job EXECUTE FUNCTION public.dawdle()
         """
     )
-    inserting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%%INSERT INTO%%'"
-    _killed_sender(source, tmp_path / "state", EFFECT, lambda: until(lambda: source.rows(inserting)))
+    with held(source):
+        _killed_sender(source, tmp_path / "state", EFFECT, lambda: until(lambda: gated(source)))
     (job,) = until(client.jobs.newest)
     assert job.state == "sent"
 
@@ -284,7 +286,6 @@ def test_death_after_the_commit(client: Client, source: Database) -> None:
 def test_a_lock_on_the_row_is_no_reason_to_run_it_twice(
     client: Client, source: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_dblink.core.jobs.send._CLAIM_S", 0.5)
     job_id = client.insert(EFFECT)
     store = MemoryStore()
     server = dict(client.jobs.installation().server)
@@ -292,9 +293,11 @@ def test_a_lock_on_the_row_is_no_reason_to_run_it_twice(
     holder = client.open()
     holder.execute("BEGIN; SELECT FROM airflow_dblink.job FOR UPDATE")
 
-    for _ in range(2):
-        with pytest.raises(TransientError, match="did not begin within"):
-            client.submit(EFFECT, store=store)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("airflow_dblink.core.jobs.send._CLAIM_S", 0.5)
+        for _ in range(2):
+            with pytest.raises(TransientError, match="did not begin within"):
+                client.submit(EFFECT, store=store)
     holder.execute("ROLLBACK")
 
     assert client.run(EFFECT, store=store).id == job_id

@@ -12,19 +12,21 @@ from uuid import UUID
 import pytest
 from psycopg.types.json import Jsonb
 
-from airflow_dblink.core.connection import LinkConnection, connect
+from airflow_dblink.core.connection import LinkConnection
 from airflow_dblink.core.conninfo import PoolingMode, Target
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher, acancel
 from tests.databases import Database
 from tests.integration.jobs.client import (
     EFFECT,
+    GATE,
     SLEEP,
     Client,
     backend,
     effects,
     end_with_fin,
     end_with_rst,
+    held,
     start,
     until,
 )
@@ -107,18 +109,21 @@ def test_a_lost_job_is_found_and_sent_anew(pooled: Client, source: Database) -> 
 
 
 def test_the_job_goes_on_when_its_client_has_left(pooled: Client, source: Database) -> None:
-    job_id = pooled.send(f"SELECT pg_sleep(1); {EFFECT}")
-    pooled.close()
+    with held(source) as sql:
+        job_id = pooled.send(sql)
+        pooled.close()
 
-    assert pooled.jobs.get(job_id).state == "running"
+        assert pooled.jobs.get(job_id).state == "running"
     assert pooled.wait(job_id).state == "succeeded"
     assert effects(source) == 1
 
 
 def test_a_job_that_warns_much_goes_on_when_its_client_has_left(pooled: Client, source: Database) -> None:
-    flood = "DO $$BEGIN PERFORM pg_sleep(0.3); FOR i IN 1..20000 LOOP RAISE WARNING 'w%', i; END LOOP; END$$"
+    flood = "DO $$BEGIN FOR i IN 1..20000 LOOP RAISE WARNING 'w%', i; END LOOP; END$$"
+    with held(source):
+        job_id = pooled.send(f"{GATE}; {flood}; {EFFECT}")
 
-    assert pooled.run(f"{flood}; {EFFECT}").state == "succeeded"
+    assert pooled.wait(job_id).state == "succeeded"
     assert effects(source) == 1
 
 
@@ -170,10 +175,11 @@ def test_a_session_that_serves_another_client_is_neither_the_job_nor_cancelled(
     else:  # whichever client gets the session
         caller.close()
         other = pooled.open()
-    start(other, f"SELECT pg_sleep(2), pg_backend_pid(); {EFFECT}")
-    until(lambda: "pg_sleep" in backend(source, job.pid)[0][1])
+    with held(source) as sql:
+        start(other, sql)
+        until(lambda: backend(source, job.pid) == [("active", sql)])
 
-    assert pooled.jobs.cancel(job_id).state == "cancelled"
+        assert pooled.jobs.cancel(job_id).state == "cancelled"
     until(lambda: effects(source) == 2)
 
 
@@ -193,7 +199,7 @@ def test_nothing_of_a_job_stays_in_the_pooled_session(pooled: Client, source: Da
 
 @pytest.mark.parametrize("mode", ["session"], indirect=True)
 def test_a_time_limit_in_session_mode(pooled: Client, source: Database) -> None:
-    job = pooled.run(SLEEP, statement_timeout="300ms")
+    job = pooled.run(SLEEP, statement_timeout="2s")
 
     assert (job.state, job.sqlstate) == ("failed", "57014")
     pooled.run(EFFECT, statement_timeout="1min")
@@ -204,7 +210,7 @@ def test_a_time_limit_in_session_mode(pooled: Client, source: Database) -> None:
 @pytest.mark.parametrize("mode", ["transaction"], indirect=True)
 def test_a_time_limit_in_transaction_mode_with_a_direct_address(pooled: Client, source: Database) -> None:
     direct = _direct(pooled, source)
-    job = direct.run(SLEEP, statement_timeout="300ms")
+    job = direct.run(SLEEP, statement_timeout="2s")
     direct.close()
 
     assert (job.state, job.sqlstate) == ("failed", "57014")
@@ -255,13 +261,12 @@ def test_in_session_mode_an_end_is_heard_of_through_the_pooler(pooled: Client) -
 
 def test_a_pooler_that_goes_is_waited_for(source: Database, mode: PoolingMode) -> None:
     source.execute("CREATE TABLE effect (a int)")
-    with pooler(source.server, mode) as port:
+    with held(source) as sql, pooler(source.server, mode) as port:
         target = replace(source.target, params={**source.params, "port": port}, pooling_mode=mode)
         sender = Client(target)
-        job_id = sender.send(f"SELECT pg_sleep(1); {EFFECT}")
+        job_id = sender.send(sql)
         sender.close()
-    with connect(source.target) as connection:  # the server goes on without the pooler
-        connection.execute("SELECT pg_sleep(1.3)")
+    until(lambda: effects(source) == 1)  # the server goes on without the pooler
 
     with pooler(source.server, mode) as port:
         again = Client(replace(target, params={**source.params, "port": port}))

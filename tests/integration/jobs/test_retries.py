@@ -8,15 +8,16 @@ from airflow_dblink.core.errors import OutcomeUnknownError
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.send import KEY
 from tests.databases import Database
-from tests.integration.jobs.client import EFFECT, SLEEP, SLOW_EFFECT, Client, effects
+from tests.integration.jobs.client import EFFECT, SLEEP, SLOW_EFFECT, Client, effects, held
 from tests.stores import MemoryStore
 
 
 def test_a_retry_waits_for_the_job_that_still_runs(client: Client, source: Database) -> None:
     store = MemoryStore()
-    first = client.send(SLOW_EFFECT, store=store)
+    with held(source) as sql:
+        first = client.send(sql, store=store)
 
-    again = client.submit(SLOW_EFFECT, store=store)
+        again = client.submit(sql, store=store)
 
     assert again.call is None
     assert again.job is not None
@@ -124,9 +125,9 @@ def test_clearing_a_task_that_did_not_see_the_end_takes_what_has_succeeded(
 
 def test_clearing_while_the_job_runs_cancels_it_first(client: Client, source: Database) -> None:
     store = MemoryStore()
-    first = client.send(SLOW_EFFECT, store=store)
+    first = client.send(f"{SLEEP}; {EFFECT}", store=store)
 
-    second = client.run(SLOW_EFFECT, store=store, life=1)
+    second = client.run(EFFECT, store=store, life=1)
 
     assert (second.state, second.replaces) == ("succeeded", first)
     assert client.jobs.get(first).state == "cancelled"

@@ -9,7 +9,7 @@ import pytest
 from airflow_dblink.core.errors import RemoteError
 from airflow_dblink.core.jobs.job import Job
 from tests.databases import Database
-from tests.integration.jobs.client import EFFECT, SLEEP, Client, effects, until
+from tests.integration.jobs.client import EFFECT, GATE, SLEEP, Client, effects, gated, held, until
 from tests.integration.jobs.conftest import MakeClient, MakeRole
 from tests.odd import always
 
@@ -89,10 +89,13 @@ def test_the_row_says_who_sent_it_and_when(client: Client, source: Database) -> 
 
 
 @pytest.mark.parametrize("end", ["", "; SELECT 1/0"], ids=["succeeded", "failed"])
-def test_values_are_erased_at_the_end_and_the_statement_stays_as_written(client: Client, end: str) -> None:
-    sql = f"INSERT INTO effect SELECT length(%s)::int; SELECT pg_sleep(0.3), '100%%'{end}"
-    job_id = client.send(sql, [SECRET])
-    assert SECRET in client.column(job_id, "bound_statement")
+def test_values_are_erased_at_the_end_and_the_statement_stays_as_written(
+    client: Client, source: Database, end: str
+) -> None:
+    sql = f"INSERT INTO effect SELECT length(%s)::int; {GATE}, '100%%'{end}"
+    with held(source):
+        job_id = client.send(sql, [SECRET])
+        assert SECRET in client.column(job_id, "bound_statement")
 
     client.wait(job_id)
 
@@ -167,7 +170,7 @@ def test_an_assertion_that_fails_is_an_error_like_others(client: Client) -> None
 
 
 def test_a_statement_timeout_is_a_failure_not_a_cancellation(client: Client, source: Database) -> None:
-    job = client.run(f"{EFFECT}; {SLEEP}", statement_timeout="300ms")
+    job = client.run(f"{EFFECT}; {SLEEP}", statement_timeout="2s")  # which counts from the call
 
     error = _failed(job, "57014", client)
     assert error.message == "canceling statement due to statement timeout"
@@ -177,10 +180,10 @@ def test_a_statement_timeout_is_a_failure_not_a_cancellation(client: Client, sou
 
 def test_the_roles_own_statement_timeout_holds(client: Client, source: Database) -> None:
     client.jobs.ready()
-    always(source, statement_timeout="'400ms'")
+    always(source, statement_timeout="'2s'")
 
     _failed(client.run(SLEEP), "57014", client)
-    assert client.run("SELECT pg_sleep(0.6)", statement_timeout="0").state == "succeeded"
+    assert client.run("SELECT pg_sleep(3)", statement_timeout="0").state == "succeeded"
 
 
 # -- settings
@@ -225,22 +228,22 @@ def test_serializable_jobs_are_no_reason_for_each_other_to_fail(client: Client, 
     source.execute("ANALYZE airflow_dblink.job")  # which is small: searching it would lock all of it
     always(source, default_transaction_isolation="'serializable'")
 
-    job_ids = [client.send(f"SELECT pg_sleep(0.7); {EFFECT}") for _ in range(4)]
-    assert [client.wait(job_id).state for job_id in job_ids] == 4 * ["succeeded"]
-
-    for _ in range(3):
-        (at,) = source.rows("SELECT clock_timestamp() + interval '0.5 s'")[0]
-        sql = f"SELECT pg_sleep_until(%s); {EFFECT}"
-        job_ids = [client.send(sql, [at]) for _ in range(10)]  # which end at one moment
+    for _ in range(5):
+        with held(source) as sql:
+            job_ids = [client.send(sql) for _ in range(10)]
+            until(lambda: gated(source) == 10)
+        # All have begun before, and end at one moment.
         assert [client.wait(job_id).state for job_id in job_ids] == 10 * ["succeeded"]
 
 
 def test_serializable_jobs_that_do_conflict_fail_as_postgresql_says(client: Client, source: Database) -> None:
     always(source, default_transaction_isolation="'serializable'")
-    sql = "INSERT INTO effect SELECT count(*) FROM effect; SELECT pg_sleep(0.7)"
-    first, second = client.send(sql), client.send(sql)
+    sql = f"INSERT INTO effect SELECT count(*) FROM effect; {GATE}"  # noqa: S608 - the test's own
+    with held(source):
+        job_ids = [client.send(sql) for _ in range(2)]
+        until(lambda: gated(source) == 2)
 
-    ended = [client.wait(job_id) for job_id in (first, second)]
+    ended = [client.wait(job_id) for job_id in job_ids]
 
     assert sorted(job.state for job in ended) in (["failed", "succeeded"], ["lost", "succeeded"])
     assert effects(source) == 1

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 from uuid import UUID, uuid4
@@ -17,7 +18,17 @@ from airflow_dblink.core.errors import CredentialError, RemoteError, UsageError
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher, acall, acancel
 from tests.databases import Database
-from tests.integration.jobs.client import EFFECT, SLEEP, Client, effects, start, until
+from tests.integration.jobs.client import (
+    EFFECT,
+    GATE,
+    SLEEP,
+    Client,
+    effects,
+    held,
+    lookers,
+    start,
+    until,
+)
 from tests.odd import always
 
 T = TypeVar("T")
@@ -61,18 +72,15 @@ async def _until(what: Callable[[], object], timeout_s: float = 20.0) -> None:
 # -- hearing of ends
 
 
-def test_an_end_is_heard_of_at_once_though_polls_are_rare(client: Client) -> None:
-    job_id = client.send("SELECT pg_sleep(1)")
-
+def test_an_end_is_heard_of_at_once_though_polls_are_rare(client: Client, source: Database) -> None:
     async def watch() -> Job | None:
-        return await _watcher(client.target).wait(job_id, 60)
+        with held(source):
+            job_id = client.send(GATE)
+            waiting = asyncio.create_task(_watcher(client.target).wait(job_id, 60))
+            await _until(lambda: lookers(source))
+        return await waiting
 
-    began = time.monotonic()
-    job = _watched(watch, 30)
-
-    assert job is not None
-    assert job.state == "succeeded"
-    assert time.monotonic() - began < 10
+    assert _states([_watched(watch, 50)]) == ["succeeded"]  # a look alone would take a minute
 
 
 @pytest.mark.parametrize(
@@ -87,14 +95,16 @@ def test_what_has_ended_before_is_seen_at_the_first_look(client: Client, sql: st
     assert _states([_watched(watch, 20)]) == [state]
 
 
-def test_several_wait_for_one_job(client: Client) -> None:
-    job_id = client.send("SELECT pg_sleep(0.5)")
-
+def test_several_wait_for_one_job(client: Client, source: Database) -> None:
     async def watch() -> list[Job | None]:
         watcher = _watcher(client.target)
-        return await asyncio.gather(*(watcher.wait(job_id, 60) for _ in range(5)))
+        with held(source):
+            job_id = client.send(GATE)
+            waiting = asyncio.gather(*(watcher.wait(job_id, 60) for _ in range(5)))
+            await _until(lambda: lookers(source))
+        return await waiting
 
-    assert _states(_watched(watch)) == 5 * ["succeeded"]
+    assert _states(_watched(watch, 50)) == 5 * ["succeeded"]
 
 
 def test_a_cancellation_and_a_lost_session_are_heard_of(client: Client, source: Database) -> None:
@@ -112,13 +122,15 @@ def test_a_cancellation_and_a_lost_session_are_heard_of(client: Client, source: 
 
 
 def test_two_hundred_jobs_wait_over_one_session(client: Client, source: Database) -> None:
-    job_ids = [client.insert(EFFECT) for _ in range(200)]
+    # Not so old that the watcher would call them, however long this takes.
+    job_ids = [client.insert(EFFECT, sent_s_ago=-60) for _ in range(200)]
 
     async def watch() -> tuple[int, list[Job | None]]:
         def shared() -> Watcher:
             return Watcher.shared(("source", "test"), lambda: _watcher(client.target))
 
         waiting = [asyncio.create_task(shared().wait(job_id, 60)) for job_id in job_ids]
+        await _until(lambda: _watchers_sessions(source))
         await asyncio.sleep(1)
         sessions = _watchers_sessions(source)
         await asyncio.to_thread(_call_all, client, job_ids)
@@ -129,7 +141,7 @@ def test_two_hundred_jobs_wait_over_one_session(client: Client, source: Database
     assert sessions == 1
     assert _states(ended) == 200 * ["succeeded"]
     assert effects(source) == 200
-    assert _watchers_sessions(source) == 0
+    until(lambda: _watchers_sessions(source) == 0)
 
 
 def _call_all(client: Client, job_ids: list[UUID]) -> None:
@@ -141,32 +153,44 @@ def _call_all(client: Client, job_ids: list[UUID]) -> None:
 def test_through_a_pooler_in_transaction_mode_it_does_not_listen_but_asks(
     client: Client, source: Database
 ) -> None:
-    job_ids = [client.send("SELECT pg_sleep(1)") for _ in range(3)]
     target = replace(source.target, pooling_mode="transaction")
-    always(source, log_statement="'all'")
+    job_ids: list[UUID] = []
+
+    def said() -> list[str]:
+        return source.server.log.read_text().split(f"@{source.name}/{NAME} ")[1:]
+
+    def asked() -> list[int]:
+        """For how many jobs each message asks that asks for any."""
+        numbers = (sum(job_id.hex in message for job_id in job_ids) for message in said())
+        return [number for number in numbers if number]
 
     async def watch() -> list[Job | None]:
         watcher = _watcher(target)
-        return await asyncio.gather(*(watcher.wait(job_id, 0.2) for job_id in job_ids))
+        with held(source):
+            job_ids.extend(client.send(GATE) for _ in range(3))
+            always(source, log_statement="'all'")
+            began = time.monotonic()
+            waiting = asyncio.gather(*(watcher.wait(job_id, 0.2) for job_id in job_ids))
+            await _until(lambda: len(asked()) > 3)
+            assert time.monotonic() - began > 0.5  # it has paused in between
+            assert asked()[:3] == [3, 3, 3]  # one message asks for all
+        return await waiting
 
     assert _states(_watched(watch)) == 3 * ["succeeded"]
-    said = source.server.log.read_text().split(f"@{source.name}/{NAME} ")[1:]
-    assert not any("LISTEN" in message for message in said)
-    # One message asks for all.
-    assert 2 < sum(all(job_id.hex in message for job_id in job_ids) for message in said) < 12
+    assert not any("LISTEN" in message for message in said())
 
 
 def test_notifications_of_others_change_nothing(client: Client, source: Database) -> None:
-    job_id = client.send("SELECT pg_sleep(1)")
-
     async def watch() -> Job | None:
-        waiting = asyncio.create_task(_watcher(client.target).wait(job_id, 60))
-        await _until(lambda: _watchers_sessions(source))
-        for payload in ("", "no id", str(uuid4()), str(job_id), "ü" * 100):
-            source.admin("SELECT pg_notify('airflow_dblink_job', %s)", payload)
+        with held(source):
+            job_id = client.send(GATE)
+            waiting = asyncio.create_task(_watcher(client.target).wait(job_id, 60))
+            await _until(lambda: lookers(source))
+            for payload in ("", "no id", str(uuid4()), str(job_id), "ü" * 100):
+                source.admin("SELECT pg_notify('airflow_dblink_job', %s)", payload)
         return await waiting
 
-    assert _states([_watched(watch, 30)]) == ["succeeded"]
+    assert _states([_watched(watch, 50)]) == ["succeeded"]
 
 
 # -- who comes and goes
@@ -193,17 +217,18 @@ def test_the_session_goes_with_the_last_who_waits_and_comes_again(client: Client
         client.jobs.cancel(job_id)
 
 
-def test_one_who_leaves_leaves_the_others_waiting(client: Client) -> None:
-    job_id = client.send("SELECT pg_sleep(1.5)")
-
+def test_one_who_leaves_leaves_the_others_waiting(client: Client, source: Database) -> None:
     async def watch() -> Job | None:
         watcher = _watcher(client.target)
-        leaves, stays = (asyncio.create_task(watcher.wait(job_id, 60)) for _ in range(2))
-        await asyncio.sleep(0.5)
-        leaves.cancel()
+        with held(source):
+            job_id = client.send(GATE)
+            leaves, stays = (asyncio.create_task(watcher.wait(job_id, 60)) for _ in range(2))
+            await _until(lambda: lookers(source))
+            leaves.cancel()
+            await asyncio.wait([leaves])
         return await stays
 
-    assert _states([_watched(watch, 30)]) == ["succeeded"]
+    assert _states([_watched(watch, 50)]) == ["succeeded"]
 
 
 def test_a_triggerer_that_stops_during_a_call_does_not_cancel_the_job(
@@ -350,7 +375,7 @@ def test_a_worker_waits_through_it_as_well(
     ended: list[Job] = []
     waiting = threading.Thread(target=lambda: ended.append(fragile_client.wait(running, poll_s=60)))
     waiting.start()
-    time.sleep(0.5)
+    until(lambda: lookers(fragile))
     go(fragile)
     waiting.join(40)
 
@@ -360,12 +385,15 @@ def test_a_worker_waits_through_it_as_well(
 # -- the same in a worker
 
 
-def test_a_worker_hears_of_an_end_at_once(client: Client) -> None:
-    began = time.monotonic()
-    job = client.wait(client.send("SELECT pg_sleep(1)"), poll_s=60)
+def test_a_worker_hears_of_an_end_at_once(client: Client, source: Database) -> None:
+    with ThreadPoolExecutor() as pool:
+        with held(source):
+            job_id = client.send(GATE)
+            waiting = pool.submit(client.wait, job_id, poll_s=60)
+            until(lambda: lookers(source))
+        job = waiting.result(30)  # a look alone would take a minute
 
     assert job.state == "succeeded"
-    assert time.monotonic() - began < 10
 
 
 def test_a_worker_asks_where_it_cannot_listen(client: Client, source: Database) -> None:

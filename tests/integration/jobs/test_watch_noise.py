@@ -9,7 +9,7 @@ from uuid import uuid4
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.jobs.watch import Watcher
 from tests.databases import Database
-from tests.integration.jobs.client import SLEEP, Client
+from tests.integration.jobs.client import SLEEP, Client, lookers, until
 
 
 def test_a_job_that_was_lost_is_noticed_however_much_is_notified(client: Client, source: Database) -> None:
@@ -31,7 +31,7 @@ def test_a_job_that_was_lost_is_noticed_however_much_is_notified(client: Client,
             Watcher(get_target, client.target.job_schema, "noise").wait(job_id, 2.0)
         )
         noisy = asyncio.create_task(noise())
-        await asyncio.sleep(1)
+        await asyncio.to_thread(until, lambda: lookers(source))
         source.execute("SELECT pg_terminate_backend(pid) FROM airflow_dblink.job")
         try:
             job = await asyncio.wait_for(waiting, 20)
