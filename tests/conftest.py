@@ -24,12 +24,23 @@ os.environ["AIRFLOW_HOME"] = _home.name
 # A shell's background job begins with SIGINT ignored, and so would every program that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from airflow_dblink.core.links import Links  # noqa: E402
 from airflow_dblink.embedded.server import Server, servers  # noqa: E402
 from tests.databases import Database, new_database  # noqa: E402
 from tests.stores import MemoryStore  # noqa: E402
+
+# The same examples each time, however slow the machine.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 
 class AddConnection(Protocol):

@@ -352,7 +352,14 @@ def same(scenario: list[Call], ours: Ours, dblinks: Dblinks) -> None:
 
 def state(database: Database) -> str:
     """Return the state of the one session of the job role, as pg_stat_activity has it."""
-    return str(database.admin(_REMOTE, database.server.role)[0][0])
+    found: list[Any] = []
+
+    def is_alone() -> bool:  # a closed session is seen until its backend has ended
+        found[:] = database.admin(_REMOTE, database.server.role)
+        return len(found) == 1
+
+    wait_until(is_alone)
+    return str(found[0][0])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

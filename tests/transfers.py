@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from airflow_dblink.operators.transfer import DblinkTransferOperator
+from tests.databases import Database
 from tests.stores import MemoryStore
 
 
@@ -38,7 +41,7 @@ def transfer(table: str = "item", **arguments: Any) -> Any:
 
 @contextmanager
 def meanwhile(
-    action: Callable[[], object], when: Callable[[], object], timeout_s: float = 20
+    action: Callable[[], object], when: Callable[[], object], timeout_s: float = 120
 ) -> Iterator[None]:
     """Do *action* in another thread, as soon as *when* gives something true; fails if it never does."""
     happened: list[bool] = []
@@ -66,3 +69,35 @@ def meanwhile(
         thread.join()
         assert not failures, failures
         assert happened, "what the test waits for did not happen"
+
+
+def sleeping(database: Database) -> list[tuple[Any, ...]]:
+    """Return the process ids of the sessions that are in pg_sleep."""
+    return database.admin(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    )
+
+
+class TimeIsUp(BaseException):
+    """What a signal handler raises: as AirflowTaskTimeout, it is no Exception."""
+
+
+@contextmanager
+def alarm(when: Callable[[], object]) -> Iterator[list[float]]:
+    """Raise :class:`TimeIsUp` out of a signal handler as soon as *when* is true; gives when that was."""
+
+    def handler(*_: object) -> None:
+        raise TimeIsUp
+
+    rung_at: list[float] = []
+
+    def ring() -> None:
+        rung_at.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        with meanwhile(ring, when):
+            yield rung_at
+    finally:
+        signal.signal(signal.SIGALRM, previous)

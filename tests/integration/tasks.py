@@ -46,7 +46,7 @@ def kill_when_active(
     active += f" AND state = 'active' AND {which}"
 
     def kill() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not database.admin(active, database.server.role) and time.monotonic() < deadline:
             time.sleep(0.02)
         operator.on_kill()

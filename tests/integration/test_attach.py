@@ -15,6 +15,7 @@ from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.pooler import pooler
 from tests.queries import source as remote
+from tests.transfers import meanwhile, sleeping
 
 pytestmark = pytest.mark.usefixtures("source", "warehouse")
 
@@ -120,9 +121,8 @@ def test_a_stop_ends_the_link(source: Database, warehouse: Database) -> None:
         if stopped.is_set():
             raise StoppedError("stop")
 
-    threading.Timer(1, stopped.set).start()
     with DblinkHook(dblink_conn_id="warehouse", check=check) as hook:
-        with pytest.raises(StoppedError):
+        with meanwhile(stopped.set, lambda: sleeping(source)), pytest.raises(StoppedError):
             hook.attach({"c": remote("SELECT pg_sleep(60)::text AS a")})
         assert not hook.link().is_open
         assert source.wait_until_left(3) == warehouse.wait_until_left(3) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from airflow_dblink.core.errors import CredentialError
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection
 from tests.databases import Database
+from tests.transfers import TimeIsUp, alarm, sleeping
 
 ITEM = """
 CREATE TABLE item (id int PRIMARY KEY, name text, "Full Price" numeric, tags text[], more jsonb, raw bytea)
@@ -226,25 +226,12 @@ def test_an_engine_connects_as_the_hook_does(
         of("bare").get_uri()
 
 
-class TimeIsUp(BaseException):
-    """What AirflowTaskTimeout is: no Exception."""
-
-
 @pytest.mark.parametrize("autocommit", [False, True])
 def test_a_time_out_ends_the_statement_on_the_server(
     hook: DblinkHook, source: Database, autocommit: bool
 ) -> None:
-    def stop(*_: object) -> None:
-        raise TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
-        with pytest.raises(TimeIsUp):
-            hook.run("INSERT INTO item (id) SELECT 1 FROM pg_sleep(30)", autocommit=autocommit)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with alarm(lambda: sleeping(source)), pytest.raises(TimeIsUp):
+        hook.run("INSERT INTO item (id) SELECT 1 FROM pg_sleep(30)", autocommit=autocommit)
 
     assert source.wait_until_left() == []
     assert names(source) == []

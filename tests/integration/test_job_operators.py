@@ -109,7 +109,7 @@ def test_a_job_ends_within_the_grace_period_and_never_defers(table: Database) ->
 def test_a_longer_job_defers_with_ids_only(table: Database) -> None:
     operator = _job(
         "SELECT pg_sleep(%s)",
-        parameters=["3.25"],
+        parameters=["6.25"],
         deferrable=True,
         grace_period=timedelta(0),
         execution_timeout=timedelta(minutes=5),
@@ -127,7 +127,7 @@ def test_a_longer_job_defers_with_ids_only(table: Database) -> None:
     assert arguments["deadline"] - time.time() == pytest.approx(300, abs=20)
 
     event = {"job_id": arguments["job_id"], "state": "succeeded"}
-    resumed = _job("SELECT pg_sleep(3.25)", deferrable=True)
+    resumed = _job("SELECT pg_sleep(6.25)", deferrable=True)
     kept = deferred.value.kwargs or {}
     assert resumed.execute_complete(context(), event, **kept)["command_tag"] == "SELECT 1"
 

@@ -81,7 +81,7 @@ def test_without_the_provider_nothing_breaks(source: Database, warehouse: Databa
         env=dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr

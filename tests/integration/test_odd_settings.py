@@ -254,7 +254,7 @@ def test_a_session_that_sets_client_encoding_gets_right_texts_or_clear_errors(
 def test_the_roles_statement_timeout_is_an_error_and_the_link_stays_usable(
     source: Database, links: Links
 ) -> None:
-    always(source, statement_timeout="'50ms'")
+    always(source, statement_timeout="'1s'")
     link = linked(links, source)
     sleep = "SELECT pg_sleep(60)"
     for call in (

@@ -22,6 +22,7 @@ from airflow_dblink.core.once import KEY, Once, check_script
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database
 from tests.stores import MemoryStore, StaleTryError
+from tests.transfers import meanwhile, sleeping
 
 
 @pytest.fixture
@@ -197,7 +198,7 @@ def test_an_orphan_that_waits_for_its_dead_client_is_ended(
     started = time.monotonic()
     assert _once(sessions(), store).recall() is None
 
-    assert 1.9 < time.monotonic() - started < 5
+    assert 1.9 < time.monotonic() - started < 20
     with pytest.raises(psycopg.OperationalError):
         orphan.execute("COMMIT")
     assert _count(source) == 0
@@ -213,29 +214,43 @@ def test_orphan_timeout_cancels_what_still_runs(
     started = time.monotonic()
     assert _once(sessions(), store, orphan_timeout_s=1.0).recall() is None
 
-    assert 0.9 < time.monotonic() - started < 5
+    assert 0.9 < time.monotonic() - started < 20
     assert _count(source) == 0
 
 
-def test_a_check_that_raises_ends_the_wait_for_an_orphan(sessions: Sessions, store: MemoryStore) -> None:
+def test_a_check_that_raises_ends_the_wait_for_an_orphan(
+    sessions: Sessions, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     orphan = sessions()
     _once(orphan, store).begin()
     orphan.pgconn.send_query(b"SELECT pg_sleep(60)")
-    began = time.monotonic()
+    stop = _Stop()
 
-    def check() -> None:
-        if time.monotonic() - began > 0.5:
-            raise StopNowError
+    later = _once(sessions(check=stop.check), store)
+    with meanwhile(stop.arm, lambda: "waiting for its end" in caplog.text), pytest.raises(StopNowError):
+        later.recall()
 
-    with pytest.raises(StopNowError):
-        _once(sessions(check=check), store).recall()
-
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - stop.armed_at[0] < 10
     orphan.abort()
 
 
 class StopNowError(Exception):
     """What a check raises in these tests."""
+
+
+class _Stop:
+    """A check that raises as soon as it is armed."""
+
+    def __init__(self) -> None:
+        self.armed_at: list[float] = []
+
+    def arm(self) -> None:
+        self.armed_at.append(time.monotonic())
+
+    def check(self) -> None:
+        if self.armed_at:
+            raise StopNowError
 
 
 # -- what the server can't tell
@@ -472,7 +487,8 @@ def test_a_connection_lost_midway_is_transient(
 
 
 MEMORY = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from airflow_dblink.core.connection import connect
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.once import Once
@@ -483,7 +499,8 @@ class Store:
 once = Once(connect(Target("source", json.loads(sys.argv[1]))), "source", Store())
 once.begin()
 once.run(f"SELECT repeat('x', 1000) FROM generate_series(1, {sys.argv[2]})")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage(), whose peak begins with what the parent had when it made the process.
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
@@ -560,18 +577,13 @@ def test_exactly_once_costs_at_most_three_round_trips_more(
 def test_a_stop_leaves_nothing_running_within_five_seconds(
     sessions: Sessions, source: Database, store: MemoryStore
 ) -> None:
-    began = time.monotonic()
-
-    def check() -> None:
-        if time.monotonic() - began > 0.5:
-            raise StopNowError
-
-    worker = sessions(check=check)
+    stop = _Stop()
+    worker = sessions(check=stop.check)
     once = _once(worker, store)
     once.begin()
-    with pytest.raises(StopNowError):
+    with meanwhile(stop.arm, lambda: sleeping(source)), pytest.raises(StopNowError):
         once.run(f"{INSERT}; SELECT pg_sleep(60)")
     worker.abort()
 
-    assert source.wait_until_left(timeout_s=5 - (time.monotonic() - began - 0.5)) == []
+    assert source.wait_until_left(timeout_s=5 - (time.monotonic() - stop.armed_at[0])) == []
     assert _count(source) == 0

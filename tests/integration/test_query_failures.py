@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,7 +23,7 @@ from tests.databases import Database, new_database
 from tests.integration.tasks import context, kill_when_active
 from tests.queries import operator, run, source
 from tests.stores import MemoryStore, StaleTryError
-from tests.transfers import meanwhile
+from tests.transfers import TimeIsUp, alarm, meanwhile, sleeping
 
 INSERT = "INSERT INTO t SELECT a FROM c"
 SETS = {"c": source("SELECT 1 AS a")}
@@ -46,12 +45,6 @@ def home(source: Database, warehouse: Database) -> Database:
     """Home, with a table t."""
     warehouse.execute("CREATE TABLE t (a int)")
     return warehouse
-
-
-def _sleeping(database: Database) -> list[tuple[Any, ...]]:
-    return database.admin(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
-    )
 
 
 def _end(database: Database, which: str) -> None:
@@ -178,7 +171,7 @@ def test_a_remote_session_that_ends_in_the_middle(
     database = source if which == "source" else third
     sets = {"a": Remote("source", SLEEPS), "b": Remote("third", SLEEPS)}
     with (
-        meanwhile(lambda: _end(database, "wait_event = 'PgSleep'"), lambda: _sleeping(database)),
+        meanwhile(lambda: _end(database, "wait_event = 'PgSleep'"), lambda: sleeping(database)),
         pytest.raises(TransientError, match=rf"connection '{which}'"),
     ):
         run(INSERT, sets)
@@ -189,7 +182,7 @@ def test_a_remote_session_that_ends_in_the_middle(
 def test_home_ends_while_a_remote_is_slow(source: Database, home: Database, query: str) -> None:
     """With a COPY open, which has taken some rows; and before the first row."""
     with (
-        meanwhile(lambda: _end(home, "true"), lambda: _sleeping(source)),
+        meanwhile(lambda: _end(home, "true"), lambda: sleeping(source)),
         pytest.raises(TransientError, match=r"connection 'warehouse'"),
     ):
         run(INSERT, {"c": Remote("source", query)})
@@ -254,31 +247,22 @@ def test_a_kill_ends_all_sessions_in_time(
         task.on_kill()
 
     asleep = source if where == "remote" else home
-    with meanwhile(kill, lambda: _sleeping(asleep)), pytest.raises(DblinkTaskKilledError):
+    with meanwhile(kill, lambda: sleeping(asleep)), pytest.raises(DblinkTaskKilledError):
         task.execute(context(max_tries=3, wanted="failed"))
+    ended = time.monotonic()
+    assert ended - killed_at[0] < ENDS_WITHIN_S
     assert source.wait_until_left() == third.wait_until_left() == home.wait_until_left() == []
-    assert time.monotonic() - killed_at[0] < ENDS_WITHIN_S
     assert home.rows("TABLE t") == []
-
-
-class TimeIsUp(BaseException):
-    """What a signal handler raises: as AirflowTaskTimeout, it is no Exception."""
 
 
 def test_an_exception_out_of_a_signal_handler_ends_all_sessions(
     source: Database, third: Database, home: Database
 ) -> None:
-    def handler(*_: object) -> None:
-        raise TimeIsUp
+    def all_sleep() -> bool:
+        return bool(sleeping(source) and sleeping(third))
 
-    previous = signal.signal(signal.SIGALRM, handler)
-    try:
-        started = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
-        with pytest.raises(TimeIsUp):
-            run(INSERT, {"c": Remote("source", SLEEPS), "d": Remote("third", SLEEPS)})
-        assert source.wait_until_left() == third.wait_until_left() == home.wait_until_left() == []
-        assert time.monotonic() - started < 1.0 + ENDS_WITHIN_S
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    with alarm(all_sleep) as rung_at, pytest.raises(TimeIsUp):
+        run(INSERT, {"c": Remote("source", SLEEPS), "d": Remote("third", SLEEPS)})
+    ended = time.monotonic()
+    assert ended - rung_at[0] < ENDS_WITHIN_S
+    assert source.wait_until_left() == third.wait_until_left() == home.wait_until_left() == []

@@ -45,7 +45,7 @@ def fetched(query: str) -> tuple[int, int]:
         env=dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr

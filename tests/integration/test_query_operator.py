@@ -13,14 +13,17 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
+from airflow_dblink.core import gather
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.remote_sets import Remote
 from airflow_dblink.embedded.server import Server
 from tests.conftest import AddConnection
 from tests.databases import Database, new_database
+from tests.integration.sync.moments import GATE, closed_gate
 from tests.integration.tasks import context
 from tests.pooler import pooler
 from tests.queries import operator, rows, run, source
+from tests.transfers import meanwhile
 
 pytestmark = pytest.mark.usefixtures("source", "warehouse")
 
@@ -482,8 +485,6 @@ def test_what_was_read_from_home_itself_is_not_locked(warehouse: Database) -> No
 
 def _small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Make chunks and turns small; returns a list of the sets that get a turn, in order."""
-    from airflow_dblink.core import gather
-
     for name, size in {"_CHUNK": 300, "_AHEAD": 2000, "_WORTHWHILE": 1000, "_TURN": 3000}.items():
         monkeypatch.setattr(gather, name, size)
     turns: list[str] = []
@@ -536,14 +537,29 @@ def test_a_remote_that_is_alone_is_loaded_by_one_copy(monkeypatch: pytest.Monkey
     assert turns == ["c"]
 
 
-def test_a_slow_remote_does_not_hold_up_the_others(third: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one has sent some rows and then takes its time, the other is loaded."""
+def test_a_slow_remote_does_not_hold_up_the_others(
+    source: Database, third: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When one has sent some rows and then takes its time, the other, which begins only now, is loaded."""
     turns = _small(monkeypatch)
-    slow = (
-        "SELECT g, repeat('x', 400) AS x FROM generate_series(1, 40) g UNION ALL SELECT 0, pg_sleep(2)::text"
-    )
-    sets = {"slow": source(slow), "quick": Remote("third", BIG.replace("%s", "1"))}
-    run("SELECT 1", sets)
+    taken: dict[str, gather.Load] = {}
+    take = gather._Arriving.take
+
+    def noted(self: Any) -> Any:
+        taken[self.load.name] = self.load
+        return take(self)
+
+    monkeypatch.setattr(gather._Arriving, "take", noted)
+    slow = f"SELECT g, repeat('x', 400) AS x FROM generate_series(1, 40) g UNION ALL SELECT 0, {GATE}::text"
+    quick = f"{BIG.replace('%s', '1')}, (SELECT {GATE}) AS gate"
+    sets = {"slow": Remote("source", slow), "quick": Remote("third", quick)}
+    with (
+        closed_gate(source) as end_slow,
+        closed_gate(third) as begin_quick,
+        meanwhile(begin_quick, lambda: "slow" in taken),
+        meanwhile(end_slow, lambda: "quick" in taken and taken["quick"].rows == 5000),
+    ):
+        run("SELECT 1", sets, statement_timeout=timedelta(seconds=60))
     assert turns[-1] == "slow"
     assert "quick" in turns[:-1]
 

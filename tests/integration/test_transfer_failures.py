@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from airflow_dblink.exceptions import DblinkTaskKilledError
 from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.stores import MemoryStore
-from tests.transfers import execute, meanwhile, operator, transfer
+from tests.transfers import TimeIsUp, alarm, execute, meanwhile, operator, sleeping, transfer
 
 ITEM = "CREATE TABLE item (id int PRIMARY KEY, name text)"
 BEFORE = [(0, "before")]
@@ -43,13 +42,6 @@ def before_each_row(database: Database, body: str, table: str = "item") -> None:
         f"""CREATE FUNCTION before_row() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN {body} RETURN NEW; END $$;
         CREATE TRIGGER before_row BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION before_row()"""
-    )
-
-
-def sleeping(database: Database) -> list[tuple[Any, ...]]:
-    """Return the process id of the session that is in pg_sleep."""
-    return database.admin(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
     )
 
 
@@ -378,12 +370,9 @@ def test_a_kill_ends_both_sessions_in_time(both: tuple[Database, Database], asle
     where = source if asleep == "source" else warehouse
     with meanwhile(kill, lambda: sleeping(where)), pytest.raises(DblinkTaskKilledError):
         execute(task)
+    ended = time.monotonic()
+    assert ended - killed_at[0] < ENDS_WITHIN_S
     assert source.wait_until_left() == warehouse.wait_until_left() == []
-    assert time.monotonic() - killed_at[0] < ENDS_WITHIN_S
-
-
-class TimeIsUp(BaseException):
-    """What a signal handler raises: as AirflowTaskTimeout, it is no Exception."""
 
 
 @pytest.mark.parametrize("asleep", ["source", "warehouse"])
@@ -393,21 +382,12 @@ def test_an_exception_out_of_a_signal_handler_ends_both_sessions_in_time(
     source, warehouse = both
     if asleep == "warehouse":
         before_each_row(warehouse, "PERFORM pg_sleep(60);")
-
-    def handler(*_: object) -> None:
-        raise TimeIsUp
-
-    previous = signal.signal(signal.SIGALRM, handler)
-    try:
-        started = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
-        with pytest.raises(TimeIsUp):
-            transfer(**({"source_sql": middle()} if asleep == "source" else {}))
-        assert source.wait_until_left() == warehouse.wait_until_left() == []
-        assert time.monotonic() - started < 1.0 + ENDS_WITHIN_S
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    where = source if asleep == "source" else warehouse
+    with alarm(lambda: sleeping(where)) as rung_at, pytest.raises(TimeIsUp):
+        transfer(**({"source_sql": middle()} if asleep == "source" else {}))
+    ended = time.monotonic()
+    assert ended - rung_at[0] < ENDS_WITHIN_S
+    assert source.wait_until_left() == warehouse.wait_until_left() == []
 
 
 def test_a_source_query_that_writes_is_refused(both: tuple[Database, Database]) -> None:

@@ -45,7 +45,7 @@ def moved(query: str, mode: str = "replace") -> dict[str, int]:
         env=dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -48,7 +48,7 @@ def _measured(source: Database, expression: str) -> dict[str, int]:
         env=dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr

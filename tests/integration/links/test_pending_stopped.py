@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.links import Links
 from tests.databases import Database
+from tests.integration.sync.moments import GATE, closed_gate
 from tests.oracle import state, wait_until
 
 
@@ -50,11 +50,12 @@ def test_a_stop_keeps_the_pending_result(source: Database) -> None:
             raise StopNowError
 
     link = Link("x", source.target, connect(source.target, check=check))
-    link.pending.send("SELECT 42 FROM pg_sleep(1)")
-    stop.set()
-    with pytest.raises(StopNowError):
-        link.pending.result()
-    stop.clear()
+    with closed_gate(source):
+        link.pending.send(f"SELECT 42 FROM {GATE}")  # noqa: S608 - ours
+        stop.set()
+        with pytest.raises(StopNowError):
+            link.pending.result()
+        stop.clear()
 
     assert link.pending.result() == [(42,)]
     assert link.pending.result() == []
@@ -146,10 +147,10 @@ def test_cancel_from_another_thread_ends_the_wait(link: Link, source: Database) 
     assert link.pending.result() == []
 
 
-def test_a_statement_timeout_is_told_when_its_result_is_read(link: Link) -> None:
-    link.exec("SET statement_timeout = '200ms'")
+def test_a_statement_timeout_is_told_when_its_result_is_read(link: Link, source: Database) -> None:
+    link.exec("SET statement_timeout = '1s'")
     link.pending.send("SELECT pg_sleep(60)")
-    time.sleep(0.4)
+    wait_until(lambda: [told[2:] for told in source.sessions()] == [("idle", "SELECT pg_sleep(60)")])
     with pytest.raises(RemoteError, match="statement timeout"):
         link.pending.result()
     assert link.pending.result() == []

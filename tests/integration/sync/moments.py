@@ -39,19 +39,22 @@ CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN INSERT INTO applied VALUES (pg_current_xact_id()::text) ON CONFLICT DO NOTHING; RETURN NULL; END $$;
 CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON item FOR EACH STATEMENT EXECUTE FUNCTION note()
 """
-_GATE = "pg_advisory_xact_lock_shared(7)"
+#: Ends the session that keeps a sync waiting, if nobody does: longer than :func:`meanwhile` takes.
+GIVES_UP = "SET idle_session_timeout = '180s'; SET idle_in_transaction_session_timeout = '180s'"
+#: Passes once the gate is open.
+GATE = "pg_advisory_xact_lock_shared(7)"
 #: The source's rows, once the source's gate is open.
-GATED = f"SELECT item.* FROM item, (SELECT {_GATE}) AS gate (passed)"  # noqa: S608 - ours
+GATED = f"SELECT item.* FROM item, (SELECT {GATE}) AS gate (passed)"  # noqa: S608 - ours
 #: A row is written once the destination's gate is open.
 GATED_ROWS = f"""
 CREATE FUNCTION pass() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN PERFORM {_GATE}; RETURN NEW; END $$;
+BEGIN PERFORM {GATE}; RETURN NEW; END $$;
 CREATE TRIGGER pass BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION pass()
 """
 #: Constraints are checked, after the changes and before they are verified, once the gate is open.
 GATED_CHECK = f"""
 CREATE FUNCTION pass_late() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN PERFORM {_GATE}; RETURN NULL; END $$;
+BEGIN PERFORM {GATE}; RETURN NULL; END $$;
 CREATE CONSTRAINT TRIGGER pass_late AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
 FOR EACH ROW EXECUTE FUNCTION pass_late()
 """
@@ -79,6 +82,7 @@ def applied(database: Database) -> list[str]:
 def closed_gate(database: Database) -> Iterator[Callable[[], None]]:
     """Keep the gate of *database* closed; gives the function that opens it."""
     with psycopg.connect(database.admin_conninfo, autocommit=True) as holder:
+        holder.execute(GIVES_UP)
         holder.execute("SELECT pg_advisory_lock(7)")
 
         def open_gate() -> None:

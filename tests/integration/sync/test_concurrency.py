@@ -28,6 +28,7 @@ from tests.integration.sync.moments import (
     rows,
     waiting,
 )
+from tests.oracle import wait_until
 from tests.syncs import sync
 from tests.transfers import meanwhile
 
@@ -245,8 +246,7 @@ def test_a_second_sync_waits_and_both_succeed(both: Both, lock: str) -> None:
 
     def begin_second() -> None:
         second.start()
-        with meanwhile(lambda: None, lambda: waiting(warehouse, "LOCK TABLE")):
-            second.join(1)  # it waits until the gate is open
+        wait_until(lambda: bool(waiting(warehouse, "LOCK TABLE")))
 
     with at_gate(warehouse, begin_second):
         results.append(sync(lock=lock))
@@ -414,11 +414,11 @@ def test_a_table_that_is_altered_meanwhile_is_right_or_an_error(
 
         def act() -> None:
             altering.start()
-            with meanwhile(lambda: None, lambda: waiting(warehouse, statement[:20])):
-                altering.join(1)  # it waits until the compare has ended
+            wait_until(lambda: bool(waiting(warehouse, statement[:20])))
 
         with at_gate(source, act):
             outcome = altered_outcome(lambda: sync(source_sql=GATED))
+        altering.join()
     if not isinstance(outcome, str):
         assert rows(warehouse) == rows(source)
     elif "DROP TABLE" not in statement:

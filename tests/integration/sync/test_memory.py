@@ -39,7 +39,7 @@ def synced(table: str, **arguments: object) -> dict[str, int]:
         env=dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr
