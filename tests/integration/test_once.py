@@ -21,6 +21,8 @@ from airflow_dblink.core.errors import OutcomeUnknownError, RemoteError, Transie
 from airflow_dblink.core.once import KEY, Once, check_script
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database
+from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
+from tests.oracle import wait_until
 from tests.stores import MemoryStore, StaleTryError
 from tests.transfers import meanwhile, sleeping
 
@@ -42,6 +44,7 @@ def sessions(source: Database) -> Iterator[Callable[..., LinkConnection]]:
 
 Sessions = Callable[..., LinkConnection]
 INSERT = "INSERT INTO t VALUES (1)"
+WAITS = "waiting for its end"  # what is logged by a try that has found an orphan
 
 
 def _count(database: Database) -> int:
@@ -136,21 +139,28 @@ def test_what_was_rolled_back_is_run_again(sessions: Sessions, source: Database,
 
 @pytest.mark.parametrize("die", [_crash, _reset], ids=["FIN", "RST"])
 def test_the_server_finishes_and_commits_what_a_dead_worker_began(
-    sessions: Sessions, source: Database, store: MemoryStore, die: Callable[[LinkConnection], None]
+    sessions: Sessions,
+    source: Database,
+    store: MemoryStore,
+    caplog: pytest.LogCaptureFixture,
+    die: Callable[[LinkConnection], None],
 ) -> None:
+    caplog.set_level("INFO")
     worker = sessions()
     first = _once(worker, store)
     first.begin({"client_min_messages": "error"})
     # As Once.run sends it; there is no process here that could be killed in the midst of it.
-    worker.pgconn.send_query(f"SELECT pg_sleep(1.5); {INSERT}\n; COMMIT".encode())
-    while worker.pgconn.flush():
-        pass
-    time.sleep(0.2)
-    die(worker)
-    worker.close()
+    with closed_gate(source) as open_gate:
+        worker.pgconn.send_query(f"SELECT {GATE}; {INSERT}\n; COMMIT".encode())
+        while worker.pgconn.flush():
+            pass
+        wait_until(lambda: bool(waiting_at_gate(source)))
+        die(worker)
+        worker.close()
 
-    assert _count(source) == 0
-    assert _once(sessions(), store).recall() == {}
+        assert _count(source) == 0
+        with meanwhile(open_gate, lambda: WAITS in caplog.text):
+            assert _once(sessions(), store).recall() == {}
     assert _count(source) == 1
 
 
@@ -173,18 +183,19 @@ once.run(sys.argv[2])
 
 
 def test_a_worker_killed_with_sigkill_leaves_its_effect_to_the_next_try(
-    sessions: Sessions, source: Database, store: MemoryStore
+    sessions: Sessions, source: Database, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    script = f"SELECT pg_sleep(2); {INSERT}"
-    command = [sys.executable, "-c", RUN, json.dumps(source.params), script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdout is not None
-        store.set(KEY, json.loads(worker.stdout.readline()))
-        while not source.admin("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(2)%'"):
-            time.sleep(0.02)
-        worker.kill()
+    caplog.set_level("INFO")
+    command = [sys.executable, "-c", RUN, json.dumps(source.params), f"SELECT {GATE}; {INSERT}"]
+    with closed_gate(source) as open_gate:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
+            store.set(KEY, json.loads(worker.stdout.readline()))
+            wait_until(lambda: bool(waiting_at_gate(source)))
+            worker.kill()
 
-    assert _once(sessions(), store).recall() == {}
+        with meanwhile(open_gate, lambda: WAITS in caplog.text):
+            assert _once(sessions(), store).recall() == {}
     assert _count(source) == 1
 
 
@@ -228,7 +239,7 @@ def test_a_check_that_raises_ends_the_wait_for_an_orphan(
     stop = _Stop()
 
     later = _once(sessions(check=stop.check), store)
-    with meanwhile(stop.arm, lambda: "waiting for its end" in caplog.text), pytest.raises(StopNowError):
+    with meanwhile(stop.arm, lambda: WAITS in caplog.text), pytest.raises(StopNowError):
         later.recall()
 
     assert time.monotonic() - stop.armed_at[0] < 10

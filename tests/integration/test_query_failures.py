@@ -20,7 +20,8 @@ from airflow_dblink.embedded.server import Server
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from tests.conftest import AddConnection
 from tests.databases import Database, new_database
-from tests.integration.tasks import context, kill_when_active
+from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
+from tests.integration.tasks import context
 from tests.queries import operator, run, source
 from tests.stores import MemoryStore, StaleTryError
 from tests.transfers import TimeIsUp, alarm, meanwhile, sleeping
@@ -112,17 +113,21 @@ def test_an_unknown_outcome_fails_without_retries(home: Database, store: MemoryS
 
 
 def test_a_worker_that_only_stops_leaves_the_script_to_the_next_try(
-    home: Database, store: MemoryStore
+    home: Database, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    script = f"SELECT pg_sleep(3); {INSERT}"
+    caplog.set_level("INFO")
+    script = f"SELECT {GATE}; {INSERT}"
     task = operator(script, SETS, retries=1)
-    killer = kill_when_active(task, home)
-    with pytest.raises(DblinkTaskKilledError, match="the next try takes it over"):
-        task.execute(context(store, max_tries=1))
-    killer.join()
-    assert home.rows("TABLE t") == []
+    with closed_gate(home) as open_gate:
+        with (
+            meanwhile(task.on_kill, lambda: waiting_at_gate(home)),
+            pytest.raises(DblinkTaskKilledError, match="the next try takes it over"),
+        ):
+            task.execute(context(store, max_tries=1))
+        assert home.rows("TABLE t") == []
 
-    result = operator(script, SETS, retries=1).execute(context(store, max_tries=1, try_number=2))
+        with meanwhile(open_gate, lambda: "waiting for its end" in caplog.text):
+            result = operator(script, SETS, retries=1).execute(context(store, max_tries=1, try_number=2))
     assert result == {"sets": {"c": 1}, "command_tags": []}
     assert home.rows("TABLE t") == [(1,)]
 
@@ -159,8 +164,8 @@ def test_one_remote_of_several_fails(source: Database, third: Database, home: Da
     started = time.monotonic()
     with pytest.raises(RemoteError, match=r'(?s)\'third\'.*division by zero.*fetching remote set "bad"'):
         run("INSERT INTO t VALUES (1)", sets)
+    assert time.monotonic() - started < 30  # it does not wait for the slow one
     assert source.wait_until_left(timeout_s=3) == third.wait_until_left() == home.wait_until_left() == []
-    assert time.monotonic() - started < ENDS_WITHIN_S
     assert home.rows("TABLE t") == []
 
 
@@ -200,7 +205,7 @@ def test_home_refuses_early_rows_of_a_slow_remote(source: Database, home: Databa
     started = time.monotonic()
     with pytest.raises(RemoteError, match=r"'warehouse'.*invalid input value"):
         run(INSERT, {"c": Remote("source", query)})
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # it does not wait for the slow one
 
 
 def test_rows_that_home_does_not_keep_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
