@@ -31,6 +31,10 @@ class TaskInstance(SimpleNamespace):
         return {self.run_id: {self.task_id: self.wanted}}
 
 
+#: What is logged by a try that has found a statement of an earlier one still running.
+WAITS = "waiting for its end"
+
+
 def context(store: MemoryStore | None = None, **fields: Any) -> Any:
     """Return a task's context; *fields* are those of the task instance."""
     return {"ti": TaskInstance(**fields), "task_state_store": store or MemoryStore()}

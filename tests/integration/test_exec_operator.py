@@ -17,7 +17,7 @@ from airflow_dblink.operators.execute import DblinkExecOperator
 from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
-from tests.integration.tasks import context, kill_when_active
+from tests.integration.tasks import WAITS, context, kill_when_active
 from tests.stores import MemoryStore, StaleTryError
 from tests.transfers import meanwhile
 
@@ -28,9 +28,6 @@ INSERT = "INSERT INTO t VALUES (1)"
 def table(source: Database) -> Database:
     source.execute("CREATE TABLE t (a int)")
     return source
-
-
-WAITS = "waiting for its end"  # what is logged by a try that has found an orphan
 
 
 def _operator(sql: str, **arguments: Any) -> DblinkExecOperator:

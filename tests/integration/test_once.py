@@ -22,6 +22,7 @@ from airflow_dblink.core.once import KEY, Once, check_script
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
+from tests.integration.tasks import WAITS
 from tests.oracle import wait_until
 from tests.stores import MemoryStore, StaleTryError
 from tests.transfers import meanwhile, sleeping
@@ -44,7 +45,6 @@ def sessions(source: Database) -> Iterator[Callable[..., LinkConnection]]:
 
 Sessions = Callable[..., LinkConnection]
 INSERT = "INSERT INTO t VALUES (1)"
-WAITS = "waiting for its end"  # what is logged by a try that has found an orphan
 
 
 def _count(database: Database) -> int:

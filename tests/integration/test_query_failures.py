@@ -21,7 +21,7 @@ from airflow_dblink.exceptions import DblinkTaskKilledError
 from tests.conftest import AddConnection
 from tests.databases import Database, new_database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
-from tests.integration.tasks import context
+from tests.integration.tasks import WAITS, context
 from tests.queries import operator, run, source
 from tests.stores import MemoryStore, StaleTryError
 from tests.transfers import TimeIsUp, alarm, meanwhile, sleeping
@@ -126,7 +126,7 @@ def test_a_worker_that_only_stops_leaves_the_script_to_the_next_try(
             task.execute(context(store, max_tries=1))
         assert home.rows("TABLE t") == []
 
-        with meanwhile(open_gate, lambda: "waiting for its end" in caplog.text):
+        with meanwhile(open_gate, lambda: WAITS in caplog.text):
             result = operator(script, SETS, retries=1).execute(context(store, max_tries=1, try_number=2))
     assert result == {"sets": {"c": 1}, "command_tags": []}
     assert home.rows("TABLE t") == [(1,)]

@@ -150,8 +150,9 @@ def test_it_sees_keys_whose_own_hashes_are_equal(
     assert (result["inserted"], result["updated"], result["deleted"]) == (2, 0, 2)
 
 
+@pytest.mark.parametrize("key", ["int", "text"])
 def test_no_rows_are_sorted_to_be_compared(
-    source: Database, warehouse: Database, monkeypatch: pytest.MonkeyPatch
+    source: Database, warehouse: Database, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     """However many there are: hashed groups fit into memory, and sorted rows go to the disk."""
     sorted_rows: list[int] = []
@@ -167,7 +168,7 @@ def test_no_rows_are_sorted_to_be_compared(
     start = groups._Blocks.start
     monkeypatch.setattr(groups._Blocks, "start", explain)
     for database in (source, warehouse):
-        database.execute("CREATE TABLE item (id int PRIMARY KEY, a text)")
+        database.execute(f"CREATE TABLE item (id {key} PRIMARY KEY, a text)")
         database.execute("INSERT INTO item SELECT i, 'a' FROM generate_series(1, 1000) AS i; ANALYZE item")
         many = "UPDATE pg_class SET reltuples = 1e9 WHERE oid = 'item'::regclass"
         database.admin(many)
