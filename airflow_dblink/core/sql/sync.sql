@@ -90,13 +90,22 @@ SELECT pg_catalog.pg_current_snapshot()::text AS snapshot;
 -- Tables this transaction has locked that a TRUNCATE, a rewriting ALTER TABLE or a new table of that name
 -- came to after its snapshot. Their old rows are gone, and their new ones aren't in the snapshot: they seem
 -- empty. pg_class is read as of the snapshot, pg_relation_filenode() as of now.
-SELECT lock.relation::regclass::text AS name
-  FROM pg_catalog.pg_locks AS lock
-  LEFT JOIN pg_catalog.pg_class AS c ON c.oid = lock.relation
- WHERE lock.pid = pg_catalog.pg_backend_pid() AND lock.locktype = 'relation' AND lock.relation >= 16384
-   AND lock.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-   AND pg_catalog.pg_get_indexdef(lock.relation) IS NULL
-   AND (c.oid IS NULL OR c.relfilenode <> 0 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid))
+-- pg_get_indexdef() locks the index's table, so it is asked of nothing that this session hasn't locked
+-- itself: the planner would ask it of all sessions' locks, and wait for those, if it could choose.
+WITH own AS MATERIALIZED (
+    SELECT lock.relation
+      FROM pg_catalog.pg_locks AS lock
+     WHERE lock.pid = pg_catalog.pg_backend_pid() AND lock.locktype = 'relation' AND lock.granted
+       AND lock.relation >= 16384
+       AND lock.database = (SELECT oid FROM pg_catalog.pg_database
+                             WHERE datname = pg_catalog.current_database())
+)
+SELECT own.relation::regclass::text AS name
+  FROM own
+  LEFT JOIN pg_catalog.pg_class AS c ON c.oid = own.relation
+ WHERE CASE WHEN c.oid IS NULL THEN pg_catalog.pg_get_indexdef(own.relation) IS NULL
+            ELSE c.relkind NOT IN ('i', 'I') AND c.relfilenode <> 0
+                 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) END
  LIMIT 1;
 
 -- name: histogram
