@@ -30,6 +30,7 @@ import pytest  # noqa: E402
 from airflow_dblink.core.links import Links  # noqa: E402
 from airflow_dblink.embedded.server import Server, servers  # noqa: E402
 from tests.databases import Database, new_database  # noqa: E402
+from tests.debian import closing_line  # noqa: E402
 from tests.stores import MemoryStore  # noqa: E402
 
 # The same examples each time, however slow the machine.
@@ -105,3 +106,27 @@ def links(source: Database, warehouse: Database) -> Iterator[Links]:
 def store() -> MemoryStore:
     """Return an empty store of task state."""
     return MemoryStore()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if CI skipped a test: it must have all that the tests need."""
+    if os.environ.get("CI") and _skip_reasons(session.config) and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say in one line what was not tested."""
+    reasons = _skip_reasons(config)
+    if line := closing_line(reasons):
+        terminalreporter.write_line(line, yellow=True)
+    for reason in reasons if os.environ.get("CI") else ():
+        terminalreporter.write_line(f"skipped, which CI doesn't allow: {reason}", red=True)
+
+
+def _skip_reasons(config: pytest.Config) -> list[str]:
+    """Return why tests were skipped, as the process that reports them knows it; else nothing."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):  # one of several processes that run tests
+        return []
+    return [str(report.longrepr) for report in reporter.stats.get("skipped", ())]

@@ -1,4 +1,4 @@
-"""A real pgbouncer before a test server. The tests that need it fail where it isn't installed."""
+"""A real pgbouncer before a test server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from airflow_dblink.core.conninfo import PoolingMode
 from airflow_dblink.embedded.programs import account_for_servers
 from airflow_dblink.embedded.server import Server
+from tests.debian import pgbouncer
 
-_PROGRAM = "/usr/sbin/pgbouncer"
 _STARTS_S = 10.0
 
 
@@ -26,6 +26,7 @@ def pooler(server: Server, mode: PoolingMode, *, pool_size: int = 20) -> Iterato
     :param pool_size: sessions with the server, per database and role.
     :returns: its port on 127.0.0.1.
     """
+    program = pgbouncer()
     account = account_for_servers()  # pgbouncer doesn't run as root either
     with tempfile.TemporaryDirectory(prefix="airflow_dblink_pgbouncer_") as made:
         directory = Path(made)
@@ -59,7 +60,8 @@ def pooler(server: Server, mode: PoolingMode, *, pool_size: int = 20) -> Iterato
         user, group = account or (None, None)
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(
-                [_PROGRAM, directory / "pgbouncer.ini"],
+                [program.path, directory / "pgbouncer.ini"],
+                env=program.environment,
                 stdout=log,
                 stderr=log,
                 user=user,

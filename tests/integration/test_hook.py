@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from airflow_dblink.core.errors import CredentialError, RemoteError, TransientEr
 from airflow_dblink.core.links import Links
 from airflow_dblink.embedded.server import Server, servers
 from airflow_dblink.hooks.dblink import DblinkHook
+from tests.certificates import use_tls
 from tests.conftest import AddConnection
 from tests.databases import Database
-
-DEBIAN_BIN = Path("/usr/lib/postgresql/15/bin")
+from tests.debian import postgres_bindir
 
 
 def _password(database: Database) -> str:
@@ -322,27 +321,9 @@ def test_batches_hold_one_batch_in_memory(source: Database) -> None:
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[tuple[Database, Path]]:
     """Give a server that takes TLS only, and the path of the certificate that signed its own."""
-    certificate, key = tmp_path / "server.crt", tmp_path / "server.key"
-    subprocess.run(
-        [
-            *("openssl", "req", "-new", "-x509", "-days", "2", "-nodes", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(key)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    with servers("secure", bindir=DEBIAN_BIN) as (server,):
-        for file in (certificate, key):
-            there = server.data / file.name
-            there.write_bytes(file.read_bytes())
-            there.chmod(0o600)
-            if server.account is not None:
-                os.chown(there, *server.account)
-        with (server.data / "postgresql.conf").open("a") as settings:
-            settings.write("ssl = on\n")
-        (server.data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
-        server.restart()
-        yield Database("secure", server, server.dbname), certificate
+    with servers("secure", bindir=postgres_bindir()) as (server,):
+        trusted = use_tls(server, tmp_path, "hostssl all all 127.0.0.1/32 scram-sha-256")
+        yield Database("secure", server, server.dbname), trusted
 
 
 def test_tls(tls: tuple[Database, Path], add_connection: AddConnection, tmp_path: Path) -> None:

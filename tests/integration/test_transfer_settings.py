@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
@@ -12,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_dblink.embedded.server import servers
 from tests.conftest import AddConnection
 from tests.databases import Database, new_database
+from tests.debian import postgres_bindir
 from tests.transfers import transfer
 
 
@@ -19,11 +18,8 @@ def test_execution_timeout_between_servers_of_different_versions(
     warehouse: Database, add_connection: AddConnection
 ) -> None:
     """transaction_timeout exists since PostgreSQL 17: asked of the server that it is set on."""
-    debian = Path(
-        subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True).stdout.strip()
-    )
     warehouse.execute("CREATE TABLE item (id int)")
-    with servers("older", bindir=debian) as (server,), new_database(server, "older") as older:
+    with servers("older", bindir=postgres_bindir()) as (server,), new_database(server, "older") as older:
         add_connection("older", older)
         older.execute("CREATE TABLE item AS SELECT 1 AS id")
         there = transfer(source_conn_id="older", execution_timeout=timedelta(minutes=1))

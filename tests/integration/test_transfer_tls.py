@@ -2,71 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from airflow_dblink.core import gather
 from airflow_dblink.core.errors import RemoteError
 from airflow_dblink.core.remote_sets import Remote
-from airflow_dblink.embedded.server import Server, servers
+from airflow_dblink.embedded.server import servers
+from tests.certificates import use_tls
 from tests.conftest import AddConnection
 from tests.databases import Database, new_database
+from tests.debian import postgres_bindir
 from tests.queries import rows as joined_rows
 from tests.transfers import transfer
-
-
-def self_signed(server: Server, home: Path) -> Path:
-    """Give *server* a certificate for its address, and return the file that clients trust."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, server.name)])
-    now = datetime.now(UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(names, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    for file, content in (
-        (server.data / "server.crt", pem),
-        (server.data / "server.key", key.private_bytes(serialization.Encoding.PEM, *form)),
-    ):
-        file.touch(0o600)
-        file.write_bytes(content)
-        owner = server.data.stat()
-        os.chown(file, owner.st_uid, owner.st_gid)
-    trusted = home / f"{server.name}.crt"
-    trusted.write_bytes(pem)
-    return trusted
 
 
 @pytest.fixture(scope="module")
 def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Database, Path]]]:
     """Give two databases on servers with TLS, and the certificates that they show."""
-    told = subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True)
     home = tmp_path_factory.mktemp("certificates")
-    with servers("source", "warehouse", bindir=Path(told.stdout.strip())) as pair:
-        trusted = [self_signed(server, home) for server in pair]
-        for server in pair:
-            with (server.data / "postgresql.conf").open("a") as file:
-                file.write("ssl = on\n")
-            (server.data / "pg_hba.conf").write_text(
-                "hostssl all all all scram-sha-256\nhostnossl all postgres all scram-sha-256\n"
-            )
-            server.restart()
+    hba = ("hostssl all all all scram-sha-256", "hostnossl all postgres all scram-sha-256")
+    with servers("source", "warehouse", bindir=postgres_bindir()) as pair:
+        trusted = [use_tls(server, home, *hba) for server in pair]
         with new_database(pair[0], "source") as source, new_database(pair[1], "warehouse") as warehouse:
             yield list(zip((source, warehouse), trusted, strict=True))
 

@@ -3,16 +3,15 @@
 # ruff: noqa: S608 - table and type names of these tests only
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.embedded.server import Server, servers
 from tests.databases import Database, new_database
+from tests.debian import postgres_bindir
 from tests.transfers import transfer
 
 # Type, and an expression of that type that either server evaluates.
@@ -253,9 +252,8 @@ def test_a_value_that_has_no_portable_binary_form_arrives_as_it_was(
 @pytest.fixture(scope="module")
 def with_libxml() -> Iterator[tuple[Database, Database]]:
     """Give two databases of the system's PostgreSQL: the embedded one has no libxml."""
-    told = subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True)
     with (
-        servers("system", bindir=Path(told.stdout.strip())) as (server,),
+        servers("system", bindir=postgres_bindir()) as (server,),
         new_database(server, "source") as source,
         new_database(server, "warehouse") as warehouse,
     ):

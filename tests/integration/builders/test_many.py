@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,10 +15,8 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link import Link
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database, new_database
+from tests.debian import postgres_bindir
 from tests.integration.builders.sides import Key, Sides, count_messages
-
-DEBIAN_BIN = Path("/usr/lib/postgresql/15/bin")
-
 
 # -- many
 
@@ -135,7 +132,7 @@ def test_a_querys_values_are_what_the_output_functions_write(admin: Sides) -> No
 def test_nondeterministic_collations() -> None:
     options = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
     # The embedded PostgreSQL is built without ICU.
-    with servers("icu", bindir=DEBIAN_BIN) as (server,), new_database(server, "icu") as database:
+    with servers("icu", bindir=postgres_bindir()) as (server,), new_database(server, "icu") as database:
         database.admin("CREATE EXTENSION dblink")
         database.admin(f"CREATE COLLATION nocase ({options})")
         database.admin("CREATE TABLE nocase (k text COLLATE nocase PRIMARY KEY)")

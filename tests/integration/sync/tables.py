@@ -3,10 +3,8 @@
 # ruff: noqa: S608 - names that the tests themselves made
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,6 +15,7 @@ from psycopg.sql import SQL, Identifier
 from airflow_dblink.core.errors import DblinkError
 from airflow_dblink.embedded.server import Server, servers
 from tests.databases import Database, Row
+from tests.debian import postgres_bindir
 from tests.syncs import sync
 
 #: What values look like as text, the same on both sides.
@@ -116,6 +115,5 @@ def refused_by_server(warehouse: Database, *words: str, **arguments: Any) -> str
 @contextmanager
 def system_server(name: str) -> Iterator[Server]:
     """Run a server of the system's PostgreSQL, which has ICU and is of another version than the embedded."""
-    told = subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True)
-    with servers(name, bindir=Path(told.stdout.strip())) as (server,):
+    with servers(name, bindir=postgres_bindir()) as (server,):
         yield server
