@@ -15,10 +15,9 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import dict_row
 
 from airflow_dblink.core.connection import leads_through_pooler, set_config
-from airflow_dblink.core.errors import DblinkError, RemoteError, StoppedError, UsageError, from_psycopg
+from airflow_dblink.core.errors import DblinkError, RemoteError, StoppedError, UsageError
 from airflow_dblink.core.gather import Load, Report, gather, leave_copy
 from airflow_dblink.core.link import Link
 from airflow_dblink.core.remote_sets import Remote, query_text
@@ -321,11 +320,7 @@ def _pinned(home: Side, settings: Collection[str]) -> Iterator[None]:
 
 
 def _rows(side: Side, name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    try:
-        with side.connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(_SQL[name], params).fetchall()
-    except psycopg.Error as error:
-        raise from_psycopg(error, side.conn_id, "reading the catalogs") from None
+    return side.ask(_SQL[name], "reading the catalogs", params)
 
 
 # -- on a link

@@ -22,7 +22,7 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.errors import InvalidParameterValue, error_from_result
 from psycopg.generators import fetch, send
-from psycopg.rows import dict_row, tuple_row
+from psycopg.rows import dict_row
 
 from airflow_dblink.core.connection import LinkConnection, set_config
 from airflow_dblink.core.errors import (
@@ -32,6 +32,7 @@ from airflow_dblink.core.errors import (
     UsageError,
     from_psycopg,
 )
+from airflow_dblink.core.own_sql import PIN, UNPIN, ask
 from airflow_dblink.core.script import parts
 from airflow_dblink.core.sqlfiles import statements
 
@@ -186,15 +187,14 @@ class Once:
 
     def _status(self, ticket: Mapping[str, Any]) -> str | None:
         try:
-            with self.connection.cursor(row_factory=tuple_row) as cursor:
-                row = cursor.execute(_SQL["outcome"], {"xid": ticket["xid"]}).fetchone()
+            outcome = self._one("outcome", ticket)["outcome"]
         except InvalidParameterValue:  # "in the future": the id never reached the WAL before a crash
             raise self._unknown(ticket, "the server has not reached the transaction's id") from None
-        return row[0] if row else None
+        return None if outcome is None else str(outcome)
 
     def _one(self, name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        with self.connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(_SQL[name], params).fetchone() or {}
+        rows = ask(self.connection, _SQL[name], params)
+        return rows[0] if rows else {}
 
     def _unknown(self, ticket: Mapping[str, Any], why: str) -> OutcomeUnknownError:
         return OutcomeUnknownError(
@@ -221,10 +221,12 @@ class Once:
             "standard_conforming_strings": "on",
         }
         begin = "BEGIN ISOLATION LEVEL READ COMMITTED" if read_committed else "BEGIN"
-        message = sql.SQL("{}; {}; {}").format(
+        message = sql.SQL("{}; {}; {}; {}; {}").format(
             sql.SQL(begin),
-            set_config(local.items(), local=True),
+            PIN,
             sql.SQL(_SQL["ticket"].decode()),
+            UNPIN,
+            set_config(local.items(), local=True),
         )
         try:
             with self.connection.cursor(row_factory=dict_row) as cursor:

@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 
 from airflow_dblink.core.connection import LinkConnection
 from airflow_dblink.core.errors import RemoteError, UsageError, from_psycopg
+from airflow_dblink.core.own_sql import ask
 from airflow_dblink.core.sqlfiles import statements
 
 _SQL = statements("catalog.sql")
@@ -38,11 +39,19 @@ class Side:
 
         :raises RemoteError: what the server says.
         """
+        return self.ask(_SQL[name], "reading the catalogs", params)
+
+    def ask(
+        self, statement: bytes | sql.Composable, action: str, params: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the rows of a question of ours that reads no table of a user; see :func:`.own_sql.ask`.
+
+        :raises RemoteError: what the server says.
+        """
         try:
-            with self.connection.cursor(row_factory=dict_row) as cursor:
-                return cursor.execute(_SQL[name], params).fetchall()
+            return ask(self.connection, statement, params)
         except psycopg.Error as error:
-            raise from_psycopg(error, self.conn_id, "reading the catalogs") from None
+            raise from_psycopg(error, self.conn_id, action) from None
 
     def run(self, statement: str | sql.SQL | sql.Composed, action: str) -> int:
         """Run *statement* and return the number of rows it touched.

@@ -27,7 +27,7 @@ SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) AS s
 -- name: outcome
 -- committed, aborted, in progress; NULL where the id is too old. 22023 where the server has
 -- not reached the id.
-SELECT pg_catalog.pg_xact_status(%(xid)s::xid8);
+SELECT pg_catalog.pg_xact_status(%(xid)s::xid8) AS outcome;
 
 -- name: orphan
 -- The session that still runs the transaction. backend_xid holds 32 bits of the id; pid and

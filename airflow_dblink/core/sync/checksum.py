@@ -56,7 +56,7 @@ class Checksum:
         """
         seed = secrets.randbits(62) if seed is None else seed
         probe = sql.SQL("SELECT {} AS hash").format(cls(seed, True, True).of([_PROBE]))
-        hashes = [side.fetch(probe, "comparing hash functions")[0]["hash"] for side in (source, destination)]
+        hashes = [side.ask(probe, "comparing hash functions")[0]["hash"] for side in (source, destination)]
         encodings = {
             side.connection.info.parameter_status("server_encoding") for side in (source, destination)
         }

@@ -26,7 +26,6 @@ from airflow_dblink.core.sync.catalog import SQL
 from airflow_dblink.core.sync.part import Field, Part, Work, column
 from airflow_dblink.core.sync.prepare import null_key
 from airflow_dblink.core.tables import Side
-from airflow_dblink.core.wire import bind
 
 #: Rows that a group should have: the fewer, the more bytes for equal tables, and the less for a difference.
 ROWS_PER_GROUP = 32
@@ -38,8 +37,6 @@ _COUNT_MAX = 2**31 - 1
 _INT8_MIN, _INT8_MAX = -(2**63), 2**63 - 1
 _UNEVEN = 16  # times ROWS_PER_GROUP: where some range may have more rows, buckets are better
 _ACTION = "comparing checksums"
-
-_HISTOGRAM = SQL["histogram"].decode()
 
 # The planner would take as many groups as there are keys, and sort all rows on disk rather than hash their
 # groups in memory. Of a column of a UNION ALL it knows nothing, and thinks of 200.
@@ -207,7 +204,7 @@ def _bounds(work: Work, part: Part, candidate: Field) -> list[int]:
     if part.relation is not None and part.where is None and candidate.pair.cast is None:
         in_table = candidate.pair.source if part is work.source else candidate.pair.destination
         known = {"oid": part.relation.oid, "name": in_table}
-        found = side.fetch(sql.SQL(bind(side.connection, side.conn_id, _HISTOGRAM, known)), _ACTION)
+        found = side.ask(SQL["histogram"], _ACTION, known)
         if found and found[0]["bounds"]:
             return [int(bound) for bound in found[0]["bounds"]]
     what = sql.SQL("pg_catalog.min({0})::int8 AS low, pg_catalog.max({0})::int8 AS high").format(name)

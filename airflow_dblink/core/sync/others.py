@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from psycopg import sql
-
 from airflow_dblink.core.errors import TransientError
 from airflow_dblink.core.sync.catalog import SQL
 from airflow_dblink.core.tables import Side
@@ -14,7 +12,7 @@ def snapshot(side: Side) -> str:
 
     :raises RemoteError: what the server says.
     """
-    return str(side.fetch(sql.SQL(SQL["snapshot"].decode()), "reading the snapshot")[0]["snapshot"])
+    return str(side.ask(SQL["snapshot"], "reading the snapshot")[0]["snapshot"])
 
 
 def is_quiet(before: str, now: str, own: int) -> bool:
@@ -41,7 +39,7 @@ def rewritten(side: Side) -> str | None:
 
     :raises RemoteError: what the server says.
     """
-    found = side.fetch(sql.SQL(SQL["rewritten"].decode()), "looking for tables that were rewritten")
+    found = side.ask(SQL["rewritten"], "looking for tables that were rewritten")
     return str(found[0]["name"]) if found else None
 
 

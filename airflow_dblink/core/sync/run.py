@@ -45,7 +45,7 @@ from airflow_dblink.core.sync.statements import apply_statements
 from airflow_dblink.core.sync.verify import bystanders, fingerprint, verify, verify_bystanders, verify_load
 from airflow_dblink.core.sync.watermark import highest
 from airflow_dblink.core.tables import Side
-from airflow_dblink.core.wire import Wire, bind
+from airflow_dblink.core.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +105,7 @@ class Session:
 
 def _enough_memory(side: Side) -> dict[str, str]:
     """Return the setting for groups to be hashed, for a sort takes longer; nothing where there is more."""
-    statement = bind(side.connection, side.conn_id, SQL["has_less_memory"].decode(), {"wanted": _WORK_MEM})
-    less = side.fetch(sql.SQL(statement), "reading work_mem")[0]["less"]
+    less = side.ask(SQL["has_less_memory"], "reading work_mem", {"wanted": _WORK_MEM})[0]["less"]
     return {"work_mem": _WORK_MEM} if less else {}
 
 
