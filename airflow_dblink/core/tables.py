@@ -132,10 +132,12 @@ class UniqueIndex:
 
     :ivar columns: in the order of the index.
     :ivar is_immediate: whether ON CONFLICT can use it: it is not of a DEFERRABLE constraint.
+    :ivar nulls_are_equal: whether two rows with NULL conflict (NULLS NOT DISTINCT).
     """
 
     columns: tuple[str, ...]
     is_immediate: bool
+    nulls_are_equal: bool
 
 
 @dataclass(frozen=True)
@@ -310,4 +312,7 @@ def primary_key(side: Side, relation: Relation) -> list[str]:
 def unique_indexes(side: Side, relation: Relation) -> list[UniqueIndex]:
     """Return the unique indexes that are whole: not partial, not on expressions; ordered by name."""
     rows = side.rows("unique_indexes", {"oid": relation.oid})
-    return [UniqueIndex(tuple(row["columns"]), bool(row["is_immediate"])) for row in rows]
+    return [
+        UniqueIndex(tuple(row["columns"]), bool(row["is_immediate"]), bool(row["nulls_are_equal"]))
+        for row in rows
+    ]

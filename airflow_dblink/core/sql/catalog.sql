@@ -120,8 +120,11 @@ SELECT att.attname AS name
 
 -- name: unique_indexes
 -- All that are whole (not partial, not on expressions), with their columns in index order. ON CONFLICT can
--- use those that are immediate: not of a DEFERRABLE constraint.
-SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indimmediate AS is_immediate
+-- use those that are immediate: not of a DEFERRABLE constraint. As JSON, since PostgreSQL 14 has no
+-- indnullsnotdistinct.
+SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indimmediate AS is_immediate,
+       pg_catalog.bool_or(
+           coalesce((pg_catalog.to_jsonb(idx) ->> 'indnullsnotdistinct')::bool, false)) AS nulls_are_equal
   FROM pg_catalog.pg_index AS idx
   JOIN pg_catalog.pg_class AS c ON c.oid = idx.indexrelid
  CROSS JOIN LATERAL pg_catalog.unnest(idx.indkey) WITH ORDINALITY AS key (attnum, position)

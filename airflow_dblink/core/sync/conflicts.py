@@ -8,10 +8,10 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
-from airflow_dblink.core.sync.part import Work, column, comma
+from airflow_dblink.core.sync.part import Field, Work, column, comma
 from airflow_dblink.core.sync.plan import PLAN, ROWS, named_keys, same_key
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
-from airflow_dblink.core.tables import unique_indexes
+from airflow_dblink.core.tables import UniqueIndex, unique_indexes
 
 
 def make_way(work: Work) -> tuple[int, int]:
@@ -29,19 +29,15 @@ def make_way(work: Work) -> tuple[int, int]:
     for index in unique_indexes(work.destination.side, work.target):
         columns = index.columns
         if set(columns) != key and set(columns) <= given:
-            standing = _standing(work, columns)
+            standing = _standing(work, index)
             renewed += _renew(work, standing, columns)
             displaced += _displace(work, standing)
     return renewed, displaced
 
 
-def _standing(work: Work, columns: Sequence[str]) -> sql.Composed:
+def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
     """Return the SELECT of the keys of rows that hold what another row will take."""
-    same = [
-        field.kind.equals(column(field.name), column(field.name, "given"))
-        for field in work.fields
-        if field.name in columns
-    ]
+    same = [_is_taken(field, index) for field in work.fields if field.name in index.columns]
     keys = [column(field.name) for field in work.key]
     named = [sql.SQL("{} AS {}").format(key, sql.Identifier(f"k{i}")) for i, key in enumerate(keys)]
     return sql.SQL(
@@ -60,6 +56,15 @@ def _standing(work: Work, columns: Sequence[str]) -> sql.Composed:
             field.kind.equals(column(field.name), column(field.name, "given")) for field in work.key
         ),
     )
+
+
+def _is_taken(field: Field, index: UniqueIndex) -> sql.Composed:
+    """Return the condition that *index* sees two rows' values of *field* as the same."""
+    part, given = column(field.name), column(field.name, "given")
+    equal = field.kind.equals(part, given)
+    if not index.nulls_are_equal:
+        return equal
+    return sql.SQL("({} OR {} IS NULL AND {} IS NULL)").format(equal, part, given)
 
 
 def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
