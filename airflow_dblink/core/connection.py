@@ -16,9 +16,8 @@ from psycopg.rows import TupleRow
 from airflow_dblink.core import styles
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import (
+    ConnectError,
     CredentialError,
-    RemoteError,
-    TransientError,
     UsageError,
     from_psycopg,
     without_credentials,
@@ -165,7 +164,8 @@ def connect(
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
-    :raises TransientError: 08001 where the server can't be reached or refuses.
+    :raises ConnectError: 08001 where the server can't be reached or refuses; a
+        :class:`~airflow_dblink.core.errors.TransientError`, and psycopg's ``OperationalError``.
 
     Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
     """
@@ -202,7 +202,7 @@ async def aconnect(
 ) -> psycopg.AsyncConnection[TupleRow]:
     """Return an open connection to *target* as :func:`connect` does, for an event loop.
 
-    :raises CredentialError, UsageError, TransientError: as :func:`connect`.
+    :raises CredentialError, UsageError, ConnectError: as :func:`connect`.
     """
     free = check_credential(target, own_identity=False)
     conninfo = target.conninfo(application_name=application_name, direct=direct or _needs_direct(target))
@@ -289,9 +289,9 @@ def _demand_used_credential(target: Target, connection: BaseConnection[Any]) -> 
     )
 
 
-def _not_established(target: Target, error: psycopg.Error) -> RemoteError:
+def _not_established(target: Target, error: psycopg.Error) -> ConnectError:
     """Return dblink's 08001, which has libpq's reason as its detail."""
-    return TransientError(
+    return ConnectError(
         "could not establish connection",
         target.conn_id,
         "08001",

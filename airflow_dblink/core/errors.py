@@ -83,6 +83,16 @@ class TransientError(RemoteError):
     retryable: ClassVar[bool] = True
 
 
+class ConnectError(TransientError, psycopg.OperationalError):
+    """No connection came about: the server can't be reached, or refuses.
+
+    Also psycopg's, so that code goes on working which catches what psycopg itself raises then, and so that
+    SQLAlchemy makes it its own ``OperationalError`` where an engine connects. :class:`CredentialError` and
+    :class:`UsageError` are not: who catches psycopg's expects a server that is away, not a connection that
+    has to be corrected.
+    """
+
+
 class OutcomeUnknownError(DblinkError):
     """An earlier try may have committed, and the server can no longer tell. Never run blindly."""
 
@@ -101,10 +111,12 @@ def from_psycopg(
     :param action: as dblink says it: ``executing query``, ``opening cursor "c"``, ...
     :returns: :class:`TransientError` for a lost connection (any FATAL error) and for SQLSTATE classes
         08, 40, 53 and 57P, else :class:`RemoteError`. An error without SQLSTATE gets 08006, as dblink
-        reports it.
+        reports it. One that is ours already is returned as it is.
 
     Source: ``dblink_res_error`` of contrib/dblink.
     """
+    if isinstance(error, ConnectError):
+        return error
     diag = error.diag
     sqlstate = (diag.sqlstate or error.sqlstate or "08006")[:5]
     message = diag.message_primary or str(error).strip() or "could not obtain message string for remote error"

@@ -35,6 +35,7 @@ def test_all_classes_are_tested() -> None:
         "CredentialError",
         "RemoteError",
         "TransientError",
+        "ConnectError",
         "OutcomeUnknownError",
         "StoppedError",
     }
