@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 # Two processes, each with servers of its own. A real Airflow needs the machine for itself.
 TWO := --numprocesses=2 --dist=loadfile
 
-.PHONY: demo ui test test-postgres fuzz soak check format bench clean
+.PHONY: demo ui test test-postgres test-stock fuzz soak check format bench clean
 
 # Installed anew only when what it is made from has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ test: $(VENV)/.installed  ## every test, on the embedded PostgreSQL
 # Another PostgreSQL: make test-postgres PG_BINDIR=$$(pg_config --bindir)
 test-postgres: $(VENV)/.installed  ## the tests that need a server, on the PostgreSQL in PG_BINDIR
 	AIRFLOW_DBLINK_PG_BINDIR="$(PG_BINDIR)" $(PYTEST) $(TWO) tests/integration tests/differential
+
+test-stock: $(VENV)/.installed  ## the stock providers' own tests, with DblinkHook for PostgresHook
+	$(BIN)/python -m tests.stock
 
 # Until a difference is found, or for make fuzz MINUTES=10.
 fuzz: $(VENV)/.installed  ## the builders beside the extension's, on random tables

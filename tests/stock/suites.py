@@ -1,0 +1,74 @@
+"""The providers' own tests, of the installed versions, fetched as source distributions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+DISTRIBUTIONS = ("apache-airflow-providers-common-sql", "apache-airflow-providers-postgres")
+FOLDER = "AIRFLOW_DBLINK_STOCK_TESTS"
+
+_FETCH_S = 300
+_TAIL_CHARACTERS = 300
+
+
+class NotFetchedError(Exception):
+    """The tests are not here and can't be fetched."""
+
+
+def suite() -> Path:
+    """Return the folder that holds ``tests/unit`` of all distributions; what isn't there is fetched.
+
+    :raises NotFetchedError: with pip's reason.
+    """
+    pinned = [f"{name}=={version(name)}" for name in DISTRIBUTIONS]
+    # A folder for each combination of versions: one that is there is whole.
+    place = _folder() / "+".join(pinned).replace("apache-airflow-providers-", "").replace("==", "-")
+    if place.is_dir():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        _download(pinned, Path(scratch) / "archives")
+        unpacked = Path(scratch) / "unpacked"
+        for archive in sorted((Path(scratch) / "archives").glob("*.tar.gz")):
+            _unpack_tests(archive, unpacked)
+        unpacked.rename(place)
+    return place
+
+
+def _folder() -> Path:
+    if given := os.environ.get(FOLDER):
+        return Path(given)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "airflow-dblink" / "stock-tests"
+
+
+def _download(requirements: list[str], folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    try:
+        subprocess.run(
+            [*pip, "--dest", str(folder), *requirements],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_FETCH_S,
+        )
+    except subprocess.SubprocessError as error:
+        said = getattr(error, "stderr", None) or str(error)
+        errors = [line for line in said.splitlines() if line.startswith("ERROR")]
+        raise NotFetchedError(" ".join((errors or [said])[-1].split())[:_TAIL_CHARACTERS]) from None
+
+
+def _unpack_tests(archive: Path, folder: Path) -> None:
+    """Unpack the unit tests; the distributions' files don't overlap but for empty ``__init__.py``."""
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            name = member.name.partition("/")[2]
+            if member.isfile() and name.startswith("tests/unit/"):
+                member.name = name
+                tar.extract(member, folder, filter="data")
