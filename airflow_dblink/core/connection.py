@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, TypeVar
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import BaseConnection, pq, sql
-from psycopg.abc import PQGen
-from psycopg.generators import fetch
+from psycopg import waiting as psycopg_waiting
+from psycopg.abc import PQGen, PQGenConn
+from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
+from psycopg.errors import error_from_result
+from psycopg.generators import execute, fetch
 from psycopg.rows import TupleRow
 
 from airflow_dblink.core import styles
@@ -18,7 +23,9 @@ from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import (
     ConnectError,
     CredentialError,
+    TransientError,
     UsageError,
+    context_line,
     from_psycopg,
     without_credentials,
 )
@@ -31,7 +38,12 @@ Check = Callable[[], None]
 
 _CANCEL_S = 2.0  # of each of two; Airflow's supervisor follows SIGTERM with SIGKILL after 5 s
 _CANCEL_AGAIN_S = 0.1
+_LOOK_S = 0.1
 COPY = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
+
+
+# What :func:`connect` is to ask meanwhile: psycopg has no argument for it.
+_asked_meanwhile: ContextVar[Check | None] = ContextVar("_asked_meanwhile", default=None)
 
 
 class LinkConnection(psycopg.Connection[TupleRow]):
@@ -43,8 +55,15 @@ class LinkConnection(psycopg.Connection[TupleRow]):
 
     check: Check | None = None
     observe: Observe | None = None
-    #: Abort when anything but the server ends a wait (a time-out, a kill); set where nobody else will.
+    #: Abort when a time-out or a kill ends a wait for what the server works on; set where nobody else will.
     abort_when_stopped = False
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
+        """Log in at one host, asking meanwhile what :func:`connect` was given."""
+        gen = super()._connect_gen(conninfo)
+        check = _asked_meanwhile.get()
+        return gen if check is None else watched(gen, check)
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Consume *gen* as psycopg does, asking *check* in between."""
@@ -53,10 +72,26 @@ class LinkConnection(psycopg.Connection[TupleRow]):
             return super().wait(watched(gen, self.check) if self.check else gen, *args, **kwargs)
         except psycopg.Error:
             raise
-        except BaseException:
-            if self.abort_when_stopped:
-                self.abort()
+        except BaseException as error:
+            if self.abort_when_stopped and self._is_working:
+                # A value that can't be adapted, a row factory that raises: it came out of *gen*.
+                is_callers = isinstance(error, Exception) and getattr(gen, "gi_frame", None) is None
+                self._after_mistake() if is_callers else self.abort()
             raise
+
+    @property
+    def _is_working(self) -> bool:
+        return self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+
+    def _after_mistake(self) -> None:
+        """End what the caller no longer reads; the connection goes on, as psycopg's own does."""
+        if self.pgconn.pipeline_status != pq.PipelineStatus.OFF:
+            return  # psycopg ends the pipeline, and reads what is under way
+        ended = False
+        with suppress(psycopg.Error):
+            ended = self.cancel_running()
+        if not ended:
+            self.close()
 
     def abort(self) -> None:
         """Cancel what runs on the server and close, within some seconds; never raises.
@@ -64,7 +99,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
         An open transaction is rolled back by the server.
         """
         try:
-            if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            if self._is_working:
                 self.cancel_running()
         except psycopg.Error as error:
             log.warning("Cancelling the statement failed: %s", without_credentials(str(error).strip()))
@@ -113,7 +148,25 @@ def _after(seconds: float) -> Check:
     return check
 
 
-def watched(gen: PQGen[RV], check: Check) -> Generator[Any, Any, RV]:
+def time_limit(conn_id: str, seconds: float) -> Check:
+    """Return a check that raises once so many *seconds* are over, connecting included.
+
+    For who asks a server in somebody else's time: a page, a kill.
+
+    :raises TransientError: the check does, 08006.
+    """
+    after = _after(seconds)
+
+    def check() -> None:
+        try:
+            after()
+        except TimeoutError:
+            raise TransientError(f"no answer within {seconds:.0f} s", conn_id, "08006") from None
+
+    return check
+
+
+def watched(gen: Generator[Any, Any, RV], check: Check) -> Generator[Any, Any, RV]:
     """Do what *gen* does, calling *check* whenever it waits."""
     try:
         waits_for = next(gen)
@@ -157,21 +210,24 @@ def connect(
 
     :param application_name: what ``pg_stat_activity`` shows, at most 63 bytes.
     :param own_identity: ``dblink_connect_u``: the worker's own identity is fine.
-    :param check: asked about ten times a second while waiting; raises to stop.
+    :param check: asked about ten times a second while waiting, for the login too; raises to stop.
     :param observe: told of every wait.
     :param event: what connecting counts as.
     :param direct: around the pooler, where the target has an address for that.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
-    :raises ConnectError: 08001 where the server can't be reached or refuses; a
-        :class:`~airflow_dblink.core.errors.TransientError`, and psycopg's ``OperationalError``.
+    :raises ConnectError: 08001 where the server can't be reached or refuses, or doesn't answer within
+        the connection's ``connect_timeout`` (default 130 s): for the login at each host, and counted anew
+        for the session settings. A :class:`~airflow_dblink.core.errors.TransientError`, and psycopg's
+        ``OperationalError``.
 
     Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
     """
     free = check_credential(target, own_identity=own_identity)
     conninfo = target.conninfo(application_name=application_name, direct=direct or _needs_direct(target))
     options: dict[str, Any] = {"row_factory": row_factory} if row_factory else {}
+    asked = _asked_meanwhile.set(check)
     try:
         with waiting(event, target.conn_id, observe):
             connection = LinkConnection.connect(
@@ -182,17 +238,20 @@ def connect(
             )
     except psycopg.Error as error:
         raise _not_established(target, error) from None
+    finally:
+        _asked_meanwhile.reset(asked)
     try:
         if not free:
             _demand_used_credential(target, connection)
-        _apply_settings(target, connection)
+        connection.check = check
+        if target.session_settings:
+            connection.wait(_apply_settings(target, connection))
         if not autocommit:
             connection.autocommit = False
     except BaseException:
         connection.close()
         raise
     styles.register(connection)
-    connection.check = check
     connection.observe = observe
     return connection
 
@@ -214,10 +273,9 @@ async def aconnect(
         if not free:
             _demand_used_credential(target, connection)
         if target.session_settings:
-            await connection.execute(set_config(target.session_settings.items(), local=False))
-    except psycopg.Error as error:
-        await connection.close()
-        raise from_psycopg(error, target.conn_id, "applying session_settings") from None
+            # Not the connection's own wait: cancelled, it would wait for the server once more.
+            settings = _apply_settings(target, connection)
+            await psycopg_waiting.wait_async(settings, connection.pgconn.socket, _LOOK_S)
     except BaseException:
         await connection.close()
         raise
@@ -300,10 +358,32 @@ def _not_established(target: Target, error: psycopg.Error) -> ConnectError:
     )
 
 
-def _apply_settings(target: Target, connection: LinkConnection) -> None:
-    if not target.session_settings:
-        return
+def _apply_settings(target: Target, connection: BaseConnection[Any]) -> PQGen[None]:
+    """Apply ``session_settings``, with the same patience as for the login.
+
+    :raises RemoteError: what the server says.
+    :raises ConnectError: 08001 if it says nothing within ``connect_timeout`` seconds.
+    """
+    pgconn, action = connection.pgconn, "applying session_settings"
+    patience_s = timeout_from_conninfo(conninfo_to_dict(**_patience(target)))
+    statement = set_config(target.session_settings.items(), local=False)
     try:
-        connection.execute(set_config(target.session_settings.items(), local=False))
+        pgconn.send_query(statement.as_bytes(connection))
+        results = yield from watched(execute(pgconn), _after(patience_s))
+        if results[-1].status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(results[-1], encoding=connection.info.encoding)
     except psycopg.Error as error:
-        raise from_psycopg(error, target.conn_id, "applying session_settings") from None
+        raise from_psycopg(error, target.conn_id, action) from None
+    except TimeoutError:
+        raise ConnectError(
+            f"the server let us in, but did not answer within {patience_s} s",
+            target.conn_id,
+            "08001",
+            hint="is it, or the pooler before it, out of sessions? connect_timeout in Extra is the limit",
+            context=context_line(action, target.conn_id),
+        ) from None
+
+
+def _patience(target: Target) -> dict[str, str]:
+    value = target.params.get("connect_timeout")
+    return {} if value is None or value == "" else {"connect_timeout": str(value)}

@@ -13,7 +13,7 @@ import psycopg
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.connection import LinkConnection, connect
+from airflow_dblink.core.connection import LinkConnection, connect, time_limit
 from airflow_dblink.core.conninfo import parse_session_settings
 from airflow_dblink.core.errors import DblinkError, OutcomeUnknownError, StoppedError, UsageError
 from airflow_dblink.core.once import Once
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # The client's own time-out comes first and gives the better error; the server's is for when
 # the worker is gone.
 _SERVER_LIMIT_GRACE_S = 2.0
+_END_AWAITED_S = 10.0  # of a server that doesn't answer
 _STATE_ANSWER_S = 1.5  # of the 5 s between SIGTERM and SIGKILL
 _MAX_LIMIT_MS = 2_147_483_647  # of PostgreSQL's time-outs: 24 days
 _TRANSACTION_TIMEOUT_SINCE = 170000
@@ -176,7 +177,8 @@ class DblinkBaseOperator(BaseOperator):
             timed_out = not isinstance(error, Exception)  # AirflowTaskTimeout
             if once.awaited is not None and (killed or timed_out):
                 # The waiting connection may be in the middle of a statement.
-                with suppress(DblinkError, psycopg.Error), connect(hook.target()) as connection:
+                limit = time_limit(hook.conn_id, _END_AWAITED_S)
+                with suppress(DblinkError, psycopg.Error), connect(hook.target(), check=limit) as connection:
                     replace(once, connection=connection).end_awaited()
             raise
 

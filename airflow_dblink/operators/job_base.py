@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout
 
-from airflow_dblink.core.connection import LinkConnection, connect
+from airflow_dblink.core.connection import LinkConnection, connect, time_limit
 from airflow_dblink.core.conninfo import parse_session_settings
 from airflow_dblink.core.errors import (
     DblinkError,
@@ -35,6 +35,7 @@ from airflow_dblink.triggers.job import DblinkJobTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+_CANCEL_S = 10.0  # of a server that doesn't answer
 # The trigger keeps the limit itself; Airflow's own is for when no triggerer runs.
 _TRIGGERER_GRACE = timedelta(seconds=30)
 
@@ -158,7 +159,12 @@ class DblinkJobBaseOperator(DblinkBaseOperator):
             return
         try:
             # Not a connection that asks whether it should stop.
-            with connect(hook.target(), application_name="airflow-dblink cancel", direct=True) as connection:
+            with connect(
+                hook.target(),
+                application_name="airflow-dblink cancel",
+                direct=True,
+                check=time_limit(self.conn_id, _CANCEL_S),
+            ) as connection:
                 job = Jobs(connection, self.conn_id, submission.schema).cancel(job_id)
             self.log.info("Cancelled job %s on %s: %s", job_id, self.conn_id, job.state)
         except Exception as error:  # noqa: BLE001 - what has ended the task is what counts

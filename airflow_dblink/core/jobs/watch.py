@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
@@ -47,6 +47,7 @@ GetTarget = Callable[[], Awaitable[Target]]
 _CLAIM_S = 30.0
 _CALLS_AT_ONCE = 4
 _LOOK_S = 0.1
+_ANSWER_S = 60.0
 
 
 class Watcher:
@@ -55,16 +56,20 @@ class Watcher:
     :param get_target: asked before each connecting, so that a changed password is picked up.
     :param schema: where the job table is.
     :param application_name: what ``pg_stat_activity`` shows of it.
+    :param answer_s: seconds after which a server that doesn't answer is left, and connected to anew.
     """
 
     _of_loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Watcher]]] = (
         WeakKeyDictionary()
     )
 
-    def __init__(self, get_target: GetTarget, schema: str, application_name: str) -> None:
+    def __init__(
+        self, get_target: GetTarget, schema: str, application_name: str, *, answer_s: float = _ANSWER_S
+    ) -> None:
         self._get_target = get_target
         self._schema = schema
         self._application_name = application_name
+        self._answer_s = answer_s
         self._waiting: dict[UUID, set[asyncio.Future[Job | None]]] = {}
         self._to_look_at: set[UUID] = set()
         self._wake = asyncio.Event()
@@ -149,7 +154,9 @@ class Watcher:
             self._to_look_at.clear()
             self._wake.clear()
             if ids:
-                jobs = await adrive(connection, target.conn_id, self._schema, steps.look(ids))
+                jobs = await adrive(
+                    connection, target.conn_id, self._schema, steps.look(ids), answer_s=self._answer_s
+                )
                 for job_id in ids:
                     self._seen(job_id, jobs.get(job_id), target)
             yield None
@@ -219,7 +226,8 @@ class Watcher:
 
     async def _say(self, connection: Connection, statement: bytes, conn_id: str) -> None:
         try:
-            await connection.execute(statement)
+            async with _answer_within(connection, conn_id, self._answer_s):
+                await connection.execute(statement)
         except psycopg.errors.ReadOnlySqlTransaction:  # LISTEN is refused by standbys alone
             raise standby(conn_id) from None
         except psycopg.Error as error:
@@ -227,7 +235,7 @@ class Watcher:
 
     async def _call(self, target: Target, job: Job) -> None:
         try:
-            await acall(target, self._application_name, self._schema, job)
+            await acall(target, self._application_name, self._schema, job, answer_s=self._answer_s)
         except (DblinkError, psycopg.Error, OSError) as error:
             log.warning("Calling job %s failed: %s", job.id, error)
 
@@ -250,10 +258,13 @@ def demand_session(target: Target, what: str) -> None:
         )
 
 
-async def acall(target: Target, application_name: str, schema: str, job: Job) -> None:
+async def acall(
+    target: Target, application_name: str, schema: str, job: Job, *, answer_s: float = _ANSWER_S
+) -> None:
     """Call the procedure that runs a job, and return when the job is seen running.
 
-    :raises DblinkError: where no connection comes about.
+    :param answer_s: seconds that each answer of the server may take.
+    :raises DblinkError: where no connection comes about, or no answer.
     :raises psycopg.Error: if the connection is lost.
     """
     connection = await aconnect(target, application_name=application_name, direct=True)
@@ -262,13 +273,16 @@ async def acall(target: Target, application_name: str, schema: str, job: Job) ->
     try:
         if job.statement_timeout is not None:
             setting = "SELECT pg_catalog.set_config('statement_timeout', %s, false)"
-            await connection.execute(setting, [job.statement_timeout])
+            async with _answer_within(connection, target.conn_id, answer_s):
+                await connection.execute(setting, [job.statement_timeout])
         connection.pgconn.send_query(call_message(schema, job.id).as_string(connection).encode())
         claimed = until_claimed(connection.pgconn, notices, time.monotonic() + _CLAIM_S)
         # Not the connection's own wait: it cancels what runs when the triggerer is stopped.
         ended = await waiting.wait_async(claimed, connection.pgconn.socket, _LOOK_S)
         if ended and not notices:
-            for result in await connection.wait(fetch_many(connection.pgconn)):
+            async with _answer_within(connection, target.conn_id, answer_s):
+                results = await connection.wait(fetch_many(connection.pgconn))
+            for result in results:
                 if result.status == pq.ExecStatus.FATAL_ERROR:
                     failure = error_from_result(result, encoding=connection.info.encoding)
                     raise from_psycopg(failure, target.conn_id, "calling the job")
@@ -276,20 +290,27 @@ async def acall(target: Target, application_name: str, schema: str, job: Job) ->
         await connection.close()
 
 
-async def acancel(target: Target, application_name: str, schema: str, job_id: UUID) -> Job | None:
+async def acancel(
+    target: Target, application_name: str, schema: str, job_id: UUID, *, answer_s: float = _ANSWER_S
+) -> Job | None:
     """Cancel a job and wait up to three seconds for its end; returns it as it is then.
 
+    :param answer_s: seconds that each answer of the server may take.
     :returns: ``None`` if there is no such job.
-    :raises DblinkError: where no connection comes about, and what the server says.
+    :raises DblinkError: where no connection comes about, or no answer, and what the server says.
     """
     async with await aconnect(target, application_name=application_name, direct=True) as connection:
-        return await adrive(connection, target.conn_id, schema, steps.cancel(job_id))
+        return await adrive(connection, target.conn_id, schema, steps.cancel(job_id), answer_s=answer_s)
 
 
-async def adrive(connection: Connection, conn_id: str, schema: str, procedure: Steps[T]) -> T:
+async def adrive(
+    connection: Connection, conn_id: str, schema: str, procedure: Steps[T], *, answer_s: float = _ANSWER_S
+) -> T:
     """Do what *procedure* says, step by step.
 
+    :param answer_s: seconds that each answer of the server may take; the connection is closed then.
     :raises RemoteError: what the server says.
+    :raises TransientError: 08006 if it says nothing.
     """
     rows: list[dict[str, Any]] = []
     try:
@@ -298,11 +319,28 @@ async def adrive(connection: Connection, conn_id: str, schema: str, procedure: S
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
             else:
-                rows = await _arun(connection, conn_id, schema, step)
+                async with _answer_within(connection, conn_id, answer_s):
+                    rows = await _arun(connection, conn_id, schema, step)
             step = procedure.send(rows)
     except StopIteration as done:
         result: T = done.value
         return result
+
+
+@asynccontextmanager
+async def _answer_within(connection: Connection, conn_id: str, seconds: float) -> AsyncIterator[None]:
+    """Bound the wait for an answer; no answer closes the connection.
+
+    :raises TransientError: 08006.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise TransientError(f"the server did not answer within {seconds:.0f} s", conn_id, "08006") from None
+    except asyncio.CancelledError:
+        await connection.close()
+        raise
 
 
 async def _arun(connection: Connection, conn_id: str, schema: str, step: Step) -> list[dict[str, Any]]:
