@@ -256,7 +256,7 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
     """
     if given.built_in and wanted.built_in:
         if given.base_type == wanted.base_type:
-            return None
+            return _as_is(given)
         params = {"source": given.base_type, "target": wanted.base_type}
         if given.element and wanted.element:  # arrays are assigned as their elements are
             params = {"source": given.element, "target": wanted.element}
@@ -267,13 +267,26 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
             return str(names[0]["format_type"])
     elif given.attributes and wanted.attributes and given.attributes != wanted.attributes:
         pass  # composites of one name, but other or reordered attributes
+    elif function := _assignment_function(destination, given, wanted):
+        # Those of citext are those of text; what another type's do is not for us to know.
+        if wanted.base_name == "citext" and given.built_in:
+            return "text"
+        raise UsageError(
+            f"column {pair.destination!r} is of type {wanted.name}, to which PostgreSQL assigns {given.name}"
+            f" by function {function}, and it would be read as text from {pair.source!r} of"
+            f" {source.conn_id!r}",
+            destination.conn_id,
+            "42804",
+            hint=f"say what it should be in source_sql, e.g. {pair.source}::text",
+        )
     elif (
         wanted.is_string
         or {given.name, given.base_name} & {wanted.name, wanted.base_name}
         or (given.element_name is not None and given.element_name == wanted.element_name)
         or (given.is_string and not wanted.built_in)
     ):
-        return None
+        # Padding is no value to a char(n), so let the source leave it out before rows are compared.
+        return "bpchar" if wanted.built_in and wanted.base_name == "bpchar" else None
     raise UsageError(
         f"column {pair.destination!r} is of type {wanted.name},"
         f" but {pair.source!r} of {source.conn_id!r} is {given.name}",
@@ -281,6 +294,21 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
         "42804",
         hint=f"cast it in source_sql: {pair.source}::{wanted.name}",
     )
+
+
+def _as_is(kind: Type) -> str | None:
+    """Return the type to cast to in the source, so that a value arrives as it is stored."""
+    if not kind.is_xml:
+        return None
+    return "text[]" if kind.element else "text"
+
+
+def _assignment_function(destination: Side, given: Type, wanted: Type) -> str | None:
+    """Return the function by which the destination assigns one type to the other, if it does so by one."""
+    if not given.built_in or wanted.built_in:
+        return None
+    found = destination.rows("cast_function", {"source": given.base_type, "target": wanted.base_type})
+    return str(found[0]["name"]) if found else None
 
 
 def _refuse_other_time_zone(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> None:
@@ -308,6 +336,7 @@ def _route_to_new_table(
             log.warning(
                 "%s has no type %s: %r becomes text", destination.conn_id, pair.type_name, pair.destination
             )
-        routed.append(pair if row["known"] else replace(pair, type_name="text"))
+        name = pair.type_name if row["known"] else "text"
+        routed.append(replace(pair, type_name=name, cast=_as_is(there[pair.source_type])))
     binary = all(goes_in_binary(there[pair.source_type], there[pair.source_type], None) for pair in pairs)
     return tuple(routed), "binary" if binary else "text"

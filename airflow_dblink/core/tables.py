@@ -23,7 +23,8 @@ _SQL = statements("catalog.sql")
 # are PostgreSQL's own too, but another version numbers them anew (information_schema's domains).
 _FIRST_VARYING_OID = 10000
 _NOT_A_NAME = ("0A000", "42501", "42601", "42602")  # also: another database; a schema that is closed
-_UNRECEIVED = {"int2vector", "oidvector"}  # not an empty one
+# Vectors: not an empty one. Of xml the binary form has an encoding of its own, or is without declaration.
+_UNRECEIVED = {"int2vector", "oidvector", "xml"}
 _STRING = "S"  # pg_type.typcategory
 
 
@@ -193,6 +194,11 @@ class Type:
         """
         schema = sql.Identifier(self.equals_schema or "pg_catalog")
         return sql.SQL("{} OPERATOR({}.=) {}").format(left, schema, right)
+
+    @property
+    def is_xml(self) -> bool:
+        """Whether it is xml or an array of it, whose output leaves out the declaration that is stored."""
+        return "xml" in (self.base_name, self.element_name)
 
     @property
     def is_catalog_reference(self) -> bool:

@@ -9,9 +9,8 @@ from itertools import count
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.embedded.server import Server, servers
+from airflow_dblink.embedded.server import Server
 from tests.databases import Database, new_database
-from tests.debian import postgres_bindir
 from tests.transfers import transfer
 
 # Type, and an expression of that type that either server evaluates.
@@ -247,33 +246,6 @@ def test_a_value_that_has_no_portable_binary_form_arrives_as_it_was(
     here: tuple[Database, Database], type_name: str, value: str
 ) -> None:
     assert moved(here, type_name, value, forced=False) == "text"
-
-
-@pytest.fixture(scope="module")
-def with_libxml() -> Iterator[tuple[Database, Database]]:
-    """Give two databases of the system's PostgreSQL: the embedded one has no libxml."""
-    with (
-        servers("system", bindir=postgres_bindir()) as (server,),
-        new_database(server, "source") as source,
-        new_database(server, "warehouse") as warehouse,
-    ):
-        for database in (source, warehouse):
-            database.execute("CREATE TYPE mood AS ENUM ('ok')")
-            database.admin(f'ALTER ROLE "{server.role}" SET xmloption = document')
-        yield source, warehouse
-
-
-@pytest.mark.parametrize(
-    "value", ["<a b='1'>x</a>", "two <b/> things", '<?xml version="1.0" standalone="yes"?><a>ä</a>', ""]
-)
-@pytest.mark.parametrize("forced", [False, True])
-def test_xml_documents_and_content_arrive_whatever_the_roles_xmloption(
-    with_libxml: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch, value: str, forced: bool
-) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_SOURCE", with_libxml[0].uri)
-    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", with_libxml[1].uri)
-    expression = "xmlparse(content {})".format("'" + value.replace("'", "''") + "'")
-    assert moved(with_libxml, "xml", expression, forced=forced) == ("text" if forced else "binary")
 
 
 @pytest.mark.parametrize(

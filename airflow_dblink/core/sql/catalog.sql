@@ -141,6 +141,12 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_cast
                 WHERE castsource = %(source)s AND casttarget = %(target)s AND castcontext IN ('a', 'i'))
        OR (SELECT typcategory = 'S' FROM pg_catalog.pg_type WHERE oid = %(target)s);
 
+-- name: cast_function
+-- The function by which a value of the one type is assigned to a column of the other.
+SELECT castfunc::regproc::text AS name
+  FROM pg_catalog.pg_cast
+ WHERE castsource = %(source)s AND casttarget = %(target)s AND castcontext IN ('a', 'i') AND castmethod = 'f';
+
 -- name: sequences
 -- Sequences that belong to columns (serial or identity), and whether the role may read and set
 -- them and read the column. Those that count down are not for us to judge, nor those owned by a

@@ -69,6 +69,8 @@ class Checksum:
         :param built_in: whether the value is of that type on both sides; else its text is compared.
         """
         name = kind.base_name
+        if built_in and kind.element_name == "bpchar":
+            value = sql.SQL("{}::text[]").format(value)  # without the padding, which is no value
         if not built_in or kind.send is None or kind.is_catalog_reference or name in _TEXT:
             text = sql.SQL("{}::text").format(value)
             return (
