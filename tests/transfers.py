@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 from airflow_dblink.operators.transfer import DblinkTransferOperator
 from tests.databases import Database
+from tests.integration.tasks import context
 from tests.stores import MemoryStore
 
 
@@ -24,11 +24,7 @@ def operator(**arguments: Any) -> DblinkTransferOperator:
 
 def execute(task: DblinkTransferOperator, store: MemoryStore | None = None, max_tries: int = 0) -> Any:
     """Execute *task* as its first try."""
-    context: Any = {
-        "ti": SimpleNamespace(max_tries=max_tries, try_number=1),
-        "task_state_store": store or MemoryStore(),
-    }
-    return task.execute(context)
+    return task.execute(context(store, max_tries=max_tries))
 
 
 def transfer(table: str = "item", **arguments: Any) -> Any:

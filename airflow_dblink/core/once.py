@@ -4,10 +4,7 @@ PostgreSQL gives a transaction its id before the work. That id is stored first
 (:meth:`Once.begin`), then the work is done and committed. A later try reads the stored id
 and asks the server for the outcome (:meth:`Once.recall`). Nothing is installed on the server.
 
-What is stored, as JSON under :data:`KEY`:
-``ticket`` (transaction, session, server), ``life`` (see :class:`Once`), ``result`` (what a
-retry should return, once known), ``ended`` (``returned``, or ``unknown`` after
-:class:`OutcomeUnknownError`).
+What is stored, as JSON under :data:`KEY`, is in :mod:`airflow_dblink.core.tickets`.
 """
 
 from __future__ import annotations
@@ -35,6 +32,7 @@ from airflow_dblink.core.errors import (
 from airflow_dblink.core.own_sql import PIN, UNPIN, ask
 from airflow_dblink.core.script import parts
 from airflow_dblink.core.sqlfiles import statements
+from airflow_dblink.core.tickets import Stored, read
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +66,9 @@ class Once:
     :ivar life: grows when the user clears the task: what an earlier life finished is done
         anew, what it left unfinished is looked into.
     :ivar orphan_timeout_s: how long an earlier try's transaction may go on, in seconds.
+    :ivar task: names the task, JSON-able; a ticket that names another is not taken over.
+    :ivar application_name: of the transaction; by default what *connection* has. An earlier try's
+        transaction is ended, and taken over while it runs, only where it has the same.
     :ivar awaited: the ticket of the transaction whose end :meth:`recall` asks or waits for.
     """
 
@@ -76,6 +77,8 @@ class Once:
     store: Store
     life: int = 0
     orphan_timeout_s: float = 3600.0
+    task: Mapping[str, Any] | None = None
+    application_name: str | None = None
     awaited: Mapping[str, Any] | None = None
     _ticket: dict[str, Any] | None = None
 
@@ -96,40 +99,46 @@ class Once:
 
         :returns: the stored result, ``{}`` where none was stored; ``None`` to go on.
         :raises OutcomeUnknownError: if the server can't tell: another server answers, or the
-            id is too old or was handed out again.
+            id is too old or was handed out again; or what is stored is another task's, or may be.
         """
-        state = self.store.get(KEY)
-        if not isinstance(state, dict):
-            return None
-        if state.get("ended") and state["life"] < self.life:
-            return None  # cleared by the user, who has seen the end
-        if state.get("ended") == "returned":
-            return dict(state.get("result") or {})
-        ticket = self.awaited = state["ticket"]
+        stored = read(self.store.get(KEY))
+        if stored is None or (stored.ended and stored.life < self.life):
+            return None  # or cleared by the user, who has seen the end
         try:
-            outcome = self._outcome(ticket)
+            has_committed = self._has_committed(stored)
         except OutcomeUnknownError:
-            self.store.set(KEY, {**state, "life": self.life, "ended": "unknown"})
+            self._note({"task": stored.task, "ticket": stored.ticket, "ended": "unknown"})
             raise
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, "asking for the outcome of an earlier try") from None
         self.awaited = None
-        log.info("Transaction %s of an earlier try on %s: %s.", ticket["xid"], self.conn_id, outcome)
-        if outcome == "aborted":
-            return None
-        return dict(state.get("result") or {})
+        return dict(stored.result) if has_committed else None
+
+    def _has_committed(self, stored: Stored) -> bool:
+        if why := stored.why_not_of(self.task):
+            raise self._unknown(stored.xid, why)
+        outcome: str = "committed"
+        if stored.ticket is not None and stored.ended != "returned":
+            self.awaited = stored.ticket
+            outcome = self._outcome(stored.ticket)
+            log.info("Transaction %s of an earlier try on %s: %s.", stored.xid, self.conn_id, outcome)
+        if outcome == "committed" and self.task is not None and stored.task is None:
+            raise self._unknown(
+                stored.xid, "what is stored of it, by an earlier version, doesn't say whose it is"
+            )
+        return outcome == "committed"
 
     def _outcome(self, ticket: Mapping[str, Any]) -> str:
         now = self._one("server")
         if any(now[fact] != ticket[fact] for fact in _SERVER):
-            raise self._unknown(ticket, "another server, database or timeline answers now")
+            raise self._unknown(ticket["xid"], "another server, database or timeline answers now")
         outcome = self._wait_for_end(ticket)
         if outcome is None:
-            raise self._unknown(ticket, "the server no longer knows the transaction")
+            raise self._unknown(ticket["xid"], "the server no longer knows the transaction")
         # After a crash an id that never reached the WAL may have been given to somebody else:
         # "aborted" is then still true of ours, "committed" need not be.
         if outcome == "committed" and now["crash_epoch"] != ticket["crash_epoch"]:
-            raise self._unknown(ticket, "the server crashed or its statistics were reset since")
+            raise self._unknown(ticket["xid"], "the server crashed or its statistics were reset since")
         return outcome
 
     def _wait_for_end(self, ticket: Mapping[str, Any]) -> str | None:
@@ -137,11 +146,12 @@ class Once:
         deadline = started + self.orphan_timeout_s
         waits_since: float | None = None
         cancelled_at: float | None = None
-        said = False
+        said = is_others = False
         while (outcome := self._status(ticket)) == "in progress":
             now = time.monotonic()
-            orphan = self._one("orphan", ticket)
+            orphan = self._one("orphan", {**ticket, "application_name": self._name})
             waits_for_client = bool(orphan and orphan["waits_for_client"])
+            is_others = is_others or bool(orphan and not orphan["is_ours"])
             waits_since = (waits_since or now) if waits_for_client else None
             if not said:
                 log.info("Transaction %s of an earlier try still runs: waiting for its end.", ticket["xid"])
@@ -149,18 +159,21 @@ class Once:
             if (waits_since and now - waits_since >= _CLIENT_GRACE_S) or (
                 cancelled_at and now - cancelled_at >= _CANCEL_GRACE_S
             ):
-                self._one("terminate_orphan", ticket)
+                self._end("terminate_orphan", ticket)
             elif now >= deadline and cancelled_at is None:
                 log.warning("orphan_timeout is over: cancelling transaction %s.", ticket["xid"])
-                self._one("cancel_orphan", ticket)
+                self._end("cancel_orphan", ticket)
                 cancelled_at = now
             if now >= deadline + 6 * _CANCEL_GRACE_S:
                 raise TransientError(
-                    f"transaction {ticket['xid']} of an earlier try still runs, and this role can't end it",
+                    f"transaction {ticket['xid']} of an earlier try still runs, and this task can't end it",
                     self.conn_id,
                     hint=f"end it on the server: SELECT pg_terminate_backend({ticket['pid']})",
                 )
             self._sleep()
+        if is_others and outcome == "committed":
+            why = f"its session's application_name was not {self._name!r}, as this task's is"
+            raise self._unknown(ticket["xid"], why)
         return outcome
 
     def end_awaited(self) -> None:
@@ -170,13 +183,23 @@ class Once:
         """
         if (ticket := self.awaited) is None:
             return
-        self._one("cancel_orphan", ticket)
+        self._end("cancel_orphan", ticket)
         deadline = time.monotonic() + _KILL_GRACE_S
         while self._status(ticket) == "in progress":
             if time.monotonic() >= deadline:
-                self._one("terminate_orphan", ticket)
+                self._end("terminate_orphan", ticket)
                 return
             time.sleep(0.05)
+
+    def _end(self, how: str, ticket: Mapping[str, Any]) -> None:
+        """Cancel or terminate an earlier try's transaction, where its session says that it is this task's."""
+        self._one(how, {**ticket, "application_name": self._name})
+
+    @property
+    def _name(self) -> str:
+        if self.application_name is not None:
+            return self.application_name
+        return self.connection.info.parameter_status("application_name") or ""
 
     def _sleep(self) -> None:
         until = time.monotonic() + _POLL_S
@@ -189,16 +212,16 @@ class Once:
         try:
             outcome = self._one("outcome", ticket)["outcome"]
         except InvalidParameterValue:  # "in the future": the id never reached the WAL before a crash
-            raise self._unknown(ticket, "the server has not reached the transaction's id") from None
+            raise self._unknown(ticket["xid"], "the server has not reached the transaction's id") from None
         return None if outcome is None else str(outcome)
 
     def _one(self, name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         rows = ask(self.connection, _SQL[name], params)
         return rows[0] if rows else {}
 
-    def _unknown(self, ticket: Mapping[str, Any], why: str) -> OutcomeUnknownError:
+    def _unknown(self, xid: str, why: str) -> OutcomeUnknownError:
         return OutcomeUnknownError(
-            f"an earlier try may have committed transaction {ticket['xid']}, but {why}",
+            f"an earlier try may have committed transaction {xid}, but {why}",
             self.conn_id,
             hint="look whether its effect is there: if so, mark the task as success; if not, clear it",
         )
@@ -217,6 +240,7 @@ class Once:
             # PostgreSQL then finishes and commits a statement whose client is gone.
             "client_connection_check_interval": "0",
             **(settings or {}),
+            "application_name": self._name,
             # Scripts are read by our lexer as the standard has it, whatever *settings* say.
             "standard_conforming_strings": "on",
         }
@@ -236,14 +260,14 @@ class Once:
                 self._ticket = cursor.fetchone()
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, "beginning the transaction") from None
-        self.store.set(KEY, {"ticket": self._ticket, "life": self.life})
+        self._note({"ticket": self._ticket})
 
     def keep(self, result: Mapping[str, Any]) -> None:
         """Store what a retry should return if it finds the transaction committed.
 
         :raises Exception: what the store raises for a superseded try.
         """
-        self.store.set(KEY, {"ticket": self._ticket, "life": self.life, "result": dict(result)})
+        self._note({"ticket": self._ticket, "result": dict(result)})
 
     def commit(self, result: Mapping[str, Any]) -> None:
         """Store what a retry should return, then commit.
@@ -307,8 +331,10 @@ class Once:
 
         Cleared after that it runs anew; cleared before that, the outcome is looked into.
         """
-        state = {"ticket": self._ticket, "life": self.life, "result": dict(result), "ended": "returned"}
-        self.store.set(KEY, state)
+        self._note({"ticket": self._ticket, "result": dict(result), "ended": "returned"})
+
+    def _note(self, state: Mapping[str, Any]) -> None:
+        self.store.set(KEY, {"task": self.task and dict(self.task), "life": self.life, **state})
 
 
 def check_script(script: str, conn_id: str, *, alternative: str = "transaction=False") -> None:

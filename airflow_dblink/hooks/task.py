@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import get_current_context
 from airflow.sdk.observability.stats import normalize_name_for_stats, timing
@@ -17,7 +18,13 @@ def task_name() -> str | None:
         ti = get_current_context()["ti"]
     except RuntimeError:
         return None
-    return application_name(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index)
+    return application_name(**task_key(ti))
+
+
+def task_key(ti: Any) -> dict[str, Any]:
+    """Return what tells the task of *ti* from all others, whichever try it is."""
+    map_index = -1 if ti.map_index is None else ti.map_index
+    return {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id, "map_index": map_index}
 
 
 def report(event: WaitEvent, conn_id: str, seconds: float) -> None:

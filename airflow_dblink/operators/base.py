@@ -19,6 +19,7 @@ from airflow_dblink.core.errors import DblinkError, OutcomeUnknownError, Stopped
 from airflow_dblink.core.once import Once
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.hooks.task import task_key, task_name
 from airflow_dblink.operators.arguments import demand_text
 
 if TYPE_CHECKING:
@@ -166,6 +167,8 @@ class DblinkBaseOperator(BaseOperator):
             # Clearing a finished task raises max_tries: retries within one life don't.
             life=ti.max_tries,
             orphan_timeout_s=orphan.total_seconds(),
+            task=task_key(ti),
+            application_name=parse_session_settings(conn_id, self.session_settings).get("application_name"),
         )
 
     def _recall(self, context: Context, hook: DblinkHook, once: Once) -> dict[str, Any] | None:
@@ -178,7 +181,10 @@ class DblinkBaseOperator(BaseOperator):
             if once.awaited is not None and (killed or timed_out):
                 # The waiting connection may be in the middle of a statement.
                 limit = time_limit(hook.conn_id, _END_AWAITED_S)
-                with suppress(DblinkError, psycopg.Error), connect(hook.target(), check=limit) as connection:
+                with (
+                    suppress(DblinkError, psycopg.Error),
+                    connect(hook.target(), application_name=task_name(), check=limit) as connection,
+                ):
                     replace(once, connection=connection).end_awaited()
             raise
 

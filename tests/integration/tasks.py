@@ -31,6 +31,9 @@ class TaskInstance(SimpleNamespace):
         return {self.run_id: {self.task_id: self.wanted}}
 
 
+#: Names the task of :func:`context` in its tickets.
+TASK = {"dag_id": "dag", "task_id": "task", "run_id": "run", "map_index": -1}
+
 #: What is logged by a try that has found a statement of an earlier one still running.
 WAITS = "waiting for its end"
 

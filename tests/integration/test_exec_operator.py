@@ -17,7 +17,7 @@ from airflow_dblink.operators.execute import DblinkExecOperator
 from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
-from tests.integration.tasks import WAITS, context, kill_when_active
+from tests.integration.tasks import TASK, WAITS, context, kill_when_active
 from tests.stores import MemoryStore, StaleTryError
 from tests.transfers import meanwhile
 
@@ -282,7 +282,7 @@ def test_a_kill_while_waiting_for_an_orphan_ends_that_too(
     """The first try's statement goes on without its worker; then a user marks the retry as failed."""
     caplog.set_level("INFO")
     worker = connect(table.target)
-    orphan = Once(worker, "source", store)
+    orphan = Once(worker, "source", store, task=TASK)
     orphan.begin()
     worker.pgconn.send_query(b"INSERT INTO t VALUES (1); SELECT pg_sleep(60); COMMIT")
     task = _operator("INSERT INTO t VALUES (2)", retries=2)
@@ -307,7 +307,7 @@ def test_a_stopping_worker_leaves_an_orphan_to_the_next_try(
 ) -> None:
     caplog.set_level("INFO")
     worker = connect(table.target)
-    orphan = Once(worker, "source", store)
+    orphan = Once(worker, "source", store, task=TASK)
     orphan.begin()
     with closed_gate(table) as open_gate:
         worker.pgconn.send_query(f"INSERT INTO t VALUES (1); SELECT {GATE}; COMMIT".encode())  # noqa: S608 - ours

@@ -32,18 +32,21 @@ SELECT pg_catalog.pg_xact_status(%(xid)s::xid8) AS outcome;
 -- name: orphan
 -- The session that still runs the transaction. backend_xid holds 32 bits of the id; pid and
 -- backend_start alone would also find a pooler's session that has moved on.
-SELECT state LIKE 'idle%%' OR wait_event = 'ClientRead' AS waits_for_client
+SELECT state LIKE 'idle%%' OR wait_event = 'ClientRead' AS waits_for_client,
+       application_name = %(application_name)s::pg_catalog.name::text AS is_ours
   FROM pg_catalog.pg_stat_activity
  WHERE pid = %(pid)s
    AND extract(epoch FROM backend_start)::text = %(backend_start)s
    AND backend_xid::text::bigint = %(xid)s::bigint %% 4294967296;
 
 -- name: cancel_orphan
+-- Whoever wrote the ticket: only what says that it is this task's is ended.
 SELECT pg_catalog.pg_cancel_backend(pid)
   FROM pg_catalog.pg_stat_activity
  WHERE pid = %(pid)s
    AND extract(epoch FROM backend_start)::text = %(backend_start)s
-   AND backend_xid::text::bigint = %(xid)s::bigint %% 4294967296;
+   AND backend_xid::text::bigint = %(xid)s::bigint %% 4294967296
+   AND application_name = %(application_name)s::pg_catalog.name::text;
 
 -- name: terminate_orphan
 -- Cancel does nothing to a session that is idle in a transaction or waits in COPY FROM STDIN.
@@ -51,4 +54,5 @@ SELECT pg_catalog.pg_terminate_backend(pid)
   FROM pg_catalog.pg_stat_activity
  WHERE pid = %(pid)s
    AND extract(epoch FROM backend_start)::text = %(backend_start)s
-   AND backend_xid::text::bigint = %(xid)s::bigint %% 4294967296;
+   AND backend_xid::text::bigint = %(xid)s::bigint %% 4294967296
+   AND application_name = %(application_name)s::pg_catalog.name::text;
