@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Self, TypeVar
@@ -198,7 +198,7 @@ def connect(
     check: Check | None = None,
     observe: Observe | None = None,
     event: WaitEvent = "DblinkConnect",
-    row_factory: Any = None,
+    arguments: Mapping[str, Any] | None = None,
     autocommit: bool = True,
     direct: bool = False,
 ) -> LinkConnection:
@@ -213,6 +213,7 @@ def connect(
     :param check: asked about ten times a second while waiting, for the login too; raises to stop.
     :param observe: told of every wait.
     :param event: what connecting counts as.
+    :param arguments: psycopg's own, such as ``row_factory``; *autocommit* apart.
     :param direct: around the pooler, where the target has an address for that.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
@@ -226,23 +227,19 @@ def connect(
     """
     free = check_credential(target, own_identity=own_identity)
     conninfo = target.conninfo(application_name=application_name, direct=direct or _needs_direct(target))
-    options: dict[str, Any] = {"row_factory": row_factory} if row_factory else {}
+    # Prepared statements break behind transaction poolers.
+    options = {"prepare_threshold": target.psycopg.get("prepare_threshold"), **(arguments or {})}
     asked = _asked_meanwhile.set(check)
     try:
         with waiting(event, target.conn_id, observe):
-            connection = LinkConnection.connect(
-                conninfo,
-                autocommit=True,
-                prepare_threshold=None,  # prepared statements break behind transaction poolers
-                **options,
-            )
+            connection = LinkConnection.connect(conninfo, autocommit=True, **options)
     except psycopg.Error as error:
         raise _not_established(target, error) from None
     finally:
         _asked_meanwhile.reset(asked)
     try:
         if not free:
-            _demand_used_credential(target, connection)
+            check_used_credential(target, connection.pgconn)
         connection.check = check
         if target.session_settings:
             connection.wait(_apply_settings(target, connection))
@@ -271,7 +268,7 @@ async def aconnect(
         raise _not_established(target, error) from None
     try:
         if not free:
-            _demand_used_credential(target, connection)
+            check_used_credential(target, connection.pgconn)
         if target.session_settings:
             # Not the connection's own wait: cancelled, it would wait for the server once more.
             settings = _apply_settings(target, connection)
@@ -328,13 +325,17 @@ def _no_credential(target: Target) -> CredentialError:
     )
 
 
-def _demand_used_credential(target: Target, connection: BaseConnection[Any]) -> None:
-    pgconn = connection.pgconn
+def check_used_credential(target: Target, pgconn: Any) -> None:
+    """Refuse a connection that came about without the credential of *target*.
+
+    :param pgconn: what tells of an open connection: psycopg's ``pgconn``, or psycopg2's ``info``.
+    :raises CredentialError: 2F003.
+    """
     if pgconn.used_password:
         used = bool(target.params.get("password"))  # else it was PGPASSWORD's or .pgpass's
     else:
         certificate = target.params.get("sslcert") and pgconn.ssl_in_use
-        used = bool(certificate or (target.delegates and pgconn.used_gssapi))
+        used = bool(certificate or (target.delegates and getattr(pgconn, "used_gssapi", False)))
     if used:
         return
     raise CredentialError(

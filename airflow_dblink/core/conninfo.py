@@ -20,6 +20,11 @@ OWN_OPTIONS = frozenset(
     {"password_required", "direct_host", "direct_port", "pooling_mode", "session_settings", "job_schema"}
 )
 
+#: Arguments of psycopg's own ``connect``, which aren't libpq's.
+PSYCOPG_ARGUMENTS = frozenset({"autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context"})
+#: What is as secret as the password, among libpq's parameters.
+SECRETS = ("sslpassword", "oauth_client_secret")
+
 # NAMEDATALEN - 1: PostgreSQL cuts application_name silently after this many bytes.
 _NAME_BYTES = 63
 # TCP's own patience is two hours where nothing is said, a quarter of one where no answer comes.
@@ -48,6 +53,8 @@ class Target:
     :ivar pooling_mode: ``none``, or the pool mode of the pooler that *params* lead to.
     :ivar session_settings: run-time parameters for every session.
     :ivar job_schema: schema of the table of remote jobs.
+    :ivar psycopg: what the connection says of psycopg's own arguments: ``autocommit`` (of ``get_conn()``
+        alone) and ``prepare_threshold``.
     """
 
     conn_id: str
@@ -58,6 +65,7 @@ class Target:
     pooling_mode: PoolingMode = "none"
     session_settings: Mapping[str, str] = field(default_factory=dict)
     job_schema: str = "airflow_dblink"
+    psycopg: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_direct_address(self) -> bool:
@@ -145,6 +153,7 @@ def target_from_extra(
         pooling_mode=cast("PoolingMode", pooling),
         session_settings=_settings(option("session_settings"), given.get("session_settings")),
         job_schema=_schema_name(option("job_schema"), given.get("job_schema")),
+        psycopg=_psycopg_arguments(conn_id, extra),
     )
 
 
@@ -205,6 +214,26 @@ def _boolean(option: _Option, value: object) -> bool:
     if text in ("false", "f", "no", "off", "0"):
         return False
     raise option.wrong(value, "true or false")
+
+
+def _psycopg_arguments(conn_id: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: extra[name] for name in sorted(PSYCOPG_ARGUMENTS.intersection(extra))}
+    if objects := [name for name in given if name not in ("autocommit", "prepare_threshold")]:
+        raise UsageError(
+            f"field {objects[0]!r} of the connection would have to be an object of Python's",
+            conn_id,
+            hint='for rows as dicts or named tuples "cursor": "dictcursor" or "namedtuplecursor"; else set'
+            " it on what get_conn() returns",
+        )
+    if "autocommit" in given:
+        given["autocommit"] = _boolean(_Option(conn_id, "autocommit", is_argument=False), given["autocommit"])
+    if given.get("prepare_threshold") is not None:
+        text = str(given["prepare_threshold"]).strip()
+        if not text.isdecimal():
+            option = _Option(conn_id, "prepare_threshold", is_argument=False)
+            raise option.wrong(text, "a number of executions, or null for never")
+        given["prepare_threshold"] = int(text)
+    return given
 
 
 def _schema_name(option: _Option, value: object) -> str:

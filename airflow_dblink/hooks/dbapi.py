@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from airflow.providers.postgres.hooks.postgres import PostgresHook
 from psycopg.types.json import Json
 
-from airflow_dblink.core.connection import Check, LinkConnection, check_credential, connect
+from airflow_dblink.core.connection import Check, LinkConnection, connect
 from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.hooks.engine import EngineSide
 from airflow_dblink.hooks.task import report, task_name
 
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL, Engine
 
-
-class DbApiSide(PostgresHook):
+class DbApiSide(EngineSide):
     """PostgresHook on psycopg 3, under the credential rule; :class:`DblinkHook` says where it connects."""
 
     _check: Check | None
-
-    @abstractmethod
-    def target(self, conn_id: str | None = None) -> Target:
-        """Return where and how *conn_id* connects."""
-
-    @property
-    @abstractmethod
-    def conn_id(self) -> str:
-        """Airflow connection of the unnamed link."""
 
     @property
     def schema(self) -> str | None:
@@ -42,7 +28,9 @@ class DbApiSide(PostgresHook):
         self.database = database
 
     def get_conn(self) -> LinkConnection:
-        """Return a new psycopg 3 connection, not in autocommit mode, under the credential rule.
+        """Return a new psycopg 3 connection under the credential rule.
+
+        Not in autocommit mode, unless the connection's Extra says ``autocommit``.
 
         For :class:`~airflow.providers.common.sql.hooks.sql.DbApiHook` and its users, who close
         it: never a link's. An ``execution_timeout`` cancels what it runs.
@@ -50,33 +38,28 @@ class DbApiSide(PostgresHook):
         :raises CredentialError: 2F003, see :meth:`connect`.
         :raises TransientError: 08001 where the server can't be reached or refuses.
         """
-        cursor = self.connection.extra_dejson.get("cursor")
-        self.conn = connection = self._new_connection(self._get_cursor(cursor) if cursor else None)
+        target = self.target()
+        arguments = {k: v for k, v in target.psycopg.items() if k == "autocommit"}
+        if cursor := self.connection.extra_dejson.get("cursor"):
+            arguments["row_factory"] = self._get_cursor(cursor)
+        self.conn = connection = self._new_connection(target, arguments)
         if self.enable_log_db_messages:
             connection.add_notice_handler(self._notice_handler)
         return connection
 
-    def _new_connection(self, row_factory: Any = None) -> LinkConnection:
+    def _new_connection(self, target: Target, arguments: Mapping[str, Any] | None = None) -> LinkConnection:
+        others = dict(arguments or {})
         connection = connect(
-            self.target(),
+            target,
             application_name=task_name(),
-            row_factory=row_factory,
-            autocommit=False,
+            autocommit=bool(others.pop("autocommit", False)),
+            arguments=others,
             check=self._check,
             observe=report,
             event="DblinkGetConnect",
         )
         connection.abort_when_stopped = True
         return connection
-
-    def get_sqlalchemy_engine(self, engine_kwargs: dict[str, Any] | None = None) -> Engine:
-        """Return an engine whose connections are made as :meth:`get_conn` makes them.
-
-        Under the credential rule, that is, and with the connection's session settings.
-
-        :param engine_kwargs: of :func:`sqlalchemy.create_engine`.
-        """
-        return super().get_sqlalchemy_engine({"creator": self._new_connection, **(engine_kwargs or {})})
 
     def insert_rows(
         self,
@@ -94,33 +77,6 @@ class DbApiSide(PostgresHook):
         """
         super().insert_rows(  # type: ignore[no-untyped-call] # Airflow's
             table, rows, target_fields, commit_every or None, replace, **kwargs
-        )
-
-    @property
-    def sqlalchemy_url(self) -> URL:
-        """The URL for SQLAlchemy, with every libpq option of the connection (TLS, several hosts).
-
-        :raises CredentialError: 2F003 where the connection brings no credential; see :meth:`connect`.
-        """
-        from sqlalchemy.engine import URL
-
-        target = self.target()
-        check_credential(target, own_identity=False)
-        params = {k: str(v) for k, v in target.params.items() if v not in (None, "")}
-        user, password = params.pop("user", None), params.pop("password", None)
-        database = params.pop("dbname", None)
-        more = self.connection.extra_dejson.get("sqlalchemy_query") or {}
-        if not isinstance(more, Mapping):
-            raise UsageError("field 'sqlalchemy_query' of the connection must be an object", self.conn_id)
-        hosts = params.get("host", "").count(",") + 1
-        if "port" in params and "," not in params["port"]:  # libpq's rule: one port is all hosts'
-            params["port"] = ",".join([params["port"]] * hosts)
-        return URL.create(
-            self.sqlalchemy_scheme,
-            username=user,
-            password=password,
-            database=database,
-            query={**params, **more},
         )
 
     @staticmethod

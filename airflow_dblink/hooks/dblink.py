@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, Connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import get_current_context
 from airflow.sdk.log import mask_secret
@@ -15,11 +14,11 @@ from airflow.sdk.log import mask_secret
 from airflow_dblink.core.connection import LinkConnection, connect
 from airflow_dblink.core.conninfo import (
     OWN_OPTIONS,
+    PSYCOPG_ARGUMENTS,
+    SECRETS,
     Target,
     is_conninfo,
-    is_libpq_option,
     target_from_conninfo,
-    target_from_extra,
 )
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.jobs.send import KEY, Submission
@@ -29,19 +28,11 @@ from airflow_dblink.core.links import Links
 from airflow_dblink.core.vocabulary import given_text
 from airflow_dblink.hooks.attach import AttachSide
 from airflow_dblink.hooks.dbapi import DbApiSide
+from airflow_dblink.hooks.target import TargetSide
 from airflow_dblink.hooks.task import report, task_name
 
-# Of PostgresHook and what it is made from.
-_PASSED_ON = {
-    *("connection", "database", "options", "schema", "sqlalchemy_scheme"),
-    *("enable_log_db_messages", "log_sql"),
-    *("escape_column_names", "escape_word_format", "insert_statement_format", "replace_statement_format"),
-}
-# The others say where the hook's own connection leads.
-_OF_EVERY_LINK = ("password_required", "session_settings", "job_schema")
 
-
-class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
+class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
     """dblink's vocabulary over Airflow connections of type ``postgres`` or ``dblink``.
 
     A context manager: leaving it closes all links, and cancels what still runs when it is left
@@ -68,7 +59,7 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
     default_conn_name = "dblink_default"
     conn_type = "dblink"
     hook_name = "PostgreSQL dblink"
-    ignored_extra_options = PostgresHook.ignored_extra_options | OWN_OPTIONS
+    ignored_extra_options = PostgresHook.ignored_extra_options | OWN_OPTIONS | PSYCOPG_ARGUMENTS
 
     def __init__(
         self,
@@ -82,16 +73,7 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
         check: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The base would drop them. Airflow's own SQL operators pass on what the connection's Extra has.
-        known = _PASSED_ON | self.ignored_extra_options | {self.conn_name_attr}
-        if unknown := sorted(name for name in kwargs if name not in known and not is_libpq_option(name)):
-            raise TypeError(
-                f"DblinkHook takes no {', '.join(unknown)}; the connection is dblink_conn_id, and run-time"
-                " parameters such as statement_timeout are session_settings"
-            )
-        database = kwargs.pop("schema", None)  # DbApiHook's word
         super().__init__(*args, **kwargs)
-        self.database = self.database or database
         self._own = {
             "password_required": password_required,
             "direct_host": direct_host,
@@ -116,11 +98,6 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
             self.links.abort_all()
 
     # -- from an Airflow connection to a link
-
-    @property
-    def conn_id(self) -> str:
-        """Airflow connection of the unnamed link."""
-        return str(self.get_conn_id())
 
     @property
     def links(self) -> Links:
@@ -169,7 +146,7 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
             if not is_conninfo(conn_id):
                 hint = f"there is no Airflow connection {conn_id!r} either; {self.links.open_names()}"
             raise UsageError(error.message, None, error.sqlstate, error.detail, hint) from None
-        for secret in ("password", "sslpassword", "oauth_client_secret"):
+        for secret in ("password", *SECRETS):
             if value := target.params.get(secret):
                 mask_secret(value)
         return target
@@ -179,66 +156,10 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
         if not name or is_conninfo(name):
             return "open one with connect()"
         try:
-            BaseHook.get_connection(name)
+            self.get_connection(name)
         except AirflowNotFoundException:
             return f"there is no Airflow connection {name!r} either"
         return f"{name!r} is an Airflow connection: open a link to it with connect()"
-
-    def target(self, conn_id: str | None = None) -> Target:
-        """Return where and how *conn_id* connects (default: the hook's connection).
-
-        :raises UsageError: names the field of the connection whose value is wrong.
-        :raises AirflowNotFoundException: if no secrets backend gives *conn_id*, which Airflow also says
-            while one that has it is away: a retry may help.
-        """
-        conn_id = self.conn_id if conn_id is None else conn_id
-        with _what_to_do(conn_id):
-            connection = BaseHook.get_connection(conn_id)
-        return self._target(conn_id, connection)
-
-    async def atarget(self, conn_id: str | None = None) -> Target:
-        """Return the same as :meth:`target`, asked for without blocking; for triggers."""
-        conn_id = self.conn_id if conn_id is None else conn_id
-        with _what_to_do(conn_id):
-            connection = await BaseHook.aget_connection(conn_id)
-        if connection.extra_dejson.get("iam", False):  # asks a cloud for a token, and blocks
-            return await asyncio.to_thread(self._target, conn_id, connection)
-        return self._target(conn_id, connection)
-
-    def _target(self, conn_id: str, connection: Connection) -> Target:
-        if connection.conn_type not in ("postgres", "postgresql", "dblink"):
-            raise UsageError(
-                f"the connection is of type {connection.conn_type!r}",
-                conn_id,
-                hint="make it one of type postgres or dblink",
-            )
-        extra = connection.extra_dejson
-        login, password, port = connection.login, connection.password, connection.port
-        token = bool(extra.get("iam", False))
-        if token:
-            login, password, port = self.get_iam_token(connection)
-        params: dict[str, Any] = {
-            **{k: v for k, v in extra.items() if k not in self.ignored_extra_options},
-            "host": connection.host,
-            "port": port,
-            "user": login,
-            "password": password,
-            "dbname": (self.database if conn_id == self.conn_id else None) or connection.schema,
-        }
-        if self.options and conn_id == self.conn_id:
-            params["options"] = self.options
-        return target_from_extra(conn_id, params, extra, self._given_options(conn_id))
-
-    def _given_options(self, conn_id: str) -> dict[str, Any]:
-        """Our own options as the constructor got them, which come before a connection's.
-
-        An address is only the hook's own connection's.
-        """
-        return {
-            name: value
-            for name, value in self._own.items()
-            if value is not None and (conn_id == self.conn_id or name in _OF_EVERY_LINK)
-        }
 
     def open_direct(self, conn_id: str) -> LinkConnection:
         """Return a new connection to *conn_id*, in autocommit mode, around a pooler where that can be.
@@ -353,19 +274,6 @@ class DblinkHook(AttachSide, JobVocabulary, DbApiSide):
         Model: ``dblink_get_connections``, which gives NULL where this gives an empty list.
         """
         return self.links.names()
-
-
-@contextmanager
-def _what_to_do(conn_id: str) -> Iterator[None]:
-    """Add to Airflow's error what helps, and leave its type: whether a retry helps can't be told from it."""
-    try:
-        yield
-    except AirflowNotFoundException as error:
-        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
-        raise AirflowNotFoundException(
-            f"{error}: create it under Admin > Connections, or set {variable}; if it is there, look whether"
-            " the secrets backend that has it answers"
-        ) from None
 
 
 # By try; a process runs one.

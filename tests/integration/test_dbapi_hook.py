@@ -220,8 +220,8 @@ def test_an_engine_connects_as_the_hook_does(
 
     monkeypatch.setenv("PGPASSWORD", source.server.role_password)
     add_connection("bare", source, conn_type="dblink", password=None)
-    with pytest.raises(CredentialError):
-        of("bare").get_sqlalchemy_engine()
+    with pytest.raises(CredentialError):  # not before: a listener to do_connect may bring a token
+        of("bare").get_sqlalchemy_engine().connect()
     with pytest.raises(CredentialError):
         of("bare").get_uri()
 
