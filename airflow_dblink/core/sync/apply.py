@@ -12,6 +12,7 @@ from airflow_dblink.core.sync.plan import (
     PLAN,
     ROWS,
     Plan,
+    at_place,
     copy,
     create_rows,
     is_few,
@@ -35,10 +36,11 @@ SELECT (SELECT pg_catalog.count(*) FROM d) AS deleted, (SELECT pg_catalog.count(
        (SELECT pg_catalog.count(*) FROM i) AS inserted"""
 _DELETE = """\
 DELETE FROM {target} AS part USING {plan} AS plan
-            WHERE plan.op IN ('D', 'R') AND {on} AND {key} RETURNING 1"""
+            WHERE plan.op IN ('D', 'R') AND {on} AND {there} RETURNING 1"""
 _UPDATE = """\
 UPDATE {target} AS part SET {assignments} FROM {plan} AS plan JOIN {rows} AS given ON {given}
-            WHERE plan.op = 'U' AND {on} AND {key} AND (SELECT pg_catalog.count(*) FROM d) >= 0 RETURNING 1"""
+            WHERE plan.op = 'U' AND {on} AND {there}
+              AND (SELECT pg_catalog.count(*) FROM d) >= 0 RETURNING 1"""
 _INSERT = """\
 INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE
            SELECT {values} FROM {plan} AS plan JOIN {rows} AS given ON {given}
@@ -153,7 +155,7 @@ def apply_set(work: Work) -> dict[str, int]:
             plan=PLAN,
             rows=ROWS,
             on=sql.SQL("plan.op = ANY ({})").format(as_array(spec.operations + REMOVED + RENEWED)),
-            key=matches(work, "part"),
+            there=at_place("part"),
             given=matches(work, "given"),
             assignments=comma(assignments),
             names=comma([sql.Identifier(field.name) for field in work.fields]),

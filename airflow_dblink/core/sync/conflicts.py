@@ -9,7 +9,7 @@ from psycopg import sql
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
 from airflow_dblink.core.sync.part import Field, Work, column, comma
-from airflow_dblink.core.sync.plan import PLAN, ROWS, named_keys, same_key
+from airflow_dblink.core.sync.plan import PLAN, ROWS, same_place
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
 from airflow_dblink.core.tables import UniqueIndex, unique_indexes
 
@@ -36,12 +36,12 @@ def make_way(work: Work) -> tuple[int, int]:
 
 
 def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
-    """Return the SELECT of the keys of rows that hold what another row will take."""
+    """Return the SELECT of the keys and places of rows that hold what another row will take."""
     same = [_is_taken(field, index) for field in work.fields if field.name in index.columns]
     keys = [column(field.name) for field in work.key]
     named = [sql.SQL("{} AS {}").format(key, sql.Identifier(f"k{i}")) for i, key in enumerate(keys)]
     return sql.SQL(
-        "SELECT DISTINCT {named} FROM {rows} AS given"
+        "SELECT DISTINCT {named}, part.tableoid AS place_table, part.ctid AS place FROM {rows} AS given"
         " JOIN {plan} AS plan ON {given} AND plan.op IN ('I', 'U', 'S') AND {on}"
         " JOIN {target} AS part ON {same} AND NOT ({itself})"
     ).format(
@@ -73,7 +73,7 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
         return 0
     renewed = destination.run(
         sql.SQL("UPDATE {} AS plan SET op = 'S' FROM ({}) AS standing WHERE {} AND plan.op = 'U'").format(
-            PLAN, standing, same_key(work, "plan", "standing")
+            PLAN, standing, same_place("plan", "standing")
         ),
         "making way for unique values",
     )
@@ -86,10 +86,10 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
         )
     names = comma([column(f"k{i}", "plan") for i in range(len(work.key))])
     add = sql.SQL(
-        "INSERT INTO {plan} SELECT 'R', 0, {names}, NULL, NULL FROM {plan} AS plan WHERE op = 'S'"
-        " AND NOT EXISTS (SELECT FROM {plan} AS twin WHERE twin.op = 'R' AND {same})"
+        "INSERT INTO {plan} SELECT 'R', 0, {names}, NULL, NULL, place_table, place FROM {plan} AS plan"
+        " WHERE op = 'S' AND NOT EXISTS (SELECT FROM {plan} AS twin WHERE twin.op = 'R' AND {same})"
     )
-    same = same_key(work, "plan", "twin")
+    same = same_place("plan", "twin")
     destination.run(add.format(plan=PLAN, names=names, same=same), "making way for unique values")
     return renewed
 
@@ -102,10 +102,10 @@ def _refuse_twice(work: Work, standing: sql.Composed) -> None:
         " WHERE NOT EXISTS (SELECT FROM {plan} AS plan WHERE {planned}) LIMIT 1"
     ).format(
         standing=standing,
-        rows=part.select(comma(named_keys(work))),
-        same=same_key(work, "here", "standing"),
+        rows=part.select(sql.SQL("part.tableoid AS place_table, part.ctid AS place")),
+        same=same_place("here", "standing"),
         plan=PLAN,
-        planned=same_key(work, "plan", "standing"),
+        planned=same_place("plan", "standing"),
     )
     if part.side.fetch(equal, "making way for unique values"):
         raise UsageError(
@@ -121,13 +121,14 @@ def _displace(work: Work, standing: sql.Composed) -> int:
     gone = REMOVED + (DELETE if DELETE in work.spec.operations else "")
     return work.destination.side.run(
         sql.SQL(
-            "INSERT INTO {plan} SELECT 'R', 0, {keys}, NULL, NULL FROM ({standing}) AS standing"
+            "INSERT INTO {plan} SELECT 'R', 0, {keys}, NULL, NULL, standing.place_table, standing.place"
+            " FROM ({standing}) AS standing"
             " WHERE NOT EXISTS (SELECT FROM {plan} AS plan WHERE {same} AND plan.op = ANY ({gone}))"
         ).format(
             plan=PLAN,
             keys=comma([column(f"k{i}", "standing") for i in range(len(work.key))]),
             standing=standing,
-            same=same_key(work, "plan", "standing"),
+            same=same_place("plan", "standing"),
             gone=as_array(gone),
         ),
         "making way for unique values",

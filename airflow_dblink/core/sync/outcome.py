@@ -10,6 +10,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.groups import Comparison
 from airflow_dblink.core.sync.part import Work
 from airflow_dblink.core.sync.plan import Plan
+from airflow_dblink.core.sync.spec import Spec
 
 
 @dataclass
@@ -50,6 +51,15 @@ class Outcome:
         if not self.dry_run:
             raise error
         self.refused.append(error.message)
+
+    def expected(self, spec: Spec) -> dict[str, int]:
+        """Return how many rows the plan, and what makes way for it, inserts, updates and deletes."""
+        plan = self.plan
+        return {
+            "inserted": plan.missing * spec.insert + self.renewed,
+            "updated": plan.changed * spec.update - self.renewed,
+            "deleted": plan.extra * spec.delete + self.renewed + self.displaced,
+        }
 
     def result(self, work: Work) -> dict[str, Any]:
         """Return it as JSON has it: the XCom of the operator."""

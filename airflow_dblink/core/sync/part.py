@@ -126,6 +126,11 @@ class Work:
         return sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nullable)
 
     @property
+    def key_is_sure(self) -> bool:
+        """Whether no two rows that the destination table's name reaches can have the same key."""
+        return not self.target.has_inheritance
+
+    @property
     def fingerprint(self) -> str:
         """What tells whether a plan was made for the same work; the seed keeps values from being guessed."""
         ids = (self.source.side.conn_id, self.destination.side.conn_id)

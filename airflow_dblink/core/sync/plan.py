@@ -2,7 +2,9 @@
 
 Three temporary tables of the destination's transaction: ``airflow_dblink_there`` has the source's keys
 with their rows' hashes, ``airflow_dblink_plan`` what is to be done, ``airflow_dblink_rows`` whole
-rows of the source. Keys have the destination's types, so its own ``=`` says which row is which.
+rows of the source. Keys have the destination's types, so its own ``=`` says which row is which. A row that
+is to be changed or deleted is known by its place: no writer moves it while the table is locked, and its key
+may be another row's as well, that nobody has asked for (an inheritance child's, outside of *where*).
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ THERE = sql.Identifier("pg_temp", "airflow_dblink_there")
 PLAN = sql.Identifier("pg_temp", "airflow_dblink_plan")
 ROWS = sql.Identifier("pg_temp", "airflow_dblink_rows")
 
+_PLACE = sql.SQL("part.tableoid AS place_table, part.ctid AS place")
 _FEW = 0.2  # of the rows: below it an index finds them faster than a scan
 
 _MAKE_PLAN = """\
 CREATE TEMP TABLE airflow_dblink_plan ON COMMIT DROP AS
 SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END::"char" AS op,
-       pg_catalog.row_number() OVER () AS n, {keys}, here.h AS old, there.h AS new
+       pg_catalog.row_number() OVER () AS n, {keys}, here.h AS old, there.h AS new,
+       here.place_table, here.place
   FROM {there} {join} ({here}) AS here ON {same}
  WHERE here.h IS DISTINCT FROM there.h"""
 _COUNTS = """\
@@ -144,7 +148,7 @@ def make_plan(work: Work, comparison: Comparison | None) -> Plan:
     :raises RemoteError: what the destination says.
     """
     destination = work.destination.side
-    if work.target.has_inheritance:
+    if not work.key_is_sure:
         _demand_one_here(work, comparison)
     numbers = range(len(work.key))
     keys = [sql.SQL("coalesce(there.{0}, here.{0}) AS {0}").format(sql.Identifier(f"k{i}")) for i in numbers]
@@ -187,8 +191,8 @@ def there(work: Work, comparison: Comparison | None) -> sql.Composed:
 
 
 def here(work: Work, comparison: Comparison | None) -> sql.Composed:
-    """Return the SELECT of the destination's keys and hashes, of the groups that differ."""
-    what = _keys_and_hash(work)
+    """Return the SELECT of the destination's keys, hashes and places, of the groups that differ."""
+    what = sql.SQL("{}, {}").format(_keys_and_hash(work), _PLACE)
     if comparison is None:
         return work.destination.select(what)
     return comparison.grouping.select(work.destination, what, comparison.differing, few=is_few(comparison))
@@ -199,6 +203,16 @@ def same_key(work: Work, left: str, right: str) -> sql.Composed:
     return sql.SQL(" AND ").join(
         key.kind.equals(column(f"k{i}", left), column(f"k{i}", right)) for i, key in enumerate(work.key)
     )
+
+
+def same_place(left: str, right: str) -> sql.SQL:
+    """Return the condition that two aliases' rows, each of the plan or of its form, lie at one place."""
+    return sql.SQL(f"{left}.place = {right}.place AND {left}.place_table = {right}.place_table")
+
+
+def at_place(alias: str) -> sql.SQL:
+    """Return the condition that a row of *alias*, the destination's table, is the one the plan means."""
+    return sql.SQL(f"{alias}.ctid = plan.place AND {alias}.tableoid = plan.place_table")
 
 
 def named_keys(work: Work) -> list[sql.Composed]:

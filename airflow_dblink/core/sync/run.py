@@ -42,7 +42,14 @@ from airflow_dblink.core.sync.plan import Plan, digest, make_plan, stage_all, st
 from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.statements import apply_statements
-from airflow_dblink.core.sync.verify import bystanders, fingerprint, verify, verify_bystanders, verify_load
+from airflow_dblink.core.sync.verify import (
+    bystanders,
+    fingerprint,
+    verify,
+    verify_bystanders,
+    verify_counts,
+    verify_load,
+)
 from airflow_dblink.core.sync.watermark import highest
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import Wire
@@ -245,6 +252,8 @@ def _is_first_load(work: Work, outcome: Outcome) -> bool:
         return False
     if work.target.row_security:  # PostgreSQL copies into no such table
         return False
+    if spec.where is not None and not work.key_is_sure:  # a row outside of it may have a key that comes
+        return False
     part = work.destination
     one = part.select(sql.SQL("1 AS one"), end=" LIMIT 1")
     return work.spec.apply == "set" and not part.side.fetch(one, "looking for rows")
@@ -309,6 +318,7 @@ def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
     before = fingerprint(work, others) if others else (0, 0)
     with _triggers(work):
         done = apply_statements(work, link) if spec.apply == "statements" else apply_set(work)
+        verify_counts(work, outcome.expected(spec), done)
         outcome.done = {
             "inserted": done["inserted"] - outcome.renewed,
             "updated": done["updated"] + outcome.renewed,

@@ -8,10 +8,12 @@ from dataclasses import replace
 from psycopg import sql
 
 from airflow_dblink.core.builders import render_delete, render_insert, render_update
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.keyed_rows import Render, literals, queried_keys, statements_of_query
 from airflow_dblink.core.literals import Text
 from airflow_dblink.core.shape import Positions, Shape, with_shape
-from airflow_dblink.core.sync.part import Work, comma
+from airflow_dblink.core.sync.apply import as_array
+from airflow_dblink.core.sync.part import Work, column, comma
 from airflow_dblink.core.sync.permissions import demand_nameable
 from airflow_dblink.core.sync.plan import PLAN
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
@@ -27,6 +29,7 @@ def statements_of_plan(work: Work, link: Wire) -> Iterator[str]:
     :raises RemoteError: what the destination says.
     """
     demand_nameable(work)
+    _demand_one_each(work)
     renders: dict[str, Render] = {INSERT: render_insert, UPDATE: render_update, DELETE: _render_delete}
     positions = tuple([*map(work.fields.index, work.key)])
     names = comma([sql.Identifier(f"k{i}") for i in range(len(work.key))])
@@ -44,6 +47,36 @@ def statements_of_plan(work: Work, link: Wire) -> Iterator[str]:
             )
             yield from _statements(work, link, positions, keys, renders[operation])
             after = rows[-1]["n"]
+
+
+def _demand_one_each(work: Work) -> None:
+    """Refuse to write rows by keys that others have, too: dblink's statements say no more than the key.
+
+    :raises UsageError: 21000.
+    """
+    if work.key_is_sure:
+        return
+    same = [
+        field.kind.equals(column(field.name), column(f"k{i}", "plan")) for i, field in enumerate(work.key)
+    ]
+    query = sql.SQL(
+        "SELECT 1 AS one FROM {plan} AS plan JOIN {target} AS part ON {same}"
+        " WHERE plan.op IN ('U', 'D') AND plan.op = ANY ({operations})"
+        " GROUP BY plan.n HAVING pg_catalog.count(*) > 1 LIMIT 1"
+    ).format(
+        plan=PLAN,
+        target=work.target.identifier,
+        same=sql.SQL(" AND ").join(same),
+        operations=as_array(work.spec.operations),
+    )
+    if work.destination.side.fetch(query, "checking the key"):
+        raise UsageError(
+            f"a row of {work.target} that is to be updated or deleted has its key ({work.key_names}) in"
+            " common with another one, and dblink's statements would write both: they name the key alone",
+            work.destination.side.conn_id,
+            "21000",
+            hint="use apply='set', without statements_path",
+        )
 
 
 def _statements(

@@ -51,6 +51,34 @@ def verify_load(work: Work, rows: int) -> Comparison:
     return comparison
 
 
+def verify_counts(work: Work, expected: Mapping[str, int], done: Mapping[str, int]) -> None:
+    """Look whether as many rows were written as the plan says.
+
+    Fewer may be a trigger's or a policy's doing, or that of a foreign key which was faster; whether the rows
+    are right then, :func:`verify` says.
+
+    :param expected: rows inserted, updated and deleted by the plan.
+    :param done: likewise, as the server has counted them.
+    :raises VerificationError: if not.
+    :raises RemoteError: what the destination says.
+    """
+    for name, wanted in expected.items():
+        if done[name] > wanted or (done[name] < wanted and not _may_do_less(work)):
+            raise VerificationError(
+                f"verification failed: {done[name]} rows of {work.target} were {name}, and the plan has"
+                f" {wanted}; all is rolled back",
+                work.destination.side.conn_id,
+                hint="several rows may have the same key: look for unique indexes that are not valid",
+            )
+
+
+def _may_do_less(work: Work) -> bool:
+    side = work.destination.side
+    if work.target.row_security or (work.spec.triggers == "fire" and rows_of(side, "triggers", work.target)):
+        return True
+    return any(row["comes_back"] for row in rows_of(side, "cascading_references", work.target))
+
+
 def bystanders(work: Work) -> Part | None:
     """Return the rows among which others may change than those that are written; ``None`` if none may.
 
@@ -74,12 +102,25 @@ def fingerprint(work: Work, part: Part) -> tuple[int, int]:
 
     :raises RemoteError: what the destination says.
     """
-    written = sql.SQL("NOT EXISTS (SELECT FROM {} AS plan WHERE plan.op = ANY ({}) AND {})").format(
-        PLAN, as_array(work.spec.operations + REMOVED + RENEWED), matches(work, "part")
-    )
     what = sql.SQL("pg_catalog.count(*) AS rows, pg_catalog.bit_xor({}) AS hash").format(work.row_hash)
-    found = part.side.fetch(part.select(what, written), "looking at the rows that stay as they are")[0]
+    rows = part.select(what, _unwritten(work))
+    found = part.side.fetch(rows, "looking at the rows that stay as they are")[0]
     return int(found["rows"]), int(found["hash"] or 0)
+
+
+def _unwritten(work: Work) -> sql.Composed:
+    """Return the condition that a row is none of those that the plan writes, before it does and after."""
+
+    def named(operations: str) -> sql.Composed:
+        exists = sql.SQL("EXISTS (SELECT FROM {} AS plan WHERE plan.op = ANY ({}) AND {})")
+        return exists.format(PLAN, as_array(operations), matches(work, "part"))
+
+    where, operations = work.destination.where, work.spec.operations + RENEWED
+    if where is None or work.key_is_sure:
+        return sql.SQL("NOT {}").format(named(operations + REMOVED))
+    # A row outside of where may have the key of one that is written; only what makes way is of both.
+    given = sql.SQL("NOT (({}\n) AND {}) IS TRUE AND NOT {}")
+    return given.format(where, named(operations), named(REMOVED))
 
 
 def verify_bystanders(work: Work, part: Part, before: tuple[int, int]) -> None:
