@@ -134,11 +134,16 @@ class UniqueIndex:
     :ivar columns: in the order of the index.
     :ivar is_immediate: whether ON CONFLICT can use it: it is not of a DEFERRABLE constraint.
     :ivar nulls_are_equal: whether two rows with NULL conflict (NULLS NOT DISTINCT).
+    :ivar collations: quoted names, by column, of those by which other values may be the same than by the
+        column's own; else ``None``.
+    :ivar is_plain: whether values are the same that are so to their types' own ``=``.
     """
 
     columns: tuple[str, ...]
     is_immediate: bool
     nulls_are_equal: bool
+    collations: tuple[str | None, ...]
+    is_plain: bool
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,7 @@ class Type:
     :ivar base_type: the type itself, or what a domain comes down to.
     :ivar element: element type of a true array.
     :ivar equals_schema: schema of its own ``=``; ``None`` where it uses another type's, of pg_catalog.
+    :ivar enum_name: quoted name of an enum, as which its values are compared: a domain over one has no ``=``.
     :ivar send: function of pg_catalog that gives its binary form, ``None`` where another schema has it.
     """
 
@@ -169,6 +175,7 @@ class Type:
     element: int | None
     element_name: str | None
     equals_schema: str | None
+    enum_name: str | None
     send: str | None
     attributes: list[str]
 
@@ -193,6 +200,8 @@ class Type:
         By ``search_path`` alone, citext in a schema that isn't in it would be compared as text.
         """
         schema = sql.Identifier(self.equals_schema or "pg_catalog")
+        if self.enum_name is not None:
+            left, right = (sql.SQL(f"{{}}::{self.enum_name}").format(value) for value in (left, right))
         return sql.SQL("{} OPERATOR({}.=) {}").format(left, schema, right)
 
     @property
@@ -319,6 +328,12 @@ def unique_indexes(side: Side, relation: Relation) -> list[UniqueIndex]:
     """Return the unique indexes that are whole: not partial, not on expressions; ordered by name."""
     rows = side.rows("unique_indexes", {"oid": relation.oid})
     return [
-        UniqueIndex(tuple(row["columns"]), bool(row["is_immediate"]), bool(row["nulls_are_equal"]))
+        UniqueIndex(
+            tuple(row["columns"]),
+            bool(row["is_immediate"]),
+            bool(row["nulls_are_equal"]),
+            tuple(row["collations"]),
+            bool(row["is_plain"]),
+        )
         for row in rows
     ]

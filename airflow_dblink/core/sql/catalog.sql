@@ -54,7 +54,7 @@ SELECT a.attname AS name,
 -- type; "element" is the element type of a true array. An array has functions for binary even
 -- where its elements have none (aclitem[]). "attributes" are a composite's, or its array's.
 -- "equals_schema" is where the type's own = is, which its unique indexes go by; types without one of
--- their own use pg_catalog's.
+-- their own use pg_catalog's. "enum_name" is an enum's own: for a domain over it there is no =.
 WITH RECURSIVE base AS (
     SELECT t.oid AS wanted, t.oid, t.typtype, t.typbasetype
       FROM pg_catalog.pg_type AS t
@@ -83,6 +83,9 @@ SELECT b.wanted::int8 AS type,
           JOIN pg_catalog.pg_operator AS operator ON operator.oid = member.amopopr AND operator.oprname = '='
           JOIN pg_catalog.pg_namespace AS n ON n.oid = operator.oprnamespace
          WHERE class.opcintype = t.oid AND class.opcdefault) AS equals_schema,
+       CASE WHEN t.typtype = 'e'
+            THEN (SELECT pg_catalog.format('%%I.%%I', n.nspname, t.typname)
+                    FROM pg_catalog.pg_namespace AS n WHERE n.oid = t.typnamespace) END AS enum_name,
        (SELECT p.proname FROM pg_catalog.pg_proc AS p
          WHERE p.oid = t.typsend AND p.pronamespace = 'pg_catalog'::regnamespace) AS send,
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
@@ -121,14 +124,32 @@ SELECT att.attname AS name
 -- name: unique_indexes
 -- All that are whole (not partial, not on expressions), with their columns in index order. ON CONFLICT can
 -- use those that are immediate: not of a DEFERRABLE constraint. As JSON, since PostgreSQL 14 has no
--- indnullsnotdistinct.
+-- indnullsnotdistinct. Which values are the same is not the column's word where the index has a collation,
+-- or an operator class with an =, of its own; deterministic collations are all of one opinion.
 SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indimmediate AS is_immediate,
        pg_catalog.bool_or(
-           coalesce((pg_catalog.to_jsonb(idx) ->> 'indnullsnotdistinct')::bool, false)) AS nulls_are_equal
+           coalesce((pg_catalog.to_jsonb(idx) ->> 'indnullsnotdistinct')::bool, false)) AS nulls_are_equal,
+       array_agg(CASE WHEN given.oid <> att.attcollation
+                           AND NOT (given.collisdeterministic AND own.collisdeterministic)
+                      THEN pg_catalog.format('%%I.%%I', n.nspname, given.collname) END
+                 ORDER BY key.position)::text[] AS collations,
+       pg_catalog.bool_and(class.opcdefault OR EXISTS (
+           SELECT FROM pg_catalog.pg_amop AS member
+             JOIN pg_catalog.pg_amop AS usual
+               ON usual.amopopr = member.amopopr AND usual.amopstrategy = member.amopstrategy
+             JOIN pg_catalog.pg_opclass AS common
+               ON common.opcfamily = usual.amopfamily AND common.opcmethod = class.opcmethod
+              AND common.opcintype = class.opcintype AND common.opcdefault
+            WHERE member.amopfamily = class.opcfamily AND member.amopstrategy = 3
+              AND member.amoplefttype = class.opcintype AND member.amoprighttype = class.opcintype)) AS is_plain
   FROM pg_catalog.pg_index AS idx
   JOIN pg_catalog.pg_class AS c ON c.oid = idx.indexrelid
  CROSS JOIN LATERAL pg_catalog.unnest(idx.indkey) WITH ORDINALITY AS key (attnum, position)
   JOIN pg_catalog.pg_attribute AS att ON att.attrelid = idx.indrelid AND att.attnum = key.attnum
+  JOIN pg_catalog.pg_opclass AS class ON class.oid = idx.indclass[key.position - 1]
+  LEFT JOIN pg_catalog.pg_collation AS given ON given.oid = idx.indcollation[key.position - 1]
+  LEFT JOIN pg_catalog.pg_collation AS own ON own.oid = att.attcollation
+  LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = given.collnamespace
  WHERE idx.indrelid = %(oid)s AND idx.indisunique AND idx.indisvalid
    AND idx.indpred IS NULL AND idx.indexprs IS NULL AND key.position <= idx.indnkeyatts
  GROUP BY c.relname, idx.indimmediate

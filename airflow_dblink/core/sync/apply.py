@@ -12,7 +12,6 @@ from airflow_dblink.core.sync.plan import (
     PLAN,
     ROWS,
     Plan,
-    at_place,
     copy,
     create_rows,
     is_few,
@@ -52,6 +51,11 @@ SELECT *
           FROM {plan} WHERE n > {after} AND op = ANY ({operations}) ORDER BY n LIMIT {most}) AS wanted
  WHERE before IS NULL OR before < {most_bytes}
  ORDER BY n"""
+# By its key a row is found, by an index where that is best; by its place it is known. As functions, since two
+# conditions that are each enough would let the planner think of no rows at all.
+_AT_PLACE = sql.SQL(
+    "pg_catalog.tideq(part.ctid, plan.place) AND pg_catalog.oideq(part.tableoid, plan.place_table)"
+)
 # In place of what is off: to be allowed a statement needs its privilege, and to be read its columns.
 _NOTHING = "SELECT 1 WHERE false"
 
@@ -155,7 +159,7 @@ def apply_set(work: Work) -> dict[str, int]:
             plan=PLAN,
             rows=ROWS,
             on=sql.SQL("plan.op = ANY ({})").format(as_array(spec.operations + REMOVED + RENEWED)),
-            there=at_place("part"),
+            there=sql.SQL("{} AND {}").format(matches(work, "part"), _AT_PLACE),
             given=matches(work, "given"),
             assignments=comma(assignments),
             names=comma([sql.Identifier(field.name) for field in work.fields]),
@@ -169,6 +173,5 @@ def apply_set(work: Work) -> dict[str, int]:
 def matches(work: Work, alias: str) -> sql.Composed:
     """Return the condition that a row of *alias* is the plan's."""
     return sql.SQL(" AND ").join(
-        field.kind.equals(column(field.name, alias), column(f"k{i}", "plan"))
-        for i, field in enumerate(work.key)
+        field.same(column(field.name, alias), column(f"k{i}", "plan")) for i, field in enumerate(work.key)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from psycopg import sql
 
@@ -37,7 +38,11 @@ def make_way(work: Work) -> tuple[int, int]:
 
 def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
     """Return the SELECT of the keys and places of rows that hold what another row will take."""
-    same = [_is_taken(field, index) for field in work.fields if field.name in index.columns]
+    by_name = {field.name: field for field in work.fields}
+    same = [
+        _is_taken(by_name[name], index, collation)
+        for name, collation in zip(index.columns, index.collations, strict=True)
+    ]
     keys = [column(field.name) for field in work.key]
     named = [sql.SQL("{} AS {}").format(key, sql.Identifier(f"k{i}")) for i, key in enumerate(keys)]
     return sql.SQL(
@@ -53,15 +58,15 @@ def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
         target=work.target.identifier,
         same=sql.SQL(" AND ").join(same),
         itself=sql.SQL(" AND ").join(
-            field.kind.equals(column(field.name), column(field.name, "given")) for field in work.key
+            field.same(column(field.name), column(field.name, "given")) for field in work.key
         ),
     )
 
 
-def _is_taken(field: Field, index: UniqueIndex) -> sql.Composed:
+def _is_taken(field: Field, index: UniqueIndex, collation: str | None) -> sql.Composed:
     """Return the condition that *index* sees two rows' values of *field* as the same."""
     part, given = column(field.name), column(field.name, "given")
-    equal = field.kind.equals(part, given)
+    equal = replace(field, collation=collation).same(part, given)
     if not index.nulls_are_equal:
         return equal
     return sql.SQL("({} OR {} IS NULL AND {} IS NULL)").format(equal, part, given)

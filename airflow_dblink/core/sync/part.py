@@ -30,6 +30,8 @@ class Field:
     :ivar source_kind: its type in the source, before a cast.
     :ivar canonical: its value as both servers write it, from a row of :class:`Part`.
     :ivar nullable: whether it may be NULL on either side, as far as the catalogs tell.
+    :ivar collation: of a key column, where its unique index has one of its own by which other values may be
+        the same than by the column's; its quoted name.
     """
 
     pair: Pair
@@ -37,6 +39,7 @@ class Field:
     source_kind: Type
     canonical: sql.Composable
     nullable: bool
+    collation: str | None = None
 
     @property
     def name(self) -> str:
@@ -52,6 +55,14 @@ class Field:
     def is_integer(self) -> bool:
         """Whether ranges of it can be reckoned."""
         return self.kind.base_name in _INTEGERS
+
+    def same(self, left: sql.Composable, right: sql.Composable) -> sql.Composed:
+        """Return the condition that two values are the same to the key's unique index."""
+        return self.kind.equals(self.collated(left), right)
+
+    def collated(self, value: sql.Composable) -> sql.Composable:
+        """Return *value* with the collation of the key's unique index."""
+        return sql.SQL("({} COLLATE {})").format(value, sql.SQL(self.collation)) if self.collation else value
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class Work:
     :ivar key_format: COPY format of keys alone.
     :ivar row_security: the sides where policies limit which rows are seen.
     :ivar trusted_key: whether the source itself keeps the key unique.
+    :ivar key_is_sure: whether no two rows that the destination table's name reaches can have the same key.
     :ivar watermark: the column of the source's part that tells what is new.
     """
 
@@ -104,6 +116,7 @@ class Work:
     checksum: Checksum
     row_security: tuple[str, ...]
     trusted_key: bool
+    key_is_sure: bool
     watermark: sql.Identifier | None
     watermark_type: str | None
 
@@ -124,11 +137,6 @@ class Work:
         if not nullable:
             return None
         return sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nullable)
-
-    @property
-    def key_is_sure(self) -> bool:
-        """Whether no two rows that the destination table's name reaches can have the same key."""
-        return not self.target.has_inheritance
 
     @property
     def fingerprint(self) -> str:

@@ -163,6 +163,8 @@ def demand_nameable(work: Work) -> None:
         kind, hint = field.kind, "use apply='set'"
         if kind.attributes and kind.element is None:
             why = "it is of a composite type"
+        elif kind.enum_name is not None and kind.type != kind.base_type:
+            why = f"it is of a domain over an enum, {kind.name}, to which PostgreSQL finds no ="
         elif kind.is_catalog_reference and kind.element is None:
             why = f"it is of type {kind.base_name}"
         elif kind.equals_schema is not None and kind.equals_schema not in found[0]["names"]:

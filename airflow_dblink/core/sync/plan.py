@@ -201,18 +201,13 @@ def here(work: Work, comparison: Comparison | None) -> sql.Composed:
 def same_key(work: Work, left: str, right: str) -> sql.Composed:
     """Return the condition that two aliases' ``k0``, ``k1``, ... are the same key."""
     return sql.SQL(" AND ").join(
-        key.kind.equals(column(f"k{i}", left), column(f"k{i}", right)) for i, key in enumerate(work.key)
+        key.same(column(f"k{i}", left), column(f"k{i}", right)) for i, key in enumerate(work.key)
     )
 
 
 def same_place(left: str, right: str) -> sql.SQL:
     """Return the condition that two aliases' rows, each of the plan or of its form, lie at one place."""
     return sql.SQL(f"{left}.place = {right}.place AND {left}.place_table = {right}.place_table")
-
-
-def at_place(alias: str) -> sql.SQL:
-    """Return the condition that a row of *alias*, the destination's table, is the one the plan means."""
-    return sql.SQL(f"{alias}.ctid = plan.place AND {alias}.tableoid = plan.place_table")
 
 
 def named_keys(work: Work) -> list[sql.Composed]:
@@ -233,13 +228,13 @@ def _staged_keys(work: Work) -> sql.Composed:
 
 
 def _has_twice(work: Work, rows: sql.Composed, alias: str) -> bool:
-    names = comma([column(f"k{i}", alias) for i in range(len(work.key))])
+    names = comma([key.collated(column(f"k{i}", alias)) for i, key in enumerate(work.key)])
     twice = sql.SQL("SELECT 1 AS one FROM {} GROUP BY {} HAVING pg_catalog.count(*) > 1 LIMIT 1")
     return bool(work.destination.side.fetch(twice.format(rows, names), "checking the key"))
 
 
 def _demand_one_here(work: Work, comparison: Comparison | None) -> None:
-    """Refuse a key that an inheritance child has again: a unique index is of one table alone."""
+    """Refuse a key that two rows have: a unique index is of one table alone, and may have its own ``=``."""
     if _has_twice(work, sql.SQL("({}) AS here").format(here(work, comparison)), "here"):
         raise UsageError(
             f"several rows of {work.target} and its inheritance children have the same key"

@@ -22,6 +22,7 @@ from airflow_dblink.core.tables import (
     ResultColumn,
     Side,
     Type,
+    UniqueIndex,
     describe,
     get_relation,
     types,
@@ -67,7 +68,12 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     key = key_columns(destination, target, spec.key, pairs)
     check_privileges(source, destination, spec, table, target, pairs, key)
     checksum = Checksum.agree(source, destination, spec.plan["seed"] if spec.plan else None)
-    fields = _fields(destination, source, pairs, table, target, checksum, row_format)
+    index = _key_index(destination, target, key)
+    collations = dict(zip(index.columns, index.collations, strict=True))
+    fields = tuple(
+        replace(field, collation=collations.get(field.name))
+        for field in _fields(destination, source, pairs, table, target, checksum, row_format)
+    )
     key_fields = tuple(field for name in key for field in fields if field.name == name)
     work = Work(
         spec=spec,
@@ -85,6 +91,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
             if there and there.row_security
         ),
         trusted_key=table is not None and not table.has_inheritance and _is_unique(source, table, pairs, key),
+        key_is_sure=index.is_plain and not target.has_inheritance,
         watermark=watermark(spec, pairs) if spec.is_incremental else None,
         watermark_type=next((o.type_name for o in offered if o.name == spec.watermark_column), None),
     )
@@ -124,9 +131,15 @@ def _rounded(destination: Side, target: Relation, pairs: Sequence[Pair]) -> tupl
     )
 
 
+def _key_index(destination: Side, target: Relation, key: Sequence[str]) -> UniqueIndex:
+    """Return the unique index that says which rows have the same key; best one that says what types do."""
+    found = [index for index in unique_indexes(destination, target) if set(index.columns) == set(key)]
+    return min(found, key=lambda index: (not index.is_plain, any(index.collations)))
+
+
 def _is_unique(source: Side, table: Relation, pairs: Sequence[Pair], key: Sequence[str]) -> bool:
     names = {pair.source for pair in pairs if pair.destination in key and pair.cast is None}
-    unique = [set(index.columns) for index in unique_indexes(source, table)]
+    unique = [set(index.columns) for index in unique_indexes(source, table) if index.is_plain]
     return len(names) == len(key) and names in unique
 
 

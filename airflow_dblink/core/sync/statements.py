@@ -54,7 +54,7 @@ def _demand_one_each(work: Work) -> None:
 
     :raises UsageError: 21000.
     """
-    if work.key_is_sure:
+    if work.key_is_sure and not any(field.collation for field in work.key):
         return
     same = [
         field.kind.equals(column(field.name), column(f"k{i}", "plan")) for i, field in enumerate(work.key)

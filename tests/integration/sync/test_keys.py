@@ -271,3 +271,31 @@ def test_a_composite_key_and_dblinks_statements(source: Database, warehouse: Dat
     with pytest.raises(AirflowFailException, match="can't find a row by id: it is of a composite type"):
         sync(apply="statements")
     assert sync()["inserted"] == 1
+
+
+MOODS = """
+CREATE SCHEMA "My moods";
+CREATE TYPE "My moods"."Mood" AS ENUM ('sad', 'ok', 'happy');
+CREATE DOMAIN mood AS "My moods"."Mood";
+CREATE DOMAIN good_mood AS mood CHECK (VALUE::"My moods"."Mood" <> 'sad');
+CREATE TABLE item (m {}, id int, s text, PRIMARY KEY (m, id))
+"""
+
+
+@METHODS
+@pytest.mark.parametrize("kind", ["mood", "good_mood"])
+def test_a_domain_over_an_enum_is_a_key(
+    source: Database, warehouse: Database, method: str, kind: str
+) -> None:
+    for database in (source, warehouse):
+        database.execute(MOODS.format(kind))
+        database.execute(
+            "INSERT INTO item SELECT m::mood, i, 'v' FROM unnest('{ok,happy}'::text[]) AS m,"
+            " generate_series(1, 50) AS i"
+        )
+    source.execute("UPDATE item SET s = 'w' WHERE id = 7; INSERT INTO item VALUES ('happy', 51)")
+    warehouse.execute("INSERT INTO item VALUES ('ok', 52)")
+    result = settled(source, warehouse, method=method)
+    assert (result["inserted"], result["updated"], result["deleted"]) == (1, 2, 1)
+    source.execute("DELETE FROM item WHERE id = 1")
+    refused(warehouse, f"can't find a row by m: it is of a domain over an enum, {kind}", apply="statements")

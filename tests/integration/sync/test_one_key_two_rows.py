@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.databases import Database
-from tests.integration.sync.tables import contents, refused, refused_by_server, versions
+from airflow_dblink.embedded.server import Server
+from tests.databases import Database, new_database
+from tests.integration.sync.tables import contents, refused, refused_by_server, system_server, versions
 from tests.integration.sync.test_watermark import ORDERS, AssetStores
 from tests.integration.sync.test_watermark import sync as new
 from tests.syncs import sync
@@ -50,7 +52,7 @@ def test_a_childs_rows_with_the_same_keys_are_not_touched(
 @METHODS
 @pytest.mark.parametrize("off", [{"delete": False}, {"update": False}, {"insert": False}])
 def test_a_childs_rows_are_not_touched_by_some_kinds_of_change(
-    source: Database, warehouse: Database, method: str, off: dict[str, bool]
+    source: Database, warehouse: Database, method: str, off: dict[str, Any]
 ) -> None:
     heirs(source, warehouse)
     before = outside(warehouse)
@@ -130,3 +132,104 @@ def test_a_trigger_that_changes_a_childs_row_of_the_same_key_is_found_out(
     )
     arguments = {"columns": ["id", "region", "v"], "max_delete_fraction": None, "method": method}
     refused_by_server(warehouse, "changed other rows", where=PART, **arguments)
+
+
+# -- what is the same to the index, and what to the column
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Run a server that has ICU."""
+    with system_server("icu") as server:
+        yield server
+
+
+@pytest.fixture
+def icu(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Database, Database]]:
+    """Give two databases that know a collation to which upper and lower case are the same."""
+    with new_database(server, "source") as source, new_database(server, "warehouse") as warehouse:
+        for database in (source, warehouse):
+            database.admin("GRANT ALL ON SCHEMA public TO PUBLIC")
+            database.execute(
+                "CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2',"
+                " deterministic = false)"
+            )
+            monkeypatch.setenv(f"AIRFLOW_CONN_{database.conn_id.upper()}", database.uri)
+        yield source, warehouse
+
+
+CASELESS = "CREATE TABLE item (id text COLLATE caseless NOT NULL, region text, v text)"
+FINER = f'{CASELESS}; CREATE UNIQUE INDEX ON item (id COLLATE "C")'
+
+
+@METHODS
+@pytest.mark.parametrize("where", [PART, None])
+def test_the_index_says_which_key_is_whose_not_the_column(
+    icu: tuple[Database, Database], method: str, where: str | None
+) -> None:
+    source, warehouse = icu
+    for database in icu:
+        database.execute(FINER)
+    source.execute("INSERT INTO item VALUES ('a', 'x', 'new'), ('c', 'x', 'v'), ('C', 'x', 'more')")
+    warehouse.execute("INSERT INTO item VALUES ('a', 'x', 'old'), ('b', 'x', 'extra'), ('c', 'x', 'v')")
+    if where:
+        warehouse.execute(
+            "INSERT INTO item VALUES ('A', 'y', 'kept'), ('B', 'y', 'kept'), ('d', 'y', 'kept')"
+        )
+    before = outside(warehouse)
+    result = sync(method=method, where=where, key=["id"], max_delete_fraction=None)
+    assert (result["missing"], result["changed"], result["extra"]) == (1, 1, 1)
+    assert (result["inserted"], result["updated"], result["deleted"]) == (1, 1, 1)
+    assert outside(warehouse) == before
+    assert [row for row in contents(warehouse) if ",x," in row] == contents(source)
+
+
+@METHODS
+def test_statements_go_by_the_column_and_are_refused_where_it_has_two(
+    icu: tuple[Database, Database], method: str
+) -> None:
+    source, warehouse = icu
+    for database in icu:
+        database.execute(FINER)
+    source.execute("INSERT INTO item VALUES ('a', 'x', 'new')")
+    warehouse.execute("INSERT INTO item VALUES ('a', 'x', 'old'), ('A', 'y', 'kept')")
+    arguments: dict[str, Any] = {"where": PART, "key": ["id"], "method": method, "apply": "statements"}
+    refused(warehouse, "in common", "21000", "apply='set'", **arguments)
+    warehouse.execute("DELETE FROM item WHERE region = 'y'")
+    assert sync(**arguments)["updated"] == 1
+
+
+def test_a_row_makes_way_only_if_the_index_says_so(icu: tuple[Database, Database]) -> None:
+    source, warehouse = icu
+    for database in icu:
+        database.execute("CREATE TABLE item (id int PRIMARY KEY, email text COLLATE caseless)")
+        database.execute('CREATE UNIQUE INDEX ON item (email COLLATE "C")')
+    source.execute("INSERT INTO item VALUES (1, 'ann'), (2, 'bob'), (3, 'Eve')")
+    warehouse.execute("INSERT INTO item VALUES (1, 'ann'), (7, 'ANN'), (8, 'Bob'), (9, 'Eve')")
+    result = sync(on_conflict="replace", delete=False)
+    assert (result["inserted"], result["displaced"]) == (2, 1)
+    assert contents(warehouse) == ["(1,ann)", "(2,bob)", "(3,Eve)", "(7,ANN)", "(8,Bob)"]
+
+
+@METHODS
+@pytest.mark.parametrize("apply", ["set", "statements"])
+def test_an_index_with_an_equality_of_its_own(
+    source: Database, warehouse: Database, method: str, apply: str
+) -> None:
+    """Composites with 1.0 and 1.00 are equal, but not to an index on their images."""
+    for database in (source, warehouse):
+        database.execute(
+            "CREATE TYPE place AS (x numeric); CREATE TABLE item (id place, region text, v text)"
+        )
+        database.execute("ALTER TABLE item ALTER id SET NOT NULL")
+        database.execute("CREATE UNIQUE INDEX ON item (id record_image_ops)")
+    source.execute("INSERT INTO item VALUES (ROW(1.0), 'x', 'new')")
+    warehouse.execute("INSERT INTO item VALUES (ROW(1.0), 'x', 'old'), (ROW(1.00), 'y', 'kept')")
+    before = outside(warehouse)
+    if apply == "statements":  # they can't name such a key
+        refused(warehouse, "composite", where=PART, key=["id"], method=method, apply=apply)
+        return
+    assert sync(method=method, where=PART, key=["id"])["updated"] == 1
+    assert outside(warehouse) == before
+    warehouse.execute("UPDATE item SET region = 'x'")
+    refused(warehouse, "same key", where=PART, key=["id"], method=method, max_delete_fraction=None)
