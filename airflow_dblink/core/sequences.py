@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from psycopg import sql
 
+from airflow_dblink.core.sqlfiles import statements
 from airflow_dblink.core.tables import Relation, Side
 
 log = logging.getLogger(__name__)
 
+_SQL = {name: sql.SQL(text.decode()) for name, text in statements("sequences.sql").items()}
+
 
 def reset_sequences(destination: Side, relation: Relation, given: Collection[str]) -> None:
-    """Move the sequences of serial and identity columns beyond the values that came.
+    """Move the sequences that give columns their values beyond the values that came.
+
+    They belong to the column (serial, identity) or are its default. They keep their steps and bounds, and
+    none moves back. One that cycles is moved to where the most values in a row are free.
 
     :param given: the columns that got values.
     :raises RemoteError: what the server says.
     """
-    for row in destination.rows("sequences", {"oid": relation.oid}):
+    question = statements("sequences.sql")["sequences"]
+    for row in destination.ask(question, "reading the catalogs", {"oid": relation.oid}):
         if row["column_name"] not in given:
             continue
         if not row["may_set"]:
             log.warning("the role may not set the sequence of %s.%s", relation, row["column_name"])
             continue
-        destination.run(
-            sql.SQL(
-                "SELECT pg_catalog.setval({sequence}::oid::regclass, least(loaded.highest, {highest})::int8)"
-                "  FROM (SELECT pg_catalog.max({column}) AS highest FROM {table}) AS loaded"
-                " WHERE loaded.highest >= {lowest} AND loaded.highest >"
-                "       coalesce(pg_catalog.pg_sequence_last_value({sequence}::oid::regclass), {lowest} - 1)"
-            ).format(
-                sequence=row["oid"],
-                column=sql.Identifier(row["column_name"]),
-                table=relation.identifier,
-                lowest=row["lowest"],
-                highest=row["highest"],
-            ),
-            "setting the sequence",
-        )
+        _move(destination, relation, row)
+
+
+def _move(destination: Side, relation: Relation, row: Mapping[str, Any]) -> None:
+    oid, step = sql.Literal(row["oid"]), row["step"]
+    sign = 1 if step > 0 else -1
+    first, last = (row["lowest"], row["highest"]) if step > 0 else (-row["highest"], -row["lowest"])
+    sequence = sql.Identifier(row["schema_name"], row["name"])
+    position = _SQL["position"].format(sequence=sequence)
+    if not row["may_read"]:
+        position = _SQL["position_unread"].format(oid=oid, start=sql.Literal(row["start"]))
+    names = {"column": sql.Identifier(row["column_name"]), "table": relation.identifier}
+    numbers = {"oid": oid, "step": sql.Literal(step), "sign": sql.Literal(sign), "position": position}
+    if row["cycles"]:
+        bounds = {"first": first, "last": last, "lowest": row["lowest"], "highest": row["highest"]}
+        bounds["length"] = row["highest"] - row["lowest"] + 1
+        literals = {name: sql.Literal(str(number)) for name, number in bounds.items()}
+        move = _SQL["move_cycling"].format(**names, **numbers, **literals)
+    else:
+        extreme = sql.SQL("max" if step > 0 else "min")
+        farthest = _SQL["farthest"].format(extreme=extreme, **names)
+        value = destination.fetch(farthest, "looking for the highest value")[0]["value"]
+        if value is None:
+            return
+        bound = row["highest"] if step > 0 else row["lowest"]
+        move = _SQL["move"].format(farthest=sql.Literal(value), bound=sql.Literal(str(bound)), **numbers)
+    destination.fetch(move, "setting the sequence")

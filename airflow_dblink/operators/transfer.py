@@ -104,8 +104,8 @@ class DblinkTransferOperator(MovingOperator):
     :param pre_sql: run in the destination's transaction before the load. (templated)
     :param post_sql: run in the destination's transaction after the load. (templated)
     :param analyze: ANALYZE the destination in the end; by default left to autovacuum.
-    :param reset_sequences: move the sequences of loaded serial and identity columns beyond the
-        values that came.
+    :param reset_sequences: move the sequences of loaded columns (serial, identity, or behind a default)
+        beyond the values that came, in their own direction and steps.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and done again.
 

@@ -167,22 +167,3 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_cast
 SELECT castfunc::regproc::text AS name
   FROM pg_catalog.pg_cast
  WHERE castsource = %(source)s AND casttarget = %(target)s AND castcontext IN ('a', 'i') AND castmethod = 'f';
-
--- name: sequences
--- Sequences that belong to columns (serial or identity), and whether the role may read and set
--- them and read the column. Those that count down are not for us to judge, nor those owned by a
--- column that isn't a number ('INV-' || nextval(...)).
-SELECT a.attname AS column_name,
-       s.oid::int8 AS oid,
-       seq.seqmin AS lowest,
-       seq.seqmax AS highest,
-       pg_catalog.has_sequence_privilege(s.oid, 'UPDATE')
-           AND pg_catalog.has_sequence_privilege(s.oid, 'USAGE, SELECT')
-           AND pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_set
-  FROM pg_catalog.pg_depend AS d
-  JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
-  JOIN pg_catalog.pg_sequence AS seq ON seq.seqrelid = s.oid AND seq.seqincrement > 0
-  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-   AND pg_catalog.format_type(a.atttypid, NULL) IN ('smallint', 'integer', 'bigint', 'numeric')
- WHERE d.refobjid = %(oid)s AND d.classid = 'pg_catalog.pg_class'::regclass
-   AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i');

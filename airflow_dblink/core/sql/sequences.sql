@@ -1,0 +1,104 @@
+-- name: sequences
+-- Sequences that give columns their values: those that belong to them (serial, identity), and those of a
+-- default, the column's or its domain's, that is nextval() and no more; with what the role may do. Not those
+-- of a column that isn't a number ('INV-' || nextval(...)).
+WITH col AS (
+    SELECT a.attrelid, a.attnum, a.attname, a.atttypid, t.typdefaultbin,
+           pg_catalog.format_type(coalesce(nullif(t.typbasetype, 0), t.oid), NULL) AS type_name,
+           NOT a.atthasdef AND a.attidentity = '' AS takes_domains_default
+      FROM pg_catalog.pg_attribute AS a
+      JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+     WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+), giving (attnum, oid) AS (
+    SELECT d.refobjsubid, d.objid
+      FROM pg_catalog.pg_depend AS d
+     WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = %(oid)s
+       AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')
+     UNION
+    SELECT def.adnum, d.refobjid
+      FROM pg_catalog.pg_attrdef AS def
+      JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = def.oid
+       AND d.refclassid = 'pg_catalog.pg_class'::regclass
+     WHERE def.adrelid = %(oid)s
+       AND pg_catalog.pg_get_expr(def.adbin, def.adrelid)
+           ~ '^\(?nextval\(''[^()]*''::regclass\)\)?(::[a-z]+)?$'
+     UNION
+    SELECT col.attnum, d.refobjid
+      FROM col
+      JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = col.atttypid
+       AND d.refclassid = 'pg_catalog.pg_class'::regclass
+     WHERE col.takes_domains_default
+       AND pg_catalog.pg_get_expr(col.typdefaultbin, 0)
+           ~ '^\(?nextval\(''[^()]*''::regclass\)\)?(::[a-z]+)?$'
+)
+SELECT col.attname AS column_name, s.oid::int8 AS oid, n.nspname AS schema_name, s.relname AS name,
+       seq.seqmin AS lowest, seq.seqmax AS highest, seq.seqincrement AS step, seq.seqstart AS start,
+       seq.seqcycle AS cycles,
+       pg_catalog.has_sequence_privilege(s.oid, 'SELECT') AS may_read,
+       pg_catalog.has_sequence_privilege(s.oid, 'UPDATE')
+           AND pg_catalog.has_sequence_privilege(s.oid, 'USAGE, SELECT')
+           AND pg_catalog.has_column_privilege(col.attrelid, col.attnum, 'SELECT') AS may_set
+  FROM giving
+  JOIN col ON col.attnum = giving.attnum AND col.type_name IN ('smallint', 'integer', 'bigint', 'numeric')
+  JOIN pg_catalog.pg_class AS s ON s.oid = giving.oid AND s.relkind = 'S'
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = s.relnamespace
+  JOIN pg_catalog.pg_sequence AS seq ON seq.seqrelid = s.oid
+ ORDER BY col.attnum, s.relname;
+
+-- name: position
+SELECT last_value::numeric AS last, is_called FROM {sequence};
+
+-- name: position_unread
+-- Without SELECT on the sequence; one that was never called is taken to be at its start.
+SELECT coalesce(pg_catalog.pg_sequence_last_value({oid}::oid::regclass), {start})::numeric AS last,
+       pg_catalog.pg_sequence_last_value({oid}::oid::regclass) IS NOT NULL AS is_called;
+
+-- name: farthest
+-- The last value of the column in the direction of the sequence, of those that a sequence can give: a
+-- numeric's NaN and infinity are none.
+SELECT pg_catalog.{extreme}({column})::text AS value
+  FROM {table}
+ WHERE {column} OPERATOR(pg_catalog.>=) '-9223372036854775808'::int8
+   AND {column} OPERATOR(pg_catalog.<=) '9223372036854775807'::int8;
+
+-- name: move
+-- In the sequence's own steps, to the last one that isn't beyond the farthest value, so that the next is; not
+-- over the bound, where it has come to its end; never back. All is numeric, so that nothing overflows.
+WITH state AS ({position}),
+     next AS (SELECT last + CASE WHEN is_called THEN {step}::numeric ELSE 0::numeric END AS value FROM state)
+SELECT pg_catalog.setval({oid}::oid::regclass,
+           (value + {step}::numeric * least(
+               pg_catalog.div({farthest}::numeric - value, {step}::numeric),
+               pg_catalog.div({bound}::numeric - value, {step}::numeric)))::int8) AS value
+  FROM next
+ WHERE ({farthest}::numeric - value) * {sign}::numeric >= 0::numeric
+   AND ({bound}::numeric - value) * {sign}::numeric >= 0::numeric;
+
+-- name: move_cycling
+-- A sequence that goes round is never beyond all values: it is moved to where the most values in a row are
+-- free, unless it has as many before it. Values are turned so that it counts up.
+WITH state AS ({position}),
+     next AS (
+         SELECT CASE WHEN value > {last}::numeric THEN {first}::numeric ELSE value END AS value
+           FROM (SELECT (last + CASE WHEN is_called THEN {step}::numeric ELSE 0::numeric END)
+                        * {sign}::numeric AS value
+                   FROM state) AS counted
+     ),
+     taken AS (
+         SELECT DISTINCT {column}::numeric * {sign}::numeric AS value
+           FROM {table}
+          WHERE {column} OPERATOR(pg_catalog.>=) {lowest}::int8
+            AND {column} OPERATOR(pg_catalog.<=) {highest}::int8
+     ),
+     gap AS (
+         SELECT value, coalesce(pg_catalog.lead(value) OVER (ORDER BY value),
+                                pg_catalog.min(value) OVER () + {length}::numeric) - value AS size
+           FROM taken
+     ),
+     longest AS (SELECT value, size FROM gap ORDER BY size DESC, value LIMIT 1)
+SELECT pg_catalog.setval({oid}::oid::regclass, (longest.value * {sign}::numeric)::int8) AS value
+  FROM longest
+ CROSS JOIN next
+ WHERE (SELECT pg_catalog.min(pg_catalog.mod(
+                   taken.value - next.value + {length}::numeric, {length}::numeric)) FROM taken)
+       < longest.size - 1::numeric;
