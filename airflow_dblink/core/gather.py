@@ -24,7 +24,7 @@ from psycopg.waiting import Ready, Wait
 
 from airflow_dblink.core.connection import LinkConnection
 from airflow_dblink.core.errors import RemoteError, from_psycopg
-from airflow_dblink.core.pump import Listener
+from airflow_dblink.core.pump import Data, Listener
 from airflow_dblink.core.tables import Side
 
 #: Called with the name of a set, its rows and its bytes so far.
@@ -113,17 +113,17 @@ class _Arriving:
     """
 
     load: Load
-    chunks: deque[tuple[bytes, int]] = field(default_factory=deque)
+    chunks: deque[tuple[Data, int]] = field(default_factory=deque)
     waiting: int = 0
     sent: int | None = None
     taken: int = 0
 
-    def add(self, chunk: bytes, rows: int) -> None:
+    def add(self, chunk: Data, rows: int) -> None:
         if chunk:
             self.chunks.append((chunk, rows))
             self.waiting += len(chunk)
 
-    def take(self) -> tuple[bytes, int]:
+    def take(self) -> tuple[Data, int]:
         chunk, rows = self.chunks.popleft()
         self.waiting -= len(chunk)
         return chunk, rows
@@ -228,7 +228,14 @@ class _Stream(_Task):
             if count == 0:  # what is in the socket already need not be waited for
                 self.pgconn.consume_input()
                 count, data = get(1)
-            if count > 0:
+            if count >= _CHUNK:  # sent from where libpq has put it
+                if rows:
+                    arriving.add(b"".join(rows)[skipped:], len(rows))
+                    rows, size, skipped = [], 0, 0
+                arriving.add(data[skipped:], 1)
+                skipped, data = 0, memoryview(b"")
+                yield from self._wait_for(has_room)
+            elif count > 0:
                 rows.append(bytes(data))
                 size += count
                 if size >= _CHUNK and rows[-1] not in _LAST_MESSAGES:
@@ -345,10 +352,13 @@ class _Gathering:
         moved, refused = 0, False
         with Listener(self._connection) as listener:
             while not refused and (yield from self._goes_on(arriving, moved, listener)):
+                if load.binary and not moved:
+                    yield from listener.send(_HEADER)
                 chunk, rows = arriving.take()
-                refused = yield from listener.send(chunk if moved or not load.binary else _HEADER + chunk)
+                refused = yield from listener.send(chunk)
                 moved += len(chunk)
                 load.rows, load.size = load.rows + rows, load.size + len(chunk)
+                del chunk  # let go of before the next is read
                 self._report(load.name, load.rows, load.size)
             if load.binary and not refused:
                 yield from listener.send(_TRAILER)

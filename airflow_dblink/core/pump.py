@@ -2,15 +2,17 @@
 
 libpq hands out one row at a time; what makes this as fast as ``psql | psql`` is to give the
 rows back in messages of 256 kB, each flushed, and to fill each before it is sent
-(``benchmarks/`` compares). Nothing here looks into the data.
+(``benchmarks/`` compares). Nothing here looks into the data. A row that is longer is sent in pieces from
+where libpq has put it: so it is in memory twice, in libpq's buffer and as the row that libpq hands out.
 """
 
 from __future__ import annotations
 
 import select
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import psycopg
 from psycopg import pq, sql
@@ -24,6 +26,8 @@ from airflow_dblink.core.errors import from_psycopg
 from airflow_dblink.core.tables import Side
 
 Report = Callable[[int, int], None]
+#: COPY data: rows put together, or one long row as libpq handed it out.
+Data: TypeAlias = bytes | memoryview
 
 _CHUNK = 256 * 1024
 # A server that fails in COPY FROM STDIN says so at once but goes on swallowing data, and
@@ -86,28 +90,31 @@ def _move(source: End, destination: End, listener: Listener, report: Report) -> 
     done, more, refused = Pumped(), True, False
     while more and not refused:
         chunk, rows, more = _wait(source, _chunk(source.connection.pgconn))
-        refused = _wait(destination, listener.send(chunk))
-        done.sent, done.size = done.sent + rows, done.size + len(chunk)
+        done.sent, done.size = done.sent + rows, done.size + sum(map(len, chunk))
+        while chunk and not refused:
+            refused = _wait(destination, listener.send(chunk.popleft()))  # let go of before the next is read
         report(done.sent, done.size)
     return done, more
 
 
-def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[bytes, int, bool]]:
+def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[deque[Data], int, bool]]:
     """Gather rows until a chunk is full; whether there may be more."""
     rows: list[bytes] = []
     size = 0
     while size < _CHUNK:
         count, data = pgconn.get_copy_data(1)
+        if count >= _CHUNK:
+            return deque([b"".join(rows), data]), len(rows) + 1, True
         if count > 0:
             rows.append(bytes(data))
             size += count
         elif count < 0:
-            return b"".join(rows), len(rows), False
+            return deque([b"".join(rows)]), len(rows), False
         else:
             while (yield Wait.R) == Ready.NONE:
                 pass
             pgconn.consume_input()
-    return b"".join(rows), len(rows), True
+    return deque([b"".join(rows)]), len(rows), True
 
 
 class Listener:
@@ -140,7 +147,7 @@ class Listener:
         """Whether the server has said something that may be an error; the end of the COPY will tell."""
         return self._unread_chunks > 0
 
-    def send(self, chunk: bytes) -> PQGen[bool]:
+    def send(self, chunk: Data) -> PQGen[bool]:
         """Send *chunk*; whether the server has said something that is no notice."""
         if self._unread_chunks:
             self._unread_chunks += 1

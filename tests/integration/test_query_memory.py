@@ -67,3 +67,10 @@ def test_wide_rows_stay_within_the_limit() -> None:
     rows, grown = fetched(SERIES.format(20_000, "repeat('x', 4000)"))
     assert rows == 60_000
     assert grown < 32 * MB, grown
+
+
+@pytest.mark.usefixtures("source", "warehouse")
+def test_long_rows_are_held_twice_by_each_server_and_once_on_their_way() -> None:
+    rows, grown = fetched(SERIES.format(2, "repeat('x', 30000000)"))
+    assert rows == 6
+    assert grown < (2 * 2 + 1) * 30_000_000 + 16 * MB, grown

@@ -74,7 +74,10 @@ def test_rows_of_2_kb_stay_within_the_limit(mode: str) -> None:
 
 
 @pytest.mark.usefixtures("item")
-def test_one_row_of_50_mb_arrives(warehouse: Database) -> None:
-    result = moved(SERIES.format("repeat('x', 50000000)", 1))
-    assert warehouse.rows("SELECT id, length(filler) FROM item") == [(1, 50_000_000)]
-    assert result["grown"] < 5 * 50 * MB, result
+@pytest.mark.parametrize(("rows", "mode"), [(1, "replace"), (3, "replace"), (2, "upsert")])
+def test_rows_of_90_mb_arrive_and_are_held_twice_at_most(warehouse: Database, rows: int, mode: str) -> None:
+    result = moved(SERIES.format("repeat('x', 90000000)", rows), mode)
+    assert warehouse.rows("SELECT length(filler), count(*) FROM item WHERE id > 0 GROUP BY 1") == [
+        (90_000_000, rows)
+    ]
+    assert result["grown"] < 2 * 90_000_000 + 8 * MB, result
