@@ -213,7 +213,7 @@ def _columns(
         if why := _why_text(given, wanted):
             log.warning("%s: column %r of remote set %r becomes text: %s is %s",
                         home.conn_id, column.name, name, type_name, why)  # fmt: skip
-            type_name = "text"
+            type_name = "pg_catalog.text"
         binary = binary and not why and _is_binary(given, wanted)
         columns.append((column.name, type_name))
     return columns, binary

@@ -270,7 +270,7 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
     elif function := _assignment_function(destination, given, wanted):
         # Those of citext are those of text; what another type's do is not for us to know.
         if wanted.base_name == "citext" and given.built_in:
-            return "text"
+            return "pg_catalog.text"
         raise UsageError(
             f"column {pair.destination!r} is of type {wanted.name}, to which PostgreSQL assigns {given.name}"
             f" by function {function}, and it would be read as text from {pair.source!r} of"
@@ -286,7 +286,7 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
         or (given.is_string and not wanted.built_in)
     ):
         # Padding is no value to a char(n), so let the source leave it out before rows are compared.
-        return "bpchar" if wanted.built_in and wanted.base_name == "bpchar" else None
+        return "pg_catalog.bpchar" if wanted.built_in and wanted.base_name == "bpchar" else None
     raise UsageError(
         f"column {pair.destination!r} is of type {wanted.name},"
         f" but {pair.source!r} of {source.conn_id!r} is {given.name}",
@@ -300,7 +300,7 @@ def _as_is(kind: Type) -> str | None:
     """Return the type to cast to in the source, so that a value arrives as it is stored."""
     if not kind.is_xml:
         return None
-    return "text[]" if kind.element else "text"
+    return "pg_catalog.text[]" if kind.element else "pg_catalog.text"
 
 
 def _assignment_function(destination: Side, given: Type, wanted: Type) -> str | None:
@@ -336,7 +336,7 @@ def _route_to_new_table(
             log.warning(
                 "%s has no type %s: %r becomes text", destination.conn_id, pair.type_name, pair.destination
             )
-        name = pair.type_name if row["known"] else "text"
+        name = pair.type_name if row["known"] else "pg_catalog.text"
         routed.append(replace(pair, type_name=name, cast=_as_is(there[pair.source_type])))
     binary = all(goes_in_binary(there[pair.source_type], there[pair.source_type], None) for pair in pairs)
     return tuple(routed), "binary" if binary else "text"

@@ -60,7 +60,7 @@ _TEXT = sql.SQL(
     """ THEN pg_catalog.format('%s', q.{name}) COLLATE pg_catalog."default" END AS {name}"""
 )
 _COUNT = sql.SQL(", (SELECT pg_catalog.count(*) FROM k)")
-_COUNT_LIMIT = sql.SQL("(SELECT pg_catalog.count(*) + 1 FROM k)")
+_COUNT_LIMIT = sql.SQL("(SELECT pg_catalog.count(*) OPERATOR(pg_catalog.+) 1 FROM k)")
 _NO_ROWS = sql.SQL("SELECT * FROM (\n{query}\n) AS q WHERE false")
 _NOTHING = sql.SQL("")
 
@@ -340,7 +340,9 @@ def _statement(
     """
     has_src, has_tgt = has
     condition = (
-        f"t.c{position} = k.x{j}" if has_src[j] else f"t.c{position} IS NULL"
+        shape.columns[position].equals(f"t.c{position}", f"k.x{j}")
+        if has_src[j]
+        else f"t.c{position} IS NULL"
         for j, position in enumerate(positions)
     )
     columns = range(len(shape.columns))

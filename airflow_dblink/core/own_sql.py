@@ -15,13 +15,15 @@ path: they name the schema of every operator, ``OPERATOR(pg_catalog.=)``, functi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from psycopg import ClientCursor, sql
 from psycopg.rows import dict_row
 
 from airflow_dblink.core.connection import LinkConnection
+
+T = TypeVar("T")
 
 #: The path that questions are read under. pg_temp would be looked through first if it weren't named.
 PATH = "pg_catalog, pg_temp"
@@ -36,8 +38,29 @@ PIN = sql.SQL(
 UNPIN = sql.SQL("SELECT pg_catalog.set_config('search_path', pg_catalog.current_setting({}), true)").format(
     _KEPT
 )
-_CURSOR = sql.Identifier("airflow_dblink_question")
-_BEFORE_ROWS = 3  # results: of PIN, DECLARE and UNPIN
+_BEFORE_ROWS = 3  # results, of one question: of PIN, DECLARE and UNPIN
+
+
+def message(*questions: sql.Composable) -> list[sql.Composable]:
+    """Return the statements of one message that asks *questions*, each a SELECT about the catalogs.
+
+    :func:`rows_of` finds the rows among its results. It needs no transaction, and may be part of one.
+    """
+    cursors = [sql.Identifier(f"airflow_dblink_question_{i}") for i in range(len(questions))]
+    declare = sql.SQL("DECLARE {} NO SCROLL CURSOR FOR {}")
+    return [
+        PIN,
+        *(declare.format(*pair) for pair in zip(cursors, questions, strict=True)),
+        UNPIN,
+        *(sql.SQL("FETCH ALL FROM {}").format(cursor) for cursor in cursors),
+        *(sql.SQL("CLOSE {}").format(cursor) for cursor in cursors),
+    ]
+
+
+def rows_of(results: Sequence[T]) -> Sequence[T]:
+    """Return the results, of all that a :func:`message` gave, which are the questions' answers."""
+    count = (len(results) - 2) // 3
+    return results[2 + count : 2 + 2 * count]
 
 
 def ask(
@@ -50,21 +73,11 @@ def ask(
     :raises psycopg.Error: what the server says.
     """
     if isinstance(statement, bytes):
-        text: sql.Composable = sql.SQL(ClientCursor(connection).mogrify(statement, params or {}))
+        question: sql.Composable = sql.SQL(ClientCursor(connection).mogrify(statement, params or {}))
     else:
-        text = statement
-    message = sql.Composed(
-        [
-            PIN,
-            sql.SQL("; DECLARE {} NO SCROLL CURSOR FOR ").format(_CURSOR),
-            text,
-            sql.SQL("; "),
-            UNPIN,
-            sql.SQL("; FETCH ALL FROM {0}; CLOSE {0}").format(_CURSOR),
-        ]
-    )
+        question = statement
     with connection.cursor(row_factory=dict_row) as cursor:
-        cursor.execute(message)
+        cursor.execute(sql.SQL("; ").join(message(question)))
         for _ in range(_BEFORE_ROWS):
             cursor.nextset()
         return cursor.fetchall()

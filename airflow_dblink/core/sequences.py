@@ -44,18 +44,23 @@ def _move(destination: Side, relation: Relation, row: Mapping[str, Any]) -> None
     if not row["may_read"]:
         position = _SQL["position_unread"].format(oid=oid, start=sql.Literal(row["start"]))
     names = {"column": sql.Identifier(row["column_name"]), "table": relation.identifier}
-    numbers = {"oid": oid, "step": sql.Literal(step), "sign": sql.Literal(sign), "position": position}
+    numbers = {
+        "oid": oid,
+        "step": sql.Literal(str(step)),
+        "sign": sql.Literal(str(sign)),
+        "position": position,
+    }
     if row["cycles"]:
         bounds = {"first": first, "last": last, "lowest": row["lowest"], "highest": row["highest"]}
         bounds["length"] = row["highest"] - row["lowest"] + 1
         literals = {name: sql.Literal(str(number)) for name, number in bounds.items()}
-        move = _SQL["move_cycling"].format(**names, **numbers, **literals)
-    else:
-        extreme = sql.SQL("max" if step > 0 else "min")
-        farthest = _SQL["farthest"].format(extreme=extreme, **names)
-        value = destination.fetch(farthest, "looking for the highest value")[0]["value"]
-        if value is None:
-            return
-        bound = row["highest"] if step > 0 else row["lowest"]
-        move = _SQL["move"].format(farthest=sql.Literal(value), bound=sql.Literal(str(bound)), **numbers)
-    destination.fetch(move, "setting the sequence")
+        destination.fetch(_SQL["move_cycling"].format(**names, **numbers, **literals), "setting the sequence")
+        return
+    extreme = sql.SQL("max" if step > 0 else "min")
+    farthest = _SQL["farthest"].format(extreme=extreme, **names)
+    value = destination.fetch(farthest, "looking for the highest value")[0]["value"]
+    if value is None:
+        return
+    bound = row["highest"] if step > 0 else row["lowest"]
+    move = _SQL["move"].format(farthest=sql.Literal(value), bound=sql.Literal(str(bound)), **numbers)
+    destination.ask(move, "setting the sequence")  # it looks at the sequence alone, not at the table

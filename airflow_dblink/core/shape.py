@@ -17,6 +17,7 @@ from psycopg import pq, sql
 
 from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, UsageError
 from airflow_dblink.core.literals import quote_literal
+from airflow_dblink.core.own_sql import message, rows_of
 from airflow_dblink.core.sqlfiles import statements
 from airflow_dblink.core.wire import Wire
 
@@ -54,10 +55,24 @@ class StaleError(Exception):
 
 
 class Column(NamedTuple):
-    """A live column: its name, and that as the server quotes it."""
+    """A live column: its name, and that as the server quotes it.
+
+    ``equals_schema`` and ``base_type`` are quoted, and those of a user's type; empty for PostgreSQL's own.
+    """
 
     name: str
     quoted: str
+    equals_schema: str
+    base_type: str
+
+    def equals(self, operand: str, value: str) -> str:
+        """Return the condition that the column, which *operand* is, is ``=`` *value*.
+
+        It is what ``operand = value`` says, without a stranger's operator that would fit better.
+        """
+        if self.equals_schema:
+            return f"CAST({operand} AS {self.base_type}) OPERATOR({self.equals_schema}.=) {value}"
+        return f"{operand} OPERATOR(pg_catalog.=) {value}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,8 @@ class Shape:
     :ivar check: statement whose row tells whether the shape holds; it reads nothing.
     :ivar key_types: the types that literals for key columns get, by the columns' positions;
         ``None`` where a set of keys can't be looked up at once.
+    :ivar runs: whether the statements made by it are for us to run, rather than dblink's texts for others:
+        their operators have a schema then.
     """
 
     name: str
@@ -78,6 +95,7 @@ class Shape:
     _state: tuple[bytes | None, ...]
     _names: tuple[bytes | None, ...]
     _lookup: str
+    runs: bool = False
     key_types: dict[tuple[int, ...], list[str] | None] = field(default_factory=dict, compare=False)
 
     def positions(self, link: Wire, attnums: Sequence[int]) -> tuple[int, ...]:
@@ -98,16 +116,29 @@ class Shape:
         return tuple(attnum - 1 for attnum in attnums)
 
     def where(self, positions: Positions, literals: Sequence[str | None]) -> str:
-        """Return the condition that the columns at *positions* have these values (``None``: NULL)."""
+        """Return the condition, of a statement that is made, that these columns have these values.
+
+        ``None`` is NULL.
+        """
+        if self.runs:
+            return self.condition(positions, literals)
         quoted = (self.columns[position].quoted for position in positions)
         return " AND ".join(
             name + " IS NULL" if literal is None else name + " = " + literal
             for name, literal in zip(quoted, literals, strict=True)
         )
 
+    def condition(self, positions: Positions, values: Sequence[str | None]) -> str:
+        """Return what :meth:`where` says, for a statement that is run: each operator has its schema."""
+        columns = (self.columns[position] for position in positions)
+        return " AND ".join(
+            column.quoted + " IS NULL" if value is None else column.equals(column.quoted, value)
+            for column, value in zip(columns, values, strict=True)
+        )
+
     def lookup(self, positions: Positions, literals: Sequence[str | None]) -> str:
         """Return the statement that reads the row with this key, and tells whether the shape holds."""
-        return self._lookup + self.where(positions, literals) + " LIMIT 2"
+        return self._lookup + self.condition(positions, literals) + " LIMIT 2"
 
     def confirm_row(self, result: pq.abc.PGresult) -> None:
         """Compare with the first row of a :meth:`lookup`, or that of :attr:`check`.
@@ -199,7 +230,7 @@ def key_types(link: Wire, shape: Shape, positions: Positions) -> list[str] | Non
     if positions not in shape.key_types:
         results = confirm(link, shape, *_probe(link, shape, positions))
         succeed(link, results)
-        shape.key_types[positions] = _types(link, results[1])
+        shape.key_types[positions] = _types(link, results)
     return shape.key_types[positions]
 
 
@@ -207,29 +238,32 @@ def confirm_types(
     link: Wire, shape: Shape, positions: Positions, types: list[str], *statements: str
 ) -> list[pq.abc.PGresult]:
     """Return the results of *statements*, which rely on the key columns' *types*; as :func:`confirm`."""
-    results = confirm(link, shape, *_probe(link, shape, positions), *statements)
-    succeed(link, results[:3])
-    if _types(link, results[1]) != types:
+    probe = _probe(link, shape, positions)
+    results = confirm(link, shape, *probe, *statements)
+    asked = results[: len(probe)]
+    succeed(link, asked)
+    if _types(link, asked) != types:
         raise StaleError
-    return results[3:]
+    return results[len(probe) :]
 
 
 def _probe(link: Wire, shape: Shape, positions: Positions) -> list[str]:
-    """Return the three statements that ask for the types; the second one's result has them."""
+    """Return the statements that ask for the types; :func:`_types` reads their results."""
     name = f"airflow_dblink_{token_hex(6)}"
     known = {
         "name": sql.SQL(name),
         "source": sql.SQL(shape.source),
-        "condition": sql.SQL(shape.where(positions, [f"${j + 1}" for j in range(len(positions))])),
+        "condition": sql.SQL(shape.condition(positions, [f"${j + 1}" for j in range(len(positions))])),
     }
     return [
         _PREPARE.format(**known).as_string(),
-        _bound("key_types", name),
+        *_asking(_bound("key_types", name)),
         _DEALLOCATE.format(**known).as_string(),
     ]
 
 
-def _types(link: Wire, result: pq.abc.PGresult) -> list[str] | None:
+def _types(link: Wire, results: Sequence[pq.abc.PGresult]) -> list[str] | None:
+    (result,) = rows_of(results[1:-1])
     found = [texts(link, result, row) for row in range(result.ntuples)]
     return [str(name) for name, _ in found] if all(castable == "t" for _, castable in found) else None
 
@@ -250,7 +284,15 @@ def succeed(link: Wire, results: Sequence[pq.abc.PGresult]) -> None:
 
     :raises RemoteError: what the server says.
     """
-    link.succeeded(results[-1], ACTION, fail_on_error=True)
+    try:
+        link.succeeded(results[-1], ACTION, fail_on_error=True)
+    except RemoteError as error:
+        if error.sqlstate != "42883":
+            raise
+        # A type without "=", such as json: in dblink's words, whose operator has no schema.
+        message = error.message.replace(" pg_catalog.= ", " = ")
+        rest = (error.connname, error.sqlstate, error.detail, error.hint, error.context)
+        raise RemoteError(message, *rest) from None
 
 
 def texts(link: Wire, result: pq.abc.PGresult, row: int) -> list[str | None]:
@@ -267,7 +309,7 @@ def _demand_name(link: Wire, relname: object) -> None:
 
 def _read_shape(link: Wire, relname: str) -> Shape:
     facts, found = _read(link, relname, "columns")
-    columns = tuple(Column(*names) for names in found)
+    columns = tuple(Column(*facts) for facts in found)
     oid, visible, _, _, _, _, name, schema, has_row_type = facts
     source = f"{schema}.{name}"
     known: dict[str, sql.Composable] = {
@@ -291,17 +333,22 @@ def _read_shape(link: Wire, relname: str) -> Shape:
     )
 
 
+def _asking(*questions: str) -> list[str]:
+    return [statement.as_string() for statement in message(*map(sql.SQL, questions))]
+
+
 def _bound(name: str, value: str) -> str:
     """Return a statement of ``builders.sql`` with *value*; psycopg's binding takes as long as the server."""
-    return STATEMENTS[name].replace("%(value)s", quote_literal(value))
+    return STATEMENTS[name].replace("%%", "%").replace("%(value)s", quote_literal(value))
 
 
 def _read(link: Wire, relname: str, more: str) -> tuple[list[str], list[list[str]]]:
     """Return the facts of *relname*, and the rows of another statement of ``builders.sql`` about it."""
     for _ in range(_TRIES):
-        results = send(link, *(_bound(name, relname) for name in ("privilege", "relation", more)))
+        questions = _asking(_bound("relation", relname), _bound(more, relname))
+        results = send(link, _bound("privilege", relname), *questions)
         succeed(link, results)
-        _, relation, rows = results
+        relation, rows = rows_of(results[1:])
         if relation.ntuples:  # else it was dropped just now
             facts = [text or "" for text in texts(link, relation, 0)]
             _demand_select(link, facts)

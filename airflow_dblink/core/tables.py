@@ -163,6 +163,7 @@ class Type:
     :ivar element: element type of a true array.
     :ivar equals_schema: schema of its own ``=``; ``None`` where it uses another type's, of pg_catalog.
     :ivar enum_name: quoted name of an enum, as which its values are compared: a domain over one has no ``=``.
+    :ivar base_full_name: the base type's name with its schema, quoted.
     :ivar send: function of pg_catalog that gives its binary form, ``None`` where another schema has it.
     """
 
@@ -175,6 +176,7 @@ class Type:
     element: int | None
     element_name: str | None
     equals_schema: str | None
+    base_full_name: str
     enum_name: str | None
     send: str | None
     attributes: list[str]
@@ -197,12 +199,19 @@ class Type:
     def equals(self, left: sql.Composable, right: sql.Composable) -> sql.Composed:
         """Return the condition that two values are ``=`` as indexes have it, wherever its operator is.
 
-        By ``search_path`` alone, citext in a schema that isn't in it would be compared as text.
+        By ``search_path`` alone, citext in a schema that isn't in it would be compared as text; and
+        whoever may create in a schema of the path could put his own operator there.
         """
-        schema = sql.Identifier(self.equals_schema or "pg_catalog")
-        if self.enum_name is not None:
-            left, right = (sql.SQL(f"{{}}::{self.enum_name}").format(value) for value in (left, right))
-        return sql.SQL("{} OPERATOR({}.=) {}").format(left, schema, right)
+        return self.compare(left, "=", right)
+
+    def compare(self, left: sql.Composable, operator: str, right: sql.Composable) -> sql.Composed:
+        """Return the condition that two values, as indexes have it, are ``=``, ``<`` or the like."""
+        schema = self.equals_schema or "pg_catalog"
+        # In the type's own schema somebody may have put an operator for a domain over it.
+        is_open = schema != "pg_catalog" and self.type != self.base_type
+        if name := self.base_full_name if is_open else self.enum_name:
+            left, right = (sql.SQL(f"{{}}::{name}").format(value) for value in (left, right))
+        return sql.SQL("{} OPERATOR({}.{}) {}").format(left, sql.Identifier(schema), sql.SQL(operator), right)
 
     @property
     def is_xml(self) -> bool:

@@ -124,7 +124,8 @@ def _finish(destination: Side, work: Plan) -> int:
         # *<> compares the stored images: every type has it, and 1.0 and 1.00 differ. Without the
         # cast the parser would take it apart into one comparison per column.
         action = sql.SQL(
-            "UPDATE SET {} WHERE ROW({})::record OPERATOR(pg_catalog.*<>) ROW({})::record"
+            "UPDATE SET {}"
+            " WHERE ROW({})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW({})::pg_catalog.record"
         ).format(
             sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(value) for value in values),
             sql.SQL(", ").join(sql.SQL("destination.{}").format(value) for value in values),

@@ -18,9 +18,38 @@ SELECT c.oid,
  WHERE c.oid = pg_catalog.to_regclass(' ' || %(value)s::pg_catalog.text)::pg_catalog.oid;
 
 -- name: columns
--- Live columns in table order.
-SELECT a.attname, pg_catalog.quote_ident(a.attname)
+-- Live columns in table order. The third and fourth column are about types of users (citext): the schema of
+-- the type's own =, where search_path leads there, for PostgreSQL would take that one; and the type without
+-- the domains around it, for in that schema somebody may have put another = for the domain.
+SELECT a.attname,
+       pg_catalog.quote_ident(a.attname),
+       own.schema,
+       own.type
   FROM pg_catalog.pg_attribute AS a
+  JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+  LEFT JOIN LATERAL (
+           WITH RECURSIVE base AS (
+               SELECT t.oid, t.typtype, t.typbasetype
+                UNION ALL
+               SELECT inner_type.oid, inner_type.typtype, inner_type.typbasetype
+                 FROM base JOIN pg_catalog.pg_type AS inner_type ON inner_type.oid = base.typbasetype
+                WHERE base.typtype = 'd'
+           )
+           SELECT pg_catalog.quote_ident(n.nspname) AS schema,
+                  pg_catalog.format('%%I.%%I', type_schema.nspname, base_type.typname) AS type
+             FROM base
+             JOIN pg_catalog.pg_type AS base_type ON base_type.oid = base.oid
+             JOIN pg_catalog.pg_namespace AS type_schema ON type_schema.oid = base_type.typnamespace
+             JOIN pg_catalog.pg_opclass AS class ON class.opcintype = base.oid AND class.opcdefault
+             JOIN pg_catalog.pg_am AS am ON am.oid = class.opcmethod AND am.amname = 'btree'
+             JOIN pg_catalog.pg_amop AS member
+               ON member.amopfamily = class.opcfamily AND member.amopstrategy = 3
+              AND member.amoplefttype = base.oid AND member.amoprighttype = base.oid
+             JOIN pg_catalog.pg_operator AS operator ON operator.oid = member.amopopr AND operator.oprname = '='
+             JOIN pg_catalog.pg_namespace AS n ON n.oid = operator.oprnamespace
+            WHERE base.typtype <> 'd' AND n.nspname <> 'pg_catalog'
+              AND n.nspname = ANY (pg_catalog.current_schemas(true))
+       ) AS own ON t.typnamespace <> 'pg_catalog'::regnamespace
  WHERE a.attrelid = pg_catalog.to_regclass(' ' || %(value)s::pg_catalog.text)::pg_catalog.oid
    AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum;

@@ -83,6 +83,7 @@ SELECT b.wanted::int8 AS type,
           JOIN pg_catalog.pg_operator AS operator ON operator.oid = member.amopopr AND operator.oprname = '='
           JOIN pg_catalog.pg_namespace AS n ON n.oid = operator.oprnamespace
          WHERE class.opcintype = t.oid AND class.opcdefault) AS equals_schema,
+       pg_catalog.format('%%I.%%I', base_schema.nspname, t.typname) AS base_full_name,
        CASE WHEN t.typtype = 'e'
             THEN (SELECT pg_catalog.format('%%I.%%I', n.nspname, t.typname)
                     FROM pg_catalog.pg_namespace AS n WHERE n.oid = t.typnamespace) END AS enum_name,
@@ -94,6 +95,7 @@ SELECT b.wanted::int8 AS type,
               ORDER BY a.attnum) AS attributes
   FROM base AS b
   JOIN pg_catalog.pg_type AS t ON t.oid = b.oid
+  JOIN pg_catalog.pg_namespace AS base_schema ON base_schema.oid = t.typnamespace
   JOIN pg_catalog.pg_type AS declared ON declared.oid = b.wanted
   LEFT JOIN pg_catalog.pg_type AS e
     ON e.oid = t.typelem AND t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc

@@ -50,23 +50,23 @@ SELECT last_value::numeric AS last, is_called FROM {sequence};
 
 -- name: position_unread
 -- Without SELECT on the sequence; one that was never called is taken to be at its start.
-SELECT coalesce(pg_catalog.pg_sequence_last_value({oid}::oid::regclass), {start})::numeric AS last,
-       pg_catalog.pg_sequence_last_value({oid}::oid::regclass) IS NOT NULL AS is_called;
+SELECT coalesce(pg_catalog.pg_sequence_last_value({oid}::pg_catalog.oid::pg_catalog.regclass), {start})::numeric AS last,
+       pg_catalog.pg_sequence_last_value({oid}::pg_catalog.oid::pg_catalog.regclass) IS NOT NULL AS is_called;
 
 -- name: farthest
 -- The last value of the column in the direction of the sequence, of those that a sequence can give: a
 -- numeric's NaN and infinity are none.
-SELECT pg_catalog.{extreme}({column})::text AS value
+SELECT pg_catalog.{extreme}({column})::pg_catalog.text AS value
   FROM {table}
- WHERE {column} OPERATOR(pg_catalog.>=) '-9223372036854775808'::int8
-   AND {column} OPERATOR(pg_catalog.<=) '9223372036854775807'::int8;
+ WHERE {column} OPERATOR(pg_catalog.>=) '-9223372036854775808'::bigint
+   AND {column} OPERATOR(pg_catalog.<=) '9223372036854775807'::bigint;
 
 -- name: move
 -- In the sequence's own steps, to the last one that isn't beyond the farthest value, so that the next is; not
 -- over the bound, where it has come to its end; never back. All is numeric, so that nothing overflows.
 WITH state AS ({position}),
      next AS (SELECT last + CASE WHEN is_called THEN {step}::numeric ELSE 0::numeric END AS value FROM state)
-SELECT pg_catalog.setval({oid}::oid::regclass,
+SELECT pg_catalog.setval({oid}::pg_catalog.oid::pg_catalog.regclass,
            (value + {step}::numeric * least(
                pg_catalog.div({farthest}::numeric - value, {step}::numeric),
                pg_catalog.div({bound}::numeric - value, {step}::numeric)))::int8) AS value
@@ -79,26 +79,27 @@ SELECT pg_catalog.setval({oid}::oid::regclass,
 -- free, unless it has as many before it. Values are turned so that it counts up.
 WITH state AS ({position}),
      next AS (
-         SELECT CASE WHEN value > {last}::numeric THEN {first}::numeric ELSE value END AS value
-           FROM (SELECT (last + CASE WHEN is_called THEN {step}::numeric ELSE 0::numeric END)
-                        * {sign}::numeric AS value
+         SELECT CASE WHEN value OPERATOR(pg_catalog.>) {last}::numeric THEN {first}::numeric ELSE value END AS value
+           FROM (SELECT (last OPERATOR(pg_catalog.+) CASE WHEN is_called THEN {step}::numeric ELSE 0::numeric END)
+                        OPERATOR(pg_catalog.*) {sign}::numeric AS value
                    FROM state) AS counted
      ),
      taken AS (
-         SELECT DISTINCT {column}::numeric * {sign}::numeric AS value
+         SELECT DISTINCT {column}::numeric OPERATOR(pg_catalog.*) {sign}::numeric AS value
            FROM {table}
-          WHERE {column} OPERATOR(pg_catalog.>=) {lowest}::int8
-            AND {column} OPERATOR(pg_catalog.<=) {highest}::int8
+          WHERE {column} OPERATOR(pg_catalog.>=) {lowest}::bigint
+            AND {column} OPERATOR(pg_catalog.<=) {highest}::bigint
      ),
      gap AS (
          SELECT value, coalesce(pg_catalog.lead(value) OVER (ORDER BY value),
-                                pg_catalog.min(value) OVER () + {length}::numeric) - value AS size
+                                pg_catalog.min(value) OVER () OPERATOR(pg_catalog.+) {length}::numeric)
+                OPERATOR(pg_catalog.-) value AS size
            FROM taken
      ),
      longest AS (SELECT value, size FROM gap ORDER BY size DESC, value LIMIT 1)
-SELECT pg_catalog.setval({oid}::oid::regclass, (longest.value * {sign}::numeric)::int8) AS value
+SELECT pg_catalog.setval({oid}::pg_catalog.oid::pg_catalog.regclass, (longest.value OPERATOR(pg_catalog.*) {sign}::numeric)::bigint) AS value
   FROM longest
  CROSS JOIN next
  WHERE (SELECT pg_catalog.min(pg_catalog.mod(
-                   taken.value - next.value + {length}::numeric, {length}::numeric)) FROM taken)
-       < longest.size - 1::numeric;
+                   taken.value OPERATOR(pg_catalog.-) next.value OPERATOR(pg_catalog.+) {length}::numeric, {length}::numeric)) FROM taken)
+       OPERATOR(pg_catalog.<) (longest.size OPERATOR(pg_catalog.-) 1::numeric);

@@ -35,21 +35,24 @@ SELECT (SELECT pg_catalog.count(*) FROM d) AS deleted, (SELECT pg_catalog.count(
        (SELECT pg_catalog.count(*) FROM i) AS inserted"""
 _DELETE = """\
 DELETE FROM {target} AS part USING {plan} AS plan
-            WHERE plan.op IN ('D', 'R') AND {on} AND {there} RETURNING 1"""
+            WHERE plan.op OPERATOR(pg_catalog.=) ANY ('{{D,R}}') AND {on} AND {there} RETURNING 1"""
 _UPDATE = """\
 UPDATE {target} AS part SET {assignments} FROM {plan} AS plan JOIN {rows} AS given ON {given}
-            WHERE plan.op = 'U' AND {on} AND {there}
-              AND (SELECT pg_catalog.count(*) FROM d) >= 0 RETURNING 1"""
+            WHERE plan.op OPERATOR(pg_catalog.=) 'U' AND {on} AND {there}
+              AND (SELECT pg_catalog.count(*) FROM d) IS NOT NULL RETURNING 1"""
 _INSERT = """\
 INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE
            SELECT {values} FROM {plan} AS plan JOIN {rows} AS given ON {given}
-            WHERE plan.op IN ('I', 'S') AND {on} AND (SELECT pg_catalog.count(*) FROM u) >= 0 RETURNING 1"""
+            WHERE plan.op OPERATOR(pg_catalog.=) ANY ('{{I,S}}') AND {on}
+              AND (SELECT pg_catalog.count(*) FROM u) IS NOT NULL RETURNING 1"""
 _WANTED = """\
 SELECT *
   FROM (SELECT n, {texts}, pg_catalog.sum(pg_catalog.octet_length(pg_catalog.concat({names})))
                OVER (ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-          FROM {plan} WHERE n > {after} AND op = ANY ({operations}) ORDER BY n LIMIT {most}) AS wanted
- WHERE before IS NULL OR before < {most_bytes}
+          FROM {plan}
+         WHERE n OPERATOR(pg_catalog.>) {after} AND op OPERATOR(pg_catalog.=) ANY ({operations})
+         ORDER BY n LIMIT {most}) AS wanted
+ WHERE before IS NULL OR before OPERATOR(pg_catalog.<) {most_bytes}
  ORDER BY n"""
 # By its key a row is found, by an index where that is best; by its place it is known. As functions, since two
 # conditions that are each enough would let the planner think of no rows at all.
@@ -90,7 +93,7 @@ def _wanted_keys(work: Work, operations: str) -> Iterator[list[list[str]]]:
     after = 0
     while True:
         query = sql.SQL(_WANTED).format(
-            texts=comma([sql.SQL("{0}::text AS {0}").format(name) for name in names]),
+            texts=comma([sql.SQL("{0}::pg_catalog.text AS {0}").format(name) for name in names]),
             names=comma(names),
             plan=PLAN,
             after=sql.Literal(after),
@@ -107,7 +110,8 @@ def _wanted_keys(work: Work, operations: str) -> Iterator[list[list[str]]]:
 
 def _by_keys(work: Work, values: sql.Composed, keys: list[list[str]]) -> sql.Composed:
     names = [sql.Identifier("wanted", f"k{i}") for i in range(len(keys))]
-    arrays = [sql.SQL("pg_catalog.unnest({}::text[])").format(sql.Literal(texts)) for texts in keys]
+    texts = sql.SQL("pg_catalog.unnest({}::pg_catalog.text[])")
+    arrays = [texts.format(sql.Literal(column_texts)) for column_texts in keys]
     same = [_is_wanted(field, name) for field, name in zip(work.key, names, strict=True)]
     part = work.source
     where = sql.SQL(" WHERE ({}\n)").format(part.where) if part.where else sql.SQL("")
@@ -127,12 +131,13 @@ def _is_wanted(field: Field, wanted: sql.Identifier) -> sql.Composed:
     value = sql.SQL("{}::{}").format(wanted, sql.SQL(field.pair.cast or field.pair.type_name))
     if field.pair.cast is None:
         return field.source_kind.equals(column(field.name), value)
-    return sql.SQL("{} = {}").format(column(field.name), value)  # a type of pg_catalog, or text
+    # A type of pg_catalog, or text.
+    return sql.SQL("{} OPERATOR(pg_catalog.=) {}").format(column(field.name), value)
 
 
 def as_array(operations: str) -> sql.Composed:
     """Return *operations* as an array of "char"."""
-    return sql.SQL('{}::"char"[]').format(sql.Literal("{" + ",".join(operations) + "}"))
+    return sql.SQL('{}::pg_catalog."char"[]').format(sql.Literal("{" + ",".join(operations) + "}"))
 
 
 def apply_set(work: Work) -> dict[str, int]:
@@ -158,7 +163,9 @@ def apply_set(work: Work) -> dict[str, int]:
             target=work.target.identifier,
             plan=PLAN,
             rows=ROWS,
-            on=sql.SQL("plan.op = ANY ({})").format(as_array(spec.operations + REMOVED + RENEWED)),
+            on=sql.SQL("plan.op OPERATOR(pg_catalog.=) ANY ({})").format(
+                as_array(spec.operations + REMOVED + RENEWED)
+            ),
             there=sql.SQL("{} AND {}").format(matches(work, "part"), _AT_PLACE),
             given=matches(work, "given"),
             assignments=comma(assignments),

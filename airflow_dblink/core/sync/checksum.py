@@ -70,9 +70,9 @@ class Checksum:
         """
         name = kind.base_name
         if built_in and kind.element_name == "bpchar":
-            value = sql.SQL("{}::text[]").format(value)  # without the padding, which is no value
+            value = sql.SQL("{}::pg_catalog.text[]").format(value)  # without the padding, which is no value
         if not built_in or kind.send is None or kind.is_catalog_reference or name in _TEXT:
-            text = sql.SQL("{}::text").format(value)
+            text = sql.SQL("{}::pg_catalog.text").format(value)
             return (
                 _BYTES.format(text) if self.same_encoding else sql.SQL("pg_catalog.textsend({})").format(text)
             )
@@ -87,14 +87,15 @@ class Checksum:
             row = sql.SQL(", ").join(values)
             # As float8 for want of a hash of all 64 bits: that of int8 folds them to 32.
             return sql.SQL(
-                "pg_catalog.hashfloat8extended(pg_catalog.hash_record_extended(ROW({}), {})::float8, {})"
+                "pg_catalog.hashfloat8extended("
+                "pg_catalog.hash_record_extended(ROW({}), {})::double precision, {})"
             ).format(row, seed, seed)
         row = sql.SQL(", ").join([seed, *values])
         return sql.SQL(
-            "('x' || pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256("
-            "pg_catalog.convert_to(ROW({})::text, 'UTF8')), 1, 8), 'hex'))::bit(64)::int8"
+            "('x' OPERATOR(pg_catalog.||) pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256("
+            "pg_catalog.convert_to(ROW({})::pg_catalog.text, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint"
         ).format(row)
 
 
 def _int8(number: int) -> sql.Composed:
-    return sql.SQL("{}::int8").format(sql.Literal(number))
+    return sql.SQL("{}::bigint").format(sql.Literal(number))

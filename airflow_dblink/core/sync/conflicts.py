@@ -47,14 +47,16 @@ def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
     named = [sql.SQL("{} AS {}").format(key, sql.Identifier(f"k{i}")) for i, key in enumerate(keys)]
     return sql.SQL(
         "SELECT DISTINCT {named}, part.tableoid AS place_table, part.ctid AS place FROM {rows} AS given"
-        " JOIN {plan} AS plan ON {given} AND plan.op IN ('I', 'U', 'S') AND {on}"
+        " JOIN {plan} AS plan ON {given} AND plan.op OPERATOR(pg_catalog.=) ANY ('{{I,U,S}}') AND {on}"
         " JOIN {target} AS part ON {same} AND NOT ({itself})"
     ).format(
         named=comma(named),
         rows=ROWS,
         plan=PLAN,
         given=matches(work, "given"),
-        on=sql.SQL("plan.op = ANY ({})").format(as_array(work.spec.operations + RENEWED)),
+        on=sql.SQL("plan.op OPERATOR(pg_catalog.=) ANY ({})").format(
+            as_array(work.spec.operations + RENEWED)
+        ),
         target=work.target.identifier,
         same=sql.SQL(" AND ").join(same),
         itself=sql.SQL(" AND ").join(
@@ -77,9 +79,10 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
     if UPDATE not in work.spec.operations:
         return 0
     renewed = destination.run(
-        sql.SQL("UPDATE {} AS plan SET op = 'S' FROM ({}) AS standing WHERE {} AND plan.op = 'U'").format(
-            PLAN, standing, same_place("plan", "standing")
-        ),
+        sql.SQL(
+            "UPDATE {} AS plan SET op = 'S' FROM ({}) AS standing"
+            " WHERE {} AND plan.op OPERATOR(pg_catalog.=) 'U'"
+        ).format(PLAN, standing, same_place("plan", "standing")),
         "making way for unique values",
     )
     if renewed and (lost := work.not_synced):
@@ -92,7 +95,8 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
     names = comma([column(f"k{i}", "plan") for i in range(len(work.key))])
     add = sql.SQL(
         "INSERT INTO {plan} SELECT 'R', 0, {names}, NULL, NULL, place_table, place FROM {plan} AS plan"
-        " WHERE op = 'S' AND NOT EXISTS (SELECT FROM {plan} AS twin WHERE twin.op = 'R' AND {same})"
+        " WHERE op OPERATOR(pg_catalog.=) 'S' AND NOT EXISTS (SELECT FROM {plan} AS twin"
+        " WHERE twin.op OPERATOR(pg_catalog.=) 'R' AND {same})"
     )
     same = same_place("plan", "twin")
     destination.run(add.format(plan=PLAN, names=names, same=same), "making way for unique values")
@@ -128,7 +132,8 @@ def _displace(work: Work, standing: sql.Composed) -> int:
         sql.SQL(
             "INSERT INTO {plan} SELECT 'R', 0, {keys}, NULL, NULL, standing.place_table, standing.place"
             " FROM ({standing}) AS standing"
-            " WHERE NOT EXISTS (SELECT FROM {plan} AS plan WHERE {same} AND plan.op = ANY ({gone}))"
+            " WHERE NOT EXISTS (SELECT FROM {plan} AS plan"
+            " WHERE {same} AND plan.op OPERATOR(pg_catalog.=) ANY ({gone}))"
         ).format(
             plan=PLAN,
             keys=comma([column(f"k{i}", "standing") for i in range(len(work.key))]),

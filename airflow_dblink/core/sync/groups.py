@@ -41,12 +41,13 @@ _ACTION = "comparing checksums"
 # The planner would take as many groups as there are keys, and sort all rows on disk rather than hash their
 # groups in memory. Of a column of a UNION ALL it knows nothing, and thinks of 200.
 _GROUPS = """\
-SELECT g >> {bits} AS block, pg_catalog.sum(c)::int8 AS rows,
+SELECT g OPERATOR(pg_catalog.>>) {bits} AS block, pg_catalog.sum(c)::bigint AS rows,
        pg_catalog.string_agg(
-           pg_catalog.int2send((g & {mask})::int2) || pg_catalog.int4send(least(c, {most})::int4)
-           || pg_catalog.int8send(x), ''::bytea ORDER BY g) AS groups
+           pg_catalog.int2send((g OPERATOR(pg_catalog.&) {mask})::smallint)
+           OPERATOR(pg_catalog.||) pg_catalog.int4send(least(c, {most})::integer)
+           OPERATOR(pg_catalog.||) pg_catalog.int8send(x), ''::pg_catalog.bytea ORDER BY g) AS groups
   FROM (SELECT g, pg_catalog.bit_xor(h) AS x, pg_catalog.count(*) AS c
-          FROM ({rows} UNION ALL SELECT NULL::int8, NULL::int8 WHERE false) AS numbered
+          FROM ({rows} UNION ALL SELECT NULL::bigint, NULL::bigint WHERE false) AS numbered
          GROUP BY 1) AS grouped
  GROUP BY 1
  ORDER BY 1"""
@@ -74,7 +75,7 @@ class Grouping:
         """
         if self.field is None or self.shift > _HALF_BITS:
             return work.row_hash
-        key = sql.SQL("{}::int8").format(column(self.field.name))
+        key = sql.SQL("{}::bigint").format(column(self.field.name))
         name = self.field.name
         return work.checksum.of([key if field.name == name else field.canonical for field in work.fields])
 
@@ -85,17 +86,21 @@ class Grouping:
         """
         if self.field is not None and few and self.field.name in part.indexed:
             return self._by_index(part, what, groups, column(self.field.name))
-        wanted = sql.SQL("{} = ANY ({}::int8[])").format(self.number, sql.Literal(_array(groups)))
+        wanted = sql.SQL("{} OPERATOR(pg_catalog.=) ANY ({}::bigint[])").format(
+            self.number, sql.Literal(_array(groups))
+        )
         return part.select(what, wanted)
 
     def _by_index(
         self, part: Part, what: sql.Composable, groups: Sequence[int], name: sql.Composable
     ) -> sql.Composed:
         ranges = [*self._ranges(groups)]
-        between = sql.SQL("{0} >= wanted.low AND {0} <= wanted.high").format(name)
+        between = sql.SQL(
+            "{0} OPERATOR(pg_catalog.>=) wanted.low AND {0} OPERATOR(pg_catalog.<=) wanted.high"
+        ).format(name)
         # OFFSET 0 keeps it a loop over the index, whatever the planner thinks of how many there are.
         return sql.SQL(
-            "SELECT found.* FROM ROWS FROM (pg_catalog.unnest({}::int8[]), pg_catalog.unnest({}::int8[]))"
+            "SELECT found.* FROM ROWS FROM (pg_catalog.unnest({}::bigint[]), pg_catalog.unnest({}::bigint[]))"
             " AS wanted (low, high) CROSS JOIN LATERAL ({}) AS found"
         ).format(
             sql.Literal(_array([low for low, _ in ranges])),
@@ -153,10 +158,12 @@ def choose(work: Work, rows: int) -> Grouping:
             continue
         shift, largest = _shift(_bounds(work, part, candidate), rows)
         if largest <= ROWS_PER_GROUP * _UNEVEN:
-            number = sql.SQL("({}::int8 >> {})").format(column(candidate.name), sql.Literal(shift))
+            number = sql.SQL("({}::bigint OPERATOR(pg_catalog.>>) {})").format(
+                column(candidate.name), sql.Literal(shift)
+            )
             return Grouping(_or_null(work, number), candidate, shift)
     buckets = 1 << max(0, math.ceil(math.log2(max(1, rows / ROWS_PER_GROUP))))
-    number = sql.SQL("({} & {}::int8)").format(work.key_hash, sql.Literal(buckets - 1))
+    number = sql.SQL("({} OPERATOR(pg_catalog.&) {}::bigint)").format(work.key_hash, sql.Literal(buckets - 1))
     return Grouping(_or_null(work, number), buckets=buckets)
 
 
@@ -207,7 +214,7 @@ def _bounds(work: Work, part: Part, candidate: Field) -> list[int]:
         found = side.ask(SQL["histogram"], _ACTION, known)
         if found and found[0]["bounds"]:
             return [int(bound) for bound in found[0]["bounds"]]
-    what = sql.SQL("pg_catalog.min({0})::int8 AS low, pg_catalog.max({0})::int8 AS high").format(name)
+    what = sql.SQL("pg_catalog.min({0})::bigint AS low, pg_catalog.max({0})::bigint AS high").format(name)
     ends = side.fetch(part.select(what), "reading the key's bounds")[0]
     return [0, 0] if ends["low"] is None else [int(ends["low"]), int(ends["high"])]
 

@@ -60,7 +60,10 @@ def demand_room(work: Work) -> None:
     part = work.destination
     if part.where is None or not work.spec.insert:
         return
-    taken = sql.SQL("SELECT 1 AS one FROM {} AS plan JOIN {} AS part ON {} WHERE plan.op = 'I' LIMIT 1")
+    taken = sql.SQL(
+        "SELECT 1 AS one FROM {} AS plan JOIN {} AS part ON {}"
+        " WHERE plan.op OPERATOR(pg_catalog.=) 'I' LIMIT 1"
+    )
     found = part.side.fetch(
         taken.format(PLAN, work.target.identifier, matches(work, "part")), "checking the key"
     )

@@ -22,7 +22,7 @@ def load(work: Work, *, truncate: bool) -> Pumped:
         # Whoever has set a time himself keeps it.
         destination.run(
             "SELECT pg_catalog.set_config('lock_timeout', '1min', true)"
-            " WHERE pg_catalog.current_setting('lock_timeout') = '0'",
+            " WHERE pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.=) '0'",
             "setting up the transaction",
         )
         destination.run(sql.SQL("TRUNCATE {}").format(work.target.identifier), "truncating the table")

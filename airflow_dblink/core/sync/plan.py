@@ -31,15 +31,15 @@ _FEW = 0.2  # of the rows: below it an index finds them faster than a scan
 
 _MAKE_PLAN = """\
 CREATE TEMP TABLE airflow_dblink_plan ON COMMIT DROP AS
-SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END::"char" AS op,
+SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END::pg_catalog."char" AS op,
        pg_catalog.row_number() OVER () AS n, {keys}, here.h AS old, there.h AS new,
        here.place_table, here.place
   FROM {there} {join} ({here}) AS here ON {same}
- WHERE here.h IS DISTINCT FROM there.h"""
+ WHERE (here.h OPERATOR(pg_catalog.=) there.h) IS NOT TRUE"""
 _COUNTS = """\
-SELECT pg_catalog.count(*) FILTER (WHERE op = 'I') AS missing,
-       pg_catalog.count(*) FILTER (WHERE op = 'U') AS changed,
-       pg_catalog.count(*) FILTER (WHERE op = 'D') AS extra
+SELECT pg_catalog.count(*) FILTER (WHERE op OPERATOR(pg_catalog.=) 'I') AS missing,
+       pg_catalog.count(*) FILTER (WHERE op OPERATOR(pg_catalog.=) 'U') AS changed,
+       pg_catalog.count(*) FILTER (WHERE op OPERATOR(pg_catalog.=) 'D') AS extra
   FROM {plan}"""
 _DIGEST = "SELECT pg_catalog.bit_xor({first}) AS first, pg_catalog.bit_xor({second}) AS second FROM {plan}"
 
@@ -74,7 +74,7 @@ def stage_hashes(work: Work, comparison: Comparison) -> Pumped:
     """
     destination = work.destination.side
     empty = sql.SQL("CREATE TEMP TABLE airflow_dblink_there ON COMMIT DROP AS {} WITH NO DATA")
-    shape = sql.SQL("SELECT {}, 0::int8 AS h FROM {} AS part").format(
+    shape = sql.SQL("SELECT {}, 0::bigint AS h FROM {} AS part").format(
         comma(named_keys(work)), work.target.identifier
     )
     destination.run(empty.format(shape), "creating the table of hashes")
@@ -172,8 +172,8 @@ def digest(work: Work) -> str:
 
     :raises RemoteError: what the destination says.
     """
-    texts = [sql.SQL("{}::text").format(sql.Identifier(f"k{i}")) for i in range(len(work.key))]
-    entry = [sql.SQL("op::text"), *texts, sql.SQL("old"), sql.SQL("new")]
+    texts = [sql.SQL("{}::pg_catalog.text").format(sql.Identifier(f"k{i}")) for i in range(len(work.key))]
+    entry = [sql.SQL("op::pg_catalog.text"), *texts, sql.SQL("old"), sql.SQL("new")]
     found = work.destination.side.fetch(
         sql.SQL(_DIGEST).format(
             first=work.checksum.of(entry, salt=2), second=work.checksum.of(entry, salt=3), plan=PLAN
@@ -207,7 +207,10 @@ def same_key(work: Work, left: str, right: str) -> sql.Composed:
 
 def same_place(left: str, right: str) -> sql.SQL:
     """Return the condition that two aliases' rows, each of the plan or of its form, lie at one place."""
-    return sql.SQL(f"{left}.place = {right}.place AND {left}.place_table = {right}.place_table")
+    return sql.SQL(
+        f"{left}.place OPERATOR(pg_catalog.=) {right}.place"
+        f" AND {left}.place_table OPERATOR(pg_catalog.=) {right}.place_table"
+    )
 
 
 def named_keys(work: Work) -> list[sql.Composed]:
@@ -229,7 +232,9 @@ def _staged_keys(work: Work) -> sql.Composed:
 
 def _has_twice(work: Work, rows: sql.Composed, alias: str) -> bool:
     names = comma([key.collated(column(f"k{i}", alias)) for i, key in enumerate(work.key)])
-    twice = sql.SQL("SELECT 1 AS one FROM {} GROUP BY {} HAVING pg_catalog.count(*) > 1 LIMIT 1")
+    twice = sql.SQL(
+        "SELECT 1 AS one FROM {} GROUP BY {} HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 1 LIMIT 1"
+    )
     return bool(work.destination.side.fetch(twice.format(rows, names), "checking the key"))
 
 
@@ -267,8 +272,10 @@ def _first_keys(work: Work) -> dict[str, list[list[str]]]:
     names = [sql.Identifier(f"k{i}") for i in range(len(work.key))]
     found: dict[str, list[list[str]]] = {}
     for kind, operation in (("missing", INSERT), ("changed", UPDATE), ("extra", DELETE)):
-        query = sql.SQL("SELECT ARRAY[{}] AS key FROM {} WHERE op = {} ORDER BY {} LIMIT {}").format(
-            comma([sql.SQL("pg_catalog.left({}::text, 100)").format(name) for name in names]),
+        query = sql.SQL(
+            "SELECT ARRAY[{}] AS key FROM {} WHERE op OPERATOR(pg_catalog.=) {} ORDER BY {} LIMIT {}"
+        ).format(
+            comma([sql.SQL("pg_catalog.left({}::pg_catalog.text, 100)").format(name) for name in names]),
             PLAN,
             sql.Literal(operation),
             comma(names),

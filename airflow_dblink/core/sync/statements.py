@@ -22,9 +22,10 @@ from airflow_dblink.core.wire import Wire
 _STATEMENTS_AT_ONCE = 1_000
 
 
-def statements_of_plan(work: Work, link: Wire) -> Iterator[str]:
+def statements_of_plan(work: Work, link: Wire, *, runs: bool = False) -> Iterator[str]:
     """Yield the plan as dblink's statements, deletes first, for the operations that are on.
 
+    :param runs: they are for us to run: a stranger's operators don't get into them.
     :raises UsageError: if they can't name the key.
     :raises RemoteError: what the destination says.
     """
@@ -36,16 +37,20 @@ def statements_of_plan(work: Work, link: Wire) -> Iterator[str]:
     for operation in (op for op in (DELETE, UPDATE, INSERT) if op in work.spec.operations):
         after = 0
         while True:
-            bounds = sql.SQL("SELECT n FROM {} WHERE op = {} AND n > {} ORDER BY n LIMIT {}").format(
-                PLAN, sql.Literal(operation), sql.Literal(after), sql.Literal(_STATEMENTS_AT_ONCE)
-            )
+            bounds = sql.SQL(
+                "SELECT n FROM {} WHERE op OPERATOR(pg_catalog.=) {} AND n OPERATOR(pg_catalog.>) {}"
+                " ORDER BY n LIMIT {}"
+            ).format(PLAN, sql.Literal(operation), sql.Literal(after), sql.Literal(_STATEMENTS_AT_ONCE))
             rows = work.destination.side.fetch(bounds, "reading the plan")
             if not rows:
                 break
-            keys = sql.SQL("SELECT {} FROM {} WHERE op = {} AND n BETWEEN {} AND {} ORDER BY n").format(
+            keys = sql.SQL(
+                "SELECT {} FROM {} WHERE op OPERATOR(pg_catalog.=) {} AND n OPERATOR(pg_catalog.>=) {}"
+                " AND n OPERATOR(pg_catalog.<=) {} ORDER BY n"
+            ).format(
                 names, PLAN, sql.Literal(operation), sql.Literal(rows[0]["n"]), sql.Literal(rows[-1]["n"])
             )
-            yield from _statements(work, link, positions, keys, renders[operation])
+            yield from _statements(work, link, positions, keys, renders[operation], runs=runs)
             after = rows[-1]["n"]
 
 
@@ -80,14 +85,14 @@ def _demand_one_each(work: Work) -> None:
 
 
 def _statements(
-    work: Work, link: Wire, positions: tuple[int, ...], keys: sql.Composed, render: Render
+    work: Work, link: Wire, positions: tuple[int, ...], keys: sql.Composed, render: Render, *, runs: bool
 ) -> list[str]:
     target = work.target.identifier.as_string(link.connection)
     query = sql.SQL(keys.as_string(link.connection))
 
     def make(staged: Shape) -> list[str]:
         # Read from the staged rows, written to the table.
-        shape = replace(staged, name=target)
+        shape = replace(staged, name=target, runs=runs)
         if render is _render_delete:
             found = queried_keys(link, shape, query, len(positions))
             return [render_delete(shape, positions, literals(key)) for key in found.rows]
@@ -107,7 +112,7 @@ def apply_statements(work: Work, link: Wire) -> dict[str, int]:
     """
     done = {"deleted": 0, "updated": 0, "inserted": 0}
     kinds = {"DELETE": "deleted", "UPDATE": "updated", "INSERT": "inserted"}
-    for statement in statements_of_plan(work, link):
+    for statement in statements_of_plan(work, link, runs=True):
         count = work.destination.side.run(statement, "applying a statement")
         done[kinds[statement[:6]]] += count
     return done

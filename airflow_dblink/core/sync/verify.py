@@ -19,8 +19,9 @@ from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
 _LEFT = """\
 SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END AS op, {keys}
   FROM {there} {join} ({here}) AS here ON {same}
- WHERE here.h IS DISTINCT FROM there.h
-   AND CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END = ANY ({operations})
+ WHERE (here.h OPERATOR(pg_catalog.=) there.h) IS NOT TRUE
+   AND CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END
+       OPERATOR(pg_catalog.=) ANY ({operations})
  LIMIT 1"""
 _VERIFY_HINT = (
     "a trigger, a cascading foreign key, a row security policy or a column's type (varchar(n) cuts blanks)"
@@ -112,7 +113,9 @@ def _unwritten(work: Work) -> sql.Composed:
     """Return the condition that a row is none of those that the plan writes, before it does and after."""
 
     def named(operations: str) -> sql.Composed:
-        exists = sql.SQL("EXISTS (SELECT FROM {} AS plan WHERE plan.op = ANY ({}) AND {})")
+        exists = sql.SQL(
+            "EXISTS (SELECT FROM {} AS plan WHERE plan.op OPERATOR(pg_catalog.=) ANY ({}) AND {})"
+        )
         return exists.format(PLAN, as_array(operations), matches(work, "part"))
 
     where, operations = work.destination.where, work.spec.operations + RENEWED
@@ -156,7 +159,9 @@ def verify(work: Work, comparison: Comparison | None) -> None:
     query = sql.SQL(_LEFT).format(
         keys=comma(
             [
-                sql.SQL("coalesce(there.{0}, here.{0})::text AS {0}").format(sql.Identifier(f"k{i}"))
+                sql.SQL("coalesce(there.{0}, here.{0})::pg_catalog.text AS {0}").format(
+                    sql.Identifier(f"k{i}")
+                )
                 for i in range(len(work.key))
             ]
         ),
@@ -164,7 +169,7 @@ def verify(work: Work, comparison: Comparison | None) -> None:
         join=sql.SQL("LEFT JOIN" if work.spec.is_incremental else "FULL JOIN"),
         here=here(work, comparison) if all_of_them else _touched(work),
         same=same_key(work, "there", "here"),
-        operations=sql.SQL("{}::text[]").format(sql.Literal([*operations])),
+        operations=sql.SQL("{}::pg_catalog.text[]").format(sql.Literal([*operations])),
     )
     found = work.destination.side.fetch(query, "verifying the changes")
     if not found:
@@ -180,7 +185,9 @@ def verify(work: Work, comparison: Comparison | None) -> None:
 def _planned(work: Work) -> sql.Composed:
     """Return what stands after FROM for the rows that the plan writes."""
     keys = comma([sql.Identifier(f"k{i}") for i in range(len(work.key))])
-    rows = sql.SQL("(SELECT {}, new AS h FROM {} WHERE op = ANY ({}) AND new IS NOT NULL) AS there")
+    rows = sql.SQL(
+        "(SELECT {}, new AS h FROM {} WHERE op OPERATOR(pg_catalog.=) ANY ({}) AND new IS NOT NULL) AS there"
+    )
     return rows.format(keys, PLAN, as_array(work.spec.operations + RENEWED))
 
 
@@ -189,7 +196,7 @@ def _touched(work: Work) -> sql.Composed:
     # Not DISTINCT keys: to a type's own equality they may be fewer than to the "=" of the search_path.
     rows = sql.SQL(
         "SELECT found.* FROM ({}) AS found"
-        " WHERE EXISTS (SELECT FROM {} AS touched WHERE touched.op = ANY ({}) AND {})"
+        " WHERE EXISTS (SELECT FROM {} AS touched WHERE touched.op OPERATOR(pg_catalog.=) ANY ({}) AND {})"
     )
     changes = as_array(work.spec.operations + REMOVED + RENEWED)
     return rows.format(here(work, None), PLAN, changes, same_key(work, "found", "touched"))

@@ -44,11 +44,11 @@ def window(
         if overlap is not None:
             low = _lowered(spec, offer, kind, low)
             _demand_value(source, low, f"watermark_overlap={overlap!r} leads below {of_type}", "give less")
-        found.append(sql.SQL("{} >= {}").format(name, low))
+        found.append(kind.compare(name, ">=", low))
     if spec.watermark_until is not None:
         high = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_until), column_type)
         _demand_value(source, high, f"watermark_until={spec.watermark_until!r} is no {of_type}")
-        found.append(sql.SQL("{} < {}").format(name, high))
+        found.append(kind.compare(name, "<", high))
     return found
 
 
@@ -69,7 +69,9 @@ def _lowered(spec: Spec, offer: ResultColumn, kind: Type, value: sql.Composable)
     """Return *value* less the overlap."""
     number = "integer" if kind.base_name == "date" else "numeric"
     step = sql.SQL("interval" if isinstance(spec.watermark_overlap, timedelta) else number)
-    taken = sql.SQL("({} - {}::{})").format(value, sql.Literal(spec.watermark_overlap), step)
+    taken = sql.SQL("({} OPERATOR(pg_catalog.-) {}::{})").format(
+        value, sql.Literal(spec.watermark_overlap), step
+    )
     if kind.base_name in _LOWEST:
         taken = sql.SQL("GREATEST({}, {}::numeric)").format(taken, str(_LOWEST[kind.base_name]))
     return sql.SQL("{}::{}").format(taken, _base(offer, kind))
@@ -105,7 +107,7 @@ def highest(work: Work) -> str | None:
     value = sql.SQL("pg_catalog.max({name}) FILTER (WHERE {finite})").format(
         name=work.watermark, finite=_finite(work.watermark_type or "").format(work.watermark)
     )
-    what = sql.SQL("pg_catalog.to_json({}) #>> '{{}}' AS highest").format(value)
+    what = sql.SQL("pg_catalog.to_json({}) OPERATOR(pg_catalog.#>>) '{{}}' AS highest").format(value)
     found = work.source.side.fetch(work.source.select(what), "reading the watermark")
     return None if found[0]["highest"] is None else str(found[0]["highest"])
 
@@ -115,9 +117,9 @@ def _finite(type_name: str) -> sql.SQL:
     if type_name.startswith(("timestamp", "date")):
         return sql.SQL("pg_catalog.isfinite({})")
     if type_name.startswith("numeric"):
-        return sql.SQL("{} < 'Infinity'::numeric")
+        return sql.SQL("{} OPERATOR(pg_catalog.<) 'Infinity'::numeric")
     if type_name in ("real", "double precision"):
-        return sql.SQL("{} < 'Infinity'::float8")
+        return sql.SQL("{} OPERATOR(pg_catalog.<) 'Infinity'::double precision")
     return sql.SQL("{} IS NOT NULL")
 
 
@@ -126,5 +128,9 @@ def is_higher(source: Side, type_name: str, one: str, other: str) -> bool:
 
     :raises RemoteError: what the source says.
     """
-    higher = sql.SQL("SELECT {}::{type} > {}::{type} AS higher").format(one, other, type=sql.SQL(type_name))
-    return bool(source.fetch(higher, "comparing watermarks")[0]["higher"])
+    # By its index order, which no search_path changes, as it does the meaning of ">".
+    higher = sql.SQL(
+        "SELECT n FROM (VALUES (1, {}::{type}), (2, {}::{type})) AS given (n, value)"
+        " ORDER BY value DESC, n DESC LIMIT 1"
+    ).format(one, other, type=sql.SQL(type_name))
+    return bool(source.fetch(higher, "comparing watermarks")[0]["n"] == 1)

@@ -79,9 +79,9 @@ def check_where(part: Part, spec: Spec, text: str, names: Sequence[str]) -> None
     if not (spans := moving_texts(text)):
         return
     # 'today' may be a text; it is a date if another date could stand there, and a text could not.
-    if not _is_read(part.side, before + _with(text, spans, "('today'::text)") + after) and _is_read(
-        part.side, before + _with(text, spans, "'2000-01-01 00:00'") + after
-    ):
+    if not _is_read(
+        part.side, before + _with(text, spans, "('today'::pg_catalog.text)") + after
+    ) and _is_read(part.side, before + _with(text, spans, "'2000-01-01 00:00'") + after):
         raise moving_value(text[slice(*spans[0])])
 
 
