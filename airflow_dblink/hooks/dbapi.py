@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from psycopg.types.json import Json
-
 from airflow_dblink.core.connection import Check, LinkConnection, connect
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.hooks.engine import EngineSide
+from airflow_dblink.hooks.insert import Insert, Row
 from airflow_dblink.hooks.task import report, task_name
+
+# Arguments of insert_rows that don't reach the statement.
+_HOW_TO_INSERT = ("executemany", "fast_executemany", "autocommit")
 
 
 class DbApiSide(EngineSide):
@@ -72,20 +74,30 @@ class DbApiSide(EngineSide):
     ) -> None:
         """Insert rows as :meth:`DbApiHook.insert_rows`, also all of them in one transaction.
 
+        What a list is, is said by its column: an array, whose elements may be JSON, or JSON. So are
+        dicts, numbers and booleans JSON in a column of that; text there is the text of some JSON. The
+        columns are looked up once for the call.
+
         :param commit_every: rows per transaction; 0 for one transaction (DbApiHook, which says the
             same, then inserts nothing).
         """
+        generated = {name: value for name, value in kwargs.items() if name not in _HOW_TO_INSERT}
+        arguments = {"target_fields": target_fields, "replace": replace, **generated}
         super().insert_rows(  # type: ignore[no-untyped-call] # Airflow's
-            table, rows, target_fields, commit_every or None, replace, **kwargs
+            table,
+            Insert(self, table, arguments).rows(rows),
+            target_fields,
+            commit_every or None,
+            replace,
+            **kwargs,
         )
 
-    @staticmethod
-    def _serialize_cell(cell: object, conn: Any = None) -> Any:
-        """Leave values to psycopg, lists too (arrays); mappings, and lists of them, are JSON."""
-        is_json = isinstance(cell, dict) or (
-            isinstance(cell, list) and any(isinstance(element, dict) for element in cell)
-        )
-        return Json(cell) if is_json else cell
+    @classmethod
+    def _serialize_cells(cls, row: Any, conn: Any = None) -> tuple[Any, ...]:
+        if isinstance(row, Row):
+            return row.insert.adapted(row.cells, conn)
+        cells: tuple[Any, ...] = super()._serialize_cells(row, conn)
+        return cells
 
     def test_connection(self) -> tuple[bool, str]:  # type: ignore[override] # the base has no annotation
         """Connect under the credential rule and say what answered; for the UI and CLI."""

@@ -1,0 +1,80 @@
+"""Rows for insert_rows: what a Python list is, is said by the column that it goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.parameters import Structure, structures_of_parameters
+
+if TYPE_CHECKING:
+    from airflow_dblink.hooks.dbapi import DbApiSide
+
+# Only for these does it matter what the column is.
+_DEPENDS = (list, dict, int, float)
+
+
+class Insert:
+    """One call of insert_rows: its columns are looked up once, when the first value depends on them.
+
+    :param arguments: of ``DbApiHook._generate_insert_sql``, the values apart: table, target_fields, ...
+    """
+
+    def __init__(self, hook: DbApiSide, table: str, arguments: dict[str, Any]) -> None:
+        self._hook = hook
+        self._table = table
+        self._arguments = arguments
+        self._structures: Sequence[Structure] | None = None
+
+    def rows(self, rows: Iterable[Iterable[Any]]) -> Iterator[Row]:
+        """Yield *rows* with what adapts their values."""
+        return (Row(tuple(row), self) for row in rows)
+
+    def adapted(self, cells: tuple[Any, ...], connection: Any) -> tuple[Any, ...]:
+        """Return *cells* as psycopg has to get them for their columns."""
+        if self._structures is None and any(isinstance(cell, _DEPENDS) for cell in cells):
+            self._structures = self._look_up(cells, connection)
+        known = self._structures or ()
+        return tuple(
+            self._cell(cell, known[position] if position < len(known) else None, connection)
+            for position, cell in enumerate(cells)
+        )
+
+    def _cell(self, cell: Any, structure: Structure | None, connection: Any) -> Any:
+        if structure is None:
+            return self._hook._serialize_cell(cell, connection)
+        if structure.is_array and isinstance(cell, list):
+            return structure.adapted(cell)
+        adapted = structure.adapted(cell)
+        return adapted if adapted is not cell else self._hook._serialize_cell(cell, connection)
+
+    def _look_up(self, cells: tuple[Any, ...], connection: Any) -> Sequence[Structure]:
+        if not isinstance(connection, LinkConnection):  # a subclass's own
+            return ()
+        statement = self._hook._generate_insert_sql(self._table, cells, **self._arguments)
+        places = ",".join([self._hook.placeholder] * len(cells))
+        numbered = ",".join(f"${number}" for number in range(1, len(cells) + 1))
+        if statement.count(places) != 1:  # a format of the user's
+            return ()
+        statement = statement.replace(places, numbered).replace("%%", "%")
+        try:
+            return structures_of_parameters(connection, statement.encode())
+        except psycopg.Error:
+            if connection.closed:
+                raise
+            return ()  # the INSERT itself says what is wrong, as ever
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, and the insert that it belongs to."""
+
+    cells: tuple[Any, ...]
+    insert: Insert
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.cells)
