@@ -53,6 +53,23 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {"integration-name": "PostgreSQL dblink", "python-modules": ["airflow_dblink.triggers.job"]}
         ],
+        "config": {
+            "dblink": {
+                "description": "Settings of airflow-dblink.",
+                "options": {
+                    "job_page": {
+                        "description": (
+                            "Whether Airflow's api-server has pages of remote jobs, for which it logs in "
+                            "to the databases that they run in, and tasks link to them."
+                        ),
+                        "version_added": None,
+                        "type": "boolean",
+                        "example": None,
+                        "default": "True",
+                    }
+                },
+            }
+        },
         "extra-links": ["airflow_dblink.links.job.DblinkJobLink"],
         "cli": ["airflow_dblink.cli.get_commands"],
     }

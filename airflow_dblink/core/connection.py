@@ -19,10 +19,18 @@ from psycopg.generators import execute, fetch
 from psycopg.rows import TupleRow
 
 from airflow_dblink.core import styles
+from airflow_dblink.core.allowance import Allowance, FloodError
 from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.credentials import (
+    check_credential,
+    check_used_credential,
+    demanding,
+    is_certificate_unasked,
+    not_asked_for,
+)
 from airflow_dblink.core.errors import (
     ConnectError,
-    CredentialError,
+    DblinkError,
     TransientError,
     UsageError,
     context_line,
@@ -42,8 +50,8 @@ _LOOK_S = 0.1
 COPY = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 
 
-# What :func:`connect` is to ask meanwhile: psycopg has no argument for it.
-_asked_meanwhile: ContextVar[Check | None] = ContextVar("_asked_meanwhile", default=None)
+# What :func:`connect` is to ask and to count meanwhile: psycopg has no argument for them.
+_meanwhile: ContextVar[tuple[Check | None, Allowance | None]] = ContextVar("_meanwhile", default=(None, None))
 
 
 class LinkConnection(psycopg.Connection[TupleRow]):
@@ -55,21 +63,25 @@ class LinkConnection(psycopg.Connection[TupleRow]):
 
     check: Check | None = None
     observe: Observe | None = None
+    allowance: Allowance | None = None
     #: Abort when a time-out or a kill ends a wait for what the server works on; set where nobody else will.
     abort_when_stopped = False
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
         """Log in at one host, asking meanwhile what :func:`connect` was given."""
+        check, allowance = _meanwhile.get()
         gen = super()._connect_gen(conninfo)
-        check = _asked_meanwhile.get()
+        if allowance is not None:
+            gen = allowance.counted(gen)
         return gen if check is None else watched(gen, check)
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Consume *gen* as psycopg does, asking *check* in between."""
         try:
             # Passed on as they come: psycopg 3.3 got another argument on the way.
-            return super().wait(watched(gen, self.check) if self.check else gen, *args, **kwargs)
+            counted = self._counted(gen)
+            return super().wait(watched(counted, self.check) if self.check else counted, *args, **kwargs)
         except psycopg.Error:
             raise
         except BaseException as error:
@@ -77,6 +89,16 @@ class LinkConnection(psycopg.Connection[TupleRow]):
                 # A value that can't be adapted, a row factory that raises: it came out of *gen*.
                 is_callers = isinstance(error, Exception) and getattr(gen, "gi_frame", None) is None
                 self._after_mistake() if is_callers else self.abort()
+            raise
+
+    def _counted(self, gen: PQGen[RV]) -> PQGen[RV]:
+        return gen if self.allowance is None else self._within(self.allowance, gen)
+
+    def _within(self, allowance: Allowance, gen: PQGen[RV]) -> PQGen[RV]:
+        try:
+            return (yield from allowance.counted(gen, self.pgconn.socket))
+        except FloodError:
+            self.close()  # what floods us is not to be read any more
             raise
 
     @property
@@ -120,7 +142,8 @@ class LinkConnection(psycopg.Connection[TupleRow]):
             self.cancel_safe(timeout=left_s)
             try:
                 # The statement that a COPY belongs to has begun, so a request reaches it from now on.
-                if super().wait(watched(_drop_results(self.pgconn), _after(_CANCEL_AGAIN_S))):
+                rest = self._counted(_drop_results(self.pgconn))
+                if super().wait(watched(rest, _after(_CANCEL_AGAIN_S))):
                     return True
                 self.cancel_safe(timeout=max(deadline - time.monotonic(), _CANCEL_AGAIN_S))
                 return False
@@ -179,17 +202,6 @@ def watched(gen: Generator[Any, Any, RV], check: Check) -> Generator[Any, Any, R
         return result
 
 
-def check_credential(target: Target, *, own_identity: bool) -> bool:
-    """Refuse *target*, before connecting, if it needs the worker's own identity; whether it may.
-
-    :raises CredentialError: 2F003.
-    """
-    free = own_identity or not target.password_required
-    if not free and not target.brings_credential:
-        raise _no_credential(target)
-    return free
-
-
 def connect(
     target: Target,
     *,
@@ -201,6 +213,8 @@ def connect(
     arguments: Mapping[str, Any] | None = None,
     autocommit: bool = True,
     direct: bool = False,
+    most_bytes: int | None = None,
+    keeps_encoding: bool = False,
 ) -> LinkConnection:
     """Return an open connection to *target*.
 
@@ -215,6 +229,8 @@ def connect(
     :param event: what connecting counts as.
     :param arguments: psycopg's own, such as ``row_factory``; *autocommit* apart.
     :param direct: around the pooler, where the target has an address for that.
+    :param most_bytes: that the server may send in all; ``None``: as many as it likes.
+    :param keeps_encoding: the session's is the connection's ``client_encoding``, if it has one; else UTF8.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
@@ -226,21 +242,31 @@ def connect(
     Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
     """
     free = check_credential(target, own_identity=own_identity)
-    conninfo = target.conninfo(application_name=application_name, direct=direct or _needs_direct(target))
+    target = target if free else demanding(target)
+    direct = direct or _needs_direct(target)
     # Prepared statements break behind transaction poolers.
     options = {"prepare_threshold": target.psycopg.get("prepare_threshold"), **(arguments or {})}
-    asked = _asked_meanwhile.set(check)
+    allowance = None if most_bytes is None else Allowance(most_bytes)
+    before = _meanwhile.set((check, allowance))
     try:
         with waiting(event, target.conn_id, observe):
-            connection = LinkConnection.connect(conninfo, autocommit=True, **options)
+            connection = LinkConnection.connect(
+                target.conninfo(
+                    application_name=application_name, direct=direct, keeps_encoding=keeps_encoding
+                ),
+                autocommit=True,
+                **options,
+            )
     except psycopg.Error as error:
-        raise _not_established(target, error) from None
+        raise _not_established(target, error.with_traceback(None)) from None
+    except BaseException as error:  # noqa: BLE001 - raised again, without the frames that hold the password
+        raise error.with_traceback(None)  # noqa: B904
     finally:
-        _asked_meanwhile.reset(asked)
+        _meanwhile.reset(before)
     try:
         if not free:
             check_used_credential(target, connection.pgconn)
-        connection.check = check
+        connection.check, connection.allowance = check, allowance
         if target.session_settings:
             connection.wait(_apply_settings(target, connection))
         if not autocommit:
@@ -261,11 +287,18 @@ async def aconnect(
     :raises CredentialError, UsageError, ConnectError: as :func:`connect`.
     """
     free = check_credential(target, own_identity=False)
-    conninfo = target.conninfo(application_name=application_name, direct=direct or _needs_direct(target))
+    target = target if free else demanding(target)
+    direct = direct or _needs_direct(target)
     try:
-        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+        connection = await psycopg.AsyncConnection.connect(
+            target.conninfo(application_name=application_name, direct=direct),
+            autocommit=True,
+            prepare_threshold=None,
+        )
     except psycopg.Error as error:
-        raise _not_established(target, error) from None
+        raise _not_established(target, error.with_traceback(None)) from None
+    except BaseException as error:  # noqa: BLE001 - raised again, without the frames that hold the password
+        raise error.with_traceback(None)  # noqa: B904
     try:
         if not free:
             check_used_credential(target, connection.pgconn)
@@ -314,47 +347,16 @@ def _needs_direct(target: Target) -> bool:
     return True
 
 
-def _no_credential(target: Target) -> CredentialError:
-    return CredentialError(
-        "password or GSSAPI delegated credentials required",
-        target.conn_id,
-        "2F003",
-        "Neither the worker's identity nor its .pgpass, PGPASSWORD or service file counts.",
-        "put a password (or token, or client certificate) into the Airflow connection; or, to use the "
-        "worker's own identity on purpose, connect_u or password_required=False",
-    )
-
-
-def check_used_credential(target: Target, pgconn: Any) -> None:
-    """Refuse a connection that came about without the credential of *target*.
-
-    :param pgconn: what tells of an open connection: psycopg's ``pgconn``, or psycopg2's ``info``.
-    :raises CredentialError: 2F003.
-    """
-    if pgconn.used_password:
-        used = bool(target.params.get("password"))  # else it was PGPASSWORD's or .pgpass's
-    else:
-        certificate = target.params.get("sslcert") and pgconn.ssl_in_use
-        used = bool(certificate or (target.delegates and getattr(pgconn, "used_gssapi", False)))
-    if used:
-        return
-    raise CredentialError(
-        "password or GSSAPI delegated credentials required",
-        target.conn_id,
-        "2F003",
-        "The server let the worker in without the connection's credential.",
-        "the server let the worker in without asking: make it ask (pg_hba.conf), or allow it: connect_u"
-        " or password_required=False",
-    )
-
-
-def _not_established(target: Target, error: psycopg.Error) -> ConnectError:
+def _not_established(target: Target, error: psycopg.Error) -> DblinkError:
     """Return dblink's 08001, which has libpq's reason as its detail."""
+    reason = without_credentials(" ".join(str(error).split()))
+    if is_certificate_unasked(target, reason):
+        return not_asked_for(target)
     return ConnectError(
         "could not establish connection",
         target.conn_id,
         "08001",
-        without_credentials(" ".join(str(error).split())),
+        reason,
         hint="check host, port, database, login and password of the connection",
     )
 

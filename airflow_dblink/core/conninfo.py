@@ -72,16 +72,20 @@ class Target:
         """Whether a way around the pooler is known."""
         return self.direct_host is not None or self.direct_port is not None
 
-    def conninfo(self, *, application_name: str | None = None, direct: bool = False) -> str:
+    def conninfo(
+        self, *, application_name: str | None = None, direct: bool = False, keeps_encoding: bool = False
+    ) -> str:
         """Return the libpq connection string, for sync and async alike.
 
         :param application_name: unless the connection names its own.
         :param direct: use the direct address, where there is one; and notice within a minute or two if the
             network has gone, for who waits.
+        :param keeps_encoding: keep the connection's ``client_encoding``, if it has one; else it is UTF8.
         :raises UsageError: if a parameter is not one that libpq knows, or holds a NUL character.
         """
         params = {k: v for k, v in self.params.items() if v is not None and v != ""}
-        params["client_encoding"] = "UTF8"  # Python's; dblink forces the local database's in the same way
+        if not keeps_encoding or "client_encoding" not in params:
+            params["client_encoding"] = "UTF8"  # Python's; dblink forces the local database's likewise
         if application_name:
             params.setdefault("application_name", application_name)
         if direct and self.has_direct_address:
@@ -91,18 +95,19 @@ class Target:
         if direct:
             params = {**_KEEPALIVE, **params}
         # libpq would silently use what stands before the NUL.
-        if with_nul := sorted(k for k, v in params.items() if "\0" in str(v)):
+        with_nul = sorted(k for k, v in params.items() if "\0" in str(v))
+        if not with_nul and (text := _joined(params)) is not None:
+            return text
+        names = sorted(params)
+        del params  # a traceback may show it
+        if with_nul:
             raise UsageError(f"field {with_nul[0]!r} of the connection holds a NUL character", self.conn_id)
-        try:
-            return make_conninfo("", **{k: str(v) for k, v in params.items()})
-        except Exception:  # noqa: BLE001 - libpq's message may hold the string, password included
-            unknown = [key for key in params if not is_libpq_option(key)]
-            names = ", ".join(sorted(unknown)) or "unreadable"
-            raise UsageError(
-                f"connection parameters that libpq does not know: {names}",
-                self.conn_id,
-                hint="correct the Extra field of the Airflow connection",
-            ) from None
+        unknown = ", ".join(name for name in names if not is_libpq_option(name))
+        raise UsageError(
+            f"connection parameters that libpq does not know: {unknown or 'unreadable'}",
+            self.conn_id,
+            hint="correct the Extra field of the Airflow connection",
+        )
 
     @property
     def brings_credential(self) -> bool:
@@ -113,6 +118,14 @@ class Target:
     def delegates(self) -> bool:
         """Whether GSSAPI credentials are handed on to the server on purpose."""
         return str(self.params.get("gssdelegation", "")).strip() in ("1", "true")
+
+
+def _joined(params: Mapping[str, Any]) -> str | None:
+    """Return the connection string, ``None`` where libpq refuses it: its message may hold the password."""
+    try:
+        return make_conninfo("", **{k: str(v) for k, v in params.items()})
+    except Exception:  # noqa: BLE001 - whatever it is
+        return None
 
 
 def is_libpq_option(key: str) -> bool:

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Self
 
-from airflow_dblink.core.connection import Check, check_credential, connect, log_notices
+from airflow_dblink.core.connection import Check, connect, log_notices
 from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.credentials import check_credential
 from airflow_dblink.core.errors import UsageError, without_credentials
 from airflow_dblink.core.link import Link, cut_name
 from airflow_dblink.core.waits import Observe

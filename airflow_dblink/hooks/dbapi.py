@@ -59,6 +59,7 @@ class DbApiSide(EngineSide):
             check=self._check,
             observe=report,
             event="DblinkGetConnect",
+            keeps_encoding=True,
         )
         connection.abort_when_stopped = True
         return connection

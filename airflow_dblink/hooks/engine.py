@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_dblink.core.connection import LinkConnection, check_credential, check_used_credential, set_config
+from airflow_dblink.core.connection import LinkConnection, set_config
 from airflow_dblink.core.conninfo import PSYCOPG_ARGUMENTS, SECRETS, Target
+from airflow_dblink.core.credentials import check_credential, check_used_credential, demanding
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.hooks.task import task_name
 
@@ -170,6 +171,10 @@ class EngineSide(PostgresHook):
                     hint="use postgresql+psycopg with direct_host or direct_port in the connection",
                 )
             free = check_credential(merged, own_identity=False)
+            if not free and dialect.driver in _OF_LIBPQ:
+                merged = demanding(merged)
+                if mode := merged.params.get("sslcertmode"):
+                    cparams["sslcertmode"] = mode
             connection = drivers_own(*cargs, **cparams)
             try:
                 if not free:

@@ -9,6 +9,7 @@ from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
 
 from airflow_dblink.core.jobs.job import SCHEMA, JobHandle
+from airflow_dblink.ui.setting import job_page_is_on
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
@@ -20,13 +21,18 @@ class DblinkJobLink(BaseOperatorLink):
     name = "Remote job"
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
-        """Return the page's address, empty where the task has sent no job."""
+        """Return the page's address, empty where the task has sent no job or the page is off."""
         handle = getattr(operator, "job_handle", None)
         return job_url(operator.dag_id, handle) if isinstance(handle, JobHandle) else ""
 
 
 def job_url(dag_id: str, handle: JobHandle) -> str:
-    """Return the address of a job's page, under Airflow's own (``[api] base_url``, its path included)."""
+    """Return the address of a job's page, under Airflow's own (``[api] base_url``, its path included).
+
+    Empty, which makes no link, where the page is off.
+    """
+    if not job_page_is_on():
+        return ""
     base = conf.get("api", "base_url", fallback="") or ""
     return f"{base.rstrip('/')}/{job_path(dag_id, handle)}"
 

@@ -3,39 +3,41 @@
 An app of its own, which Airflow mounts: it has neither Airflow's error handlers nor its
 documentation pages. Airflow's middlewares and its own dependencies say who asks.
 
-Whether a job is another Dag's, or its connection, schema or row isn't there, makes no difference
-to the answer.
+Whether a job is another Dag's, or its connection, schema or row isn't there, or the Dag has nothing to do
+with the connection, makes no difference to the answer.
+
+Servers are not trusted: each is asked in READ ONLY transactions, has some seconds and some megabytes, and
+only few are asked at the same time, so that the threads of Airflow's API stay free.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-import time
 from contextlib import closing
 from dataclasses import replace
 from http import HTTPStatus
+from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
-from airflow.api_fastapi.app import API_ROOT_PATH, get_auth_manager
-from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
-from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
+from airflow.api_fastapi.app import API_ROOT_PATH
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
-from airflow.models.connection import Connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
-from airflow_dblink.core.connection import Check, connect
-from airflow_dblink.core.errors import DblinkError, TransientError, without_credentials
+from airflow_dblink.core.connection import connect, time_limit
+from airflow_dblink.core.errors import DblinkError, without_credentials
 from airflow_dblink.core.jobs.job import SCHEMA, Job, JobHandle
 from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.ui.access import may_read_connection, uses_connection
 from airflow_dblink.ui.facts import MEANING, facts
 
 log = logging.getLogger(__name__)
@@ -50,16 +52,21 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 
-# A thread of the api-server waits meanwhile.
+# A thread of the api-server, which has 40 for all requests, waits meanwhile.
+_AT_ONCE = 4
+_places = BoundedSemaphore(_AT_ONCE)
 _CONNECT_S = 5
-_ANSWER_S = 5.0
+_ANSWER_S = 5.0  # connecting included
+_MOST_BYTES = 16 * 1024 * 1024
+_MOST_CHARACTERS = 100_000  # of a statement
 
 _MESSAGES = {
     HTTPStatus.UNAUTHORIZED: ("Log in first", "This page is for users of Airflow."),
     HTTPStatus.FORBIDDEN: ("Not allowed", "You may not read the task logs of this Dag."),
     HTTPStatus.NOT_FOUND: (
         "No such job",
-        "This Dag has no such job there. It may have been pruned, or the connection may be gone.",
+        "This Dag has no such job there. It may have been pruned, or the connection may be gone. Where no"
+        " task of the Dag names the connection, the page is only for users who may read connections.",
     ),
 }
 
@@ -69,21 +76,32 @@ _MESSAGES = {
     response_class=HTMLResponse,
     dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.TASK_LOGS))],
 )
-def job_page(dag_id: str, conn_id: str, job_id: UUID, user: GetUserDep, schema: str = SCHEMA) -> HTMLResponse:
+def job_page(dag_id: str, conn_id: str, job_id: UUID, user: GetUserDep, schema: str = SCHEMA) -> Response:
     """Return the page of a job.
 
     :param dag_id: the Dag that sent it, which the user may read.
     :param conn_id: Airflow connection of the database that it runs in.
     :param schema: schema of the job table there; the link leaves out the usual one.
     """
-    if not conn_id:
+    if not conn_id or dag_id == "~" or "\0" in conn_id + schema:  # to Airflow "~" is any Dag
         raise HTTPException(HTTPStatus.NOT_FOUND)
+    may_read = may_read_connection(user, conn_id)
+    if not may_read and not uses_connection(dag_id, conn_id):
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    if not _places.acquire(blocking=False):
+        return PlainTextResponse(
+            "Servers are being asked for other pages of jobs. Try again in some seconds.\n",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            {"Retry-After": "5", "Cache-Control": "no-store"},
+        )
     handle = JobHandle(conn_id, str(job_id), schema)
     try:
         found = _find(handle, dag_id)
     except DblinkError as error:
         log.warning("Looking at job %s: %s", job_id, error)
-        return _not_found_out(conn_id, error, user)
+        return _not_found_out(conn_id, error, may_read=may_read)
+    finally:
+        _places.release()
     if found is None:
         raise HTTPException(HTTPStatus.NOT_FOUND)
     job, statement = found
@@ -103,8 +121,6 @@ def _find(handle: JobHandle, dag_id: str) -> tuple[Job, str | None] | None:
 
     :raises DblinkError: if the server can't be asked, or mustn't be.
     """
-    if dag_id == "~" or "\0" in handle.schema:  # to Airflow the former is "any Dag", whatever its row says
-        return None
     try:
         target = DblinkHook(dblink_conn_id=handle.conn_id).target()
     except AirflowNotFoundException:
@@ -112,44 +128,29 @@ def _find(handle: JobHandle, dag_id: str) -> tuple[Job, str | None] | None:
     connection = connect(
         replace(target, params={**target.params, "connect_timeout": _CONNECT_S}),
         application_name="airflow dblink job page",
-        check=_limit(handle.conn_id, _ANSWER_S),
+        check=time_limit(handle.conn_id, _ANSWER_S),
         direct=True,
+        most_bytes=_MOST_BYTES,
     )
     connection.abort_when_stopped = True
     with closing(connection):
-        jobs = Jobs(connection, handle.conn_id, handle.schema)
+        jobs = Jobs(connection, handle.conn_id, handle.schema, read_only=True)
         installation = jobs.installation()
         if installation.version is None:
             return None
         # The address names the schema: in somebody's own, his triggers would run as our role.
         installation.is_ready(handle.conn_id)
-        job = jobs.find(handle.uuid)
+        job = jobs.see(handle.uuid)
         if job is None or job.dag_id != dag_id:
             return None
-        return job, jobs.statement(job.id)
+        return job, jobs.statement(job.id, most=_MOST_CHARACTERS)
 
 
-def _limit(conn_id: str, seconds: float) -> Check:
-    """Return what raises when so many seconds are over."""
-    deadline = time.monotonic() + seconds
+def _not_found_out(conn_id: str, error: DblinkError, *, may_read: bool) -> HTMLResponse:
+    """Return the page for a server that didn't answer.
 
-    def check() -> None:
-        if time.monotonic() > deadline:
-            raise TransientError(f"no answer within {seconds:.0f} s", conn_id)
-
-    return check
-
-
-def _not_found_out(conn_id: str, error: DblinkError, user: BaseUser) -> HTMLResponse:
-    """Return the page for a server that didn't answer, with the reason for those who may read connections.
-
-    It names hosts and roles, and any connection can be asked for.
+    :param may_read: whether the user may read the connection: the reason names hosts and roles.
     """
-    may_read = get_auth_manager().is_authorized_connection(
-        method="GET",
-        details=ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id)),
-        user=user,
-    )
     if error.retryable:
         status, title = HTTPStatus.SERVICE_UNAVAILABLE, "The server doesn't answer"
     else:

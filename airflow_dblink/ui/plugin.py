@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from airflow.plugins_manager import AirflowPlugin
 
+from airflow_dblink.ui.setting import job_page_is_on
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,9 +26,19 @@ class Pages:
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; the first one imports, in a thread."""
+        """Answer a request; the first one imports, in a thread. Nothing is there where the page is off."""
+        if scope["type"] == "http" and not job_page_is_on():
+            await _off(send)
+            return
         app = await asyncio.to_thread(_app)
         await app(scope, receive, send)
+
+
+async def _off(send: Send) -> None:
+    text = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 404, "headers": text})
+    body = b"The page of jobs is off: see job_page in section [dblink] of Airflow's configuration.\n"
+    await send({"type": "http.response.body", "body": body})
 
 
 @cache

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -167,3 +169,25 @@ def test_the_plugin_costs_a_task_nothing() -> None:
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
     assert run.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_setting_turns_the_page_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__DBLINK__JOB_PAGE", "False")
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    page = DblinkPlugin.fastapi_apps[0]["app"]
+    asyncio.run(page({"type": "http", "path": f"/jobs/nightly/warehouse_db/{ID}"}, receive, send))
+
+    assert said[0]["status"] == 404
+    assert b"[dblink]" in said[1]["body"]
+    assert job_url("nightly", HANDLE) == ""
+
+
+def test_the_setting_is_one_of_airflows() -> None:
+    assert get_provider_info()["config"]["dblink"]["options"]["job_page"]["default"] == "True"

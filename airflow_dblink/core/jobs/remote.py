@@ -23,6 +23,7 @@ from airflow_dblink.core.jobs.steps import Pause, Step, Steps
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_ALL = 2**31 - 1
 
 
 class Jobs:
@@ -31,12 +32,17 @@ class Jobs:
     :param connection: in autocommit mode, and idle.
     :param conn_id: for errors and logs.
     :param schema: where the job table is.
+    :param read_only: every transaction is; then :meth:`see` is for looking, :meth:`get` and :meth:`find`
+        are not.
     """
 
-    def __init__(self, connection: LinkConnection, conn_id: str, schema: str) -> None:
+    def __init__(
+        self, connection: LinkConnection, conn_id: str, schema: str, *, read_only: bool = False
+    ) -> None:
         self.connection = connection
         self.conn_id = conn_id
         self.schema = schema
+        self.read_only = read_only
 
     # -- installation
 
@@ -93,9 +99,16 @@ class Jobs:
         """Return the job as :meth:`get` does, ``None`` if there is none."""
         return self.drive(steps.look([job_id])).get(job_id)
 
-    def statement(self, job_id: UUID) -> str | None:
-        """Return what the job runs, as it was written: without its parameters' values."""
-        rows = self.run(Step(("statement",), {"id": job_id}))
+    def see(self, job_id: UUID) -> Job | None:
+        """Return the job as :meth:`find` does, and change nothing: one that is lost is only said to be."""
+        return self.drive(steps.see(job_id))
+
+    def statement(self, job_id: UUID, *, most: int | None = None) -> str | None:
+        """Return what the job runs, as it was written: without its parameters' values.
+
+        :param most: only so many characters of it.
+        """
+        rows = self.run(Step(("statement",), {"id": job_id, "most": _ALL if most is None else most}))
         return str(rows[0]["statement"]) if rows else None
 
     def cancel(self, job_id: UUID) -> Job:
@@ -166,7 +179,7 @@ class Jobs:
         """
         try:
             with ClientCursor(self.connection, row_factory=dict_row) as cursor:
-                cursor.execute(step.message(self.schema), step.params)
+                cursor.execute(step.message(self.schema, read_only=self.read_only), step.params)
                 while cursor.nextset():
                     pass
                 return cursor.fetchall() if cursor.description else []

@@ -37,7 +37,7 @@ _POLL_S = 0.05
 # A role's default isolation level may be stricter: two who change one row would then be an error.
 # Its search_path may lead to somebody's own "=": nothing of ours is looked up there.
 _FIRST = (
-    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\n"
+    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED{read_only};\n"
     "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
 )
 
@@ -53,15 +53,19 @@ class Step:
     params: Mapping[str, Any]
     parts: Mapping[str, sql.Composable] = field(default_factory=dict)
 
-    def message(self, schema: str) -> sql.Composed:
-        """Return the message's text, for a cursor that binds on the client's side."""
+    def message(self, schema: str, *, read_only: bool = False) -> sql.Composed:
+        """Return the message's text, for a cursor that binds on the client's side.
+
+        :param read_only: of its transaction.
+        """
         named = statements("jobs.sql")
         # Read for placeholders like the rest of the message.
         parts = {"schema": sql.Identifier(schema.replace("%", "%%")), **self.parts}
         for fragment in ("columns", "its_session"):
             parts[fragment] = sql.SQL(named[fragment].decode())
         texts = [sql.SQL(named[name].decode()).format(**parts) for name in self.names]
-        return sql.SQL(";\n").join([sql.SQL(_FIRST), *texts])
+        first = sql.SQL(_FIRST).format(read_only=sql.SQL(", READ ONLY" if read_only else ""))
+        return sql.SQL(";\n").join([first, *texts])
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,17 @@ def look(ids: Sequence[UUID]) -> Steps[dict[UUID, Job]]:
     """Return the jobs that are there, those found to be lost among them: one message for all."""
     rows = yield Step(("give_up_lost", "look"), {"ids": list(ids)})
     return {job.id: job for job in map(job_of, rows)}
+
+
+def see(job_id: UUID) -> Steps[Job | None]:
+    """Return the job as :func:`look` does, without changing anything; ``None`` if there is none."""
+    rows = yield Step(("see",), {"id": job_id})
+    if not rows:
+        return None
+    (row,) = rows
+    if row.pop("is_lost"):
+        row["state"] = "lost" if row["cancel_requested_at"] is None else "cancelled"
+    return job_of(row)
 
 
 def cancel(job_id: UUID) -> Steps[Job | None]:

@@ -65,6 +65,13 @@ SELECT {columns}
   FROM {schema}.job AS j
  WHERE j.id = ANY (%(ids)s);
 
+-- name: see
+-- For who may change nothing: as give_up_lost and look.
+SELECT {columns},
+       j.state = 'running' AND NOT EXISTS (SELECT FROM {its_session}) AS is_lost
+  FROM {schema}.job AS j
+ WHERE j.id = %(id)s;
+
 -- name: columns
 -- All of a job but its statement.
 j.id, j.state, j.owner::text AS owner, j.dag_id, j.task_id, j.run_id, j.map_index, j.try_number, j.replaces,
@@ -74,7 +81,7 @@ j.sqlstate, j.message, j.detail, j.hint, j.context,
 extract(epoch FROM clock_timestamp() - j.sent_at)::float8 AS age_s;
 
 -- name: statement
-SELECT j.statement FROM {schema}.job AS j WHERE j.id = %(id)s;
+SELECT left(j.statement, %(most)s) AS statement FROM {schema}.job AS j WHERE j.id = %(id)s;
 
 -- name: list
 SELECT {columns}
