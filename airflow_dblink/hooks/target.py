@@ -121,6 +121,15 @@ class TargetSide(PostgresHook):
         return getattr(getattr(self, name), "__func__", None) is not _AIRFLOWS[name]
 
     def _target(self, conn_id: str, connection: Connection) -> Target:
+        try:
+            return self._read(conn_id, connection)
+        except UsageError as error:
+            # Again, without the frames whose locals are the password: a traceback may show them.
+            raise error.with_traceback(None)  # noqa: B904
+        finally:
+            del connection
+
+    def _read(self, conn_id: str, connection: Connection) -> Target:
         # One made in code may have none.
         if connection.conn_type and connection.conn_type not in ("postgres", "postgresql", "dblink"):
             raise UsageError(
