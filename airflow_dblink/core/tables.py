@@ -26,6 +26,10 @@ _NOT_A_NAME = ("0A000", "42501", "42601", "42602")  # also: another database; a 
 # Vectors: not an empty one. Of xml the binary form has an encoding of its own, or is without declaration.
 _UNRECEIVED = {"int2vector", "oidvector", "xml"}
 _STRING = "S"  # pg_type.typcategory
+# Types of which two values that are "=" are the same, byte for byte.
+_EXACT = frozenset(
+    {"bool", "int2", "int4", "int8", "oid", "date", "bytea", "uuid", "time", "timestamp", "timestamptz"}
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Relation:
     """A relation as one role sees it.
 
     :ivar kind: ``pg_class.relkind``.
+    :ivar may_lock: whether the role may lock it in SHARE ROW EXCLUSIVE MODE.
+    :ivar insert_rules: names of the rules that rewrite an INSERT; COPY goes by none.
     :ivar rows: the planner's estimate; 0 where the table was never analyzed.
     """
 
@@ -107,7 +113,10 @@ class Relation:
     kind: str
     may_truncate: bool
     may_stage: bool
+    may_lock: bool
     has_children: bool
+    insert_rules: list[str]
+    update_rules: list[str]
     row_security: bool
     has_before_insert: bool
     rows: int
@@ -121,7 +130,7 @@ class Relation:
     @property
     def has_inheritance(self) -> bool:
         """Whether it is read with the rows of other tables, which its own indexes don't know."""
-        return self.kind == "r" and self.has_children
+        return self.kind != "p" and self.has_children
 
     def __str__(self) -> str:
         return f"{self.schema_name}.{self.name}"
@@ -136,6 +145,7 @@ class UniqueIndex:
     :ivar nulls_are_equal: whether two rows with NULL conflict (NULLS NOT DISTINCT).
     :ivar collations: quoted names, by column, of those by which other values may be the same than by the
         column's own; else ``None``.
+    :ivar is_deterministic: whether texts are the same only if all their bytes are.
     :ivar is_plain: whether values are the same that are so to their types' own ``=``.
     """
 
@@ -143,16 +153,23 @@ class UniqueIndex:
     is_immediate: bool
     nulls_are_equal: bool
     collations: tuple[str | None, ...]
+    is_deterministic: bool
     is_plain: bool
 
 
 @dataclass(frozen=True)
 class ResultColumn:
-    """A column of a query's result."""
+    """A column of a query's result.
+
+    :ivar table: oid of the relation whose column it shows as it is; 0 for anything else.
+    :ivar number: of the column there.
+    """
 
     name: str
     type: int
     type_name: str
+    table: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,11 @@ class Type:
     def built_in(self) -> bool:
         """Whether every server has this type under this oid (arrays: of such a type)."""
         return self.base_type < _FIRST_VARYING_OID
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether two values that are ``=`` are always the same, byte for byte."""
+        return self.base_name in _EXACT
 
     @property
     def is_string(self) -> bool:
@@ -292,8 +314,8 @@ def describe(side: Side, query: str, action: str = "reading the source query") -
     found = [(result.fname(i) or b"", result.ftype(i), result.fmod(i)) for i in range(result.nfields)]
     names = side.rows("format_types", {"types": [f[1] for f in found], "modifiers": [f[2] for f in found]})
     return [
-        ResultColumn(name.decode(), oid, str(row["format_type"]))
-        for (name, oid, _), row in zip(found, names, strict=True)
+        ResultColumn(name.decode(), oid, str(row["format_type"]), result.ftable(i), result.ftablecol(i))
+        for i, ((name, oid, _), row) in enumerate(zip(found, names, strict=True))
     ]
 
 
@@ -342,6 +364,7 @@ def unique_indexes(side: Side, relation: Relation) -> list[UniqueIndex]:
             bool(row["is_immediate"]),
             bool(row["nulls_are_equal"]),
             tuple(row["collations"]),
+            bool(row["is_deterministic"]),
             bool(row["is_plain"]),
         )
         for row in rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from psycopg import sql
@@ -70,7 +70,8 @@ def run(
     :raises RemoteError: what a server says, naming its connection; nothing is changed then.
     """
     started = time.monotonic()
-    once.begin({**TEXT_FORMS, **settings})
+    # Under a lock that was waited for, each statement must see what others have committed meanwhile.
+    once.begin({**TEXT_FORMS, **settings}, read_committed=work.spec.lock)
     _make_room(destination, work)
     pumped = pump(
         End.of(source, work.copy_out),
@@ -95,6 +96,9 @@ def run(
 
 
 def _make_room(destination: Side, work: Plan) -> None:
+    if work.spec.lock:
+        lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(work.target)
+        destination.run(lock, "locking the destination table")
     if work.spec.pre_sql:
         destination.run(work.spec.pre_sql, "executing pre_sql")
     if work.create is not None:
@@ -110,15 +114,10 @@ def _make_room(destination: Side, work: Plan) -> None:
 
 def _finish(destination: Side, work: Plan) -> int:
     """Merge the staged rows; rows whose values are equal are not rewritten."""
-    keys = [sql.Identifier(name) for name in work.key]
-    nulls = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(key) for key in keys)
-    if destination.run(sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(STAGE, nulls), "checking the key"):
-        raise UsageError(
-            f"a source row has NULL in key ({', '.join(work.key)}) of {work.relation}",
-            destination.conn_id,
-            hint="NULL is never in conflict, so such a row would be doubled by every run",
-        )
-    values = [sql.Identifier(p.destination) for p in work.pairs if p.destination not in work.key]
+    keys = [sql.Identifier(name) for name in work.key.columns]
+    _refuse_null_keys(destination, work, keys)
+    fixed = {*work.key.columns} - {*work.key.loose}
+    values = [sql.Identifier(p.destination) for p in work.pairs if p.destination not in fixed]
     action: sql.Composable = sql.SQL("NOTHING")
     if values:
         # *<> compares the stored images: every type has it, and 1.0 and 1.00 differ. Without the
@@ -148,11 +147,24 @@ def _finish(destination: Side, work: Plan) -> int:
         if error.sqlstate != "21000":
             raise
         raise UsageError(
-            f"several source rows have the same key ({', '.join(work.key)}) of {work.relation}",
+            f"several source rows have the same key ({', '.join(work.key.columns)}) of {work.relation}",
             destination.conn_id,
             error.sqlstate,
             hint="keep one row per key in source_sql, e.g. with SELECT DISTINCT ON",
         ) from None
+
+
+def _refuse_null_keys(destination: Side, work: Plan, keys: Sequence[sql.Identifier]) -> None:
+    if work.key.takes_null:
+        return
+    nulls = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(key) for key in keys)
+    if destination.run(sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(STAGE, nulls), "checking the key"):
+        raise UsageError(
+            f"a source row has NULL in key ({', '.join(work.key.columns)}) of {work.relation}",
+            destination.conn_id,
+            hint="to its unique index NULL is never in conflict: such a row would be doubled by every run;"
+            " leave it out, or make the index NULLS NOT DISTINCT (PostgreSQL 15)",
+        )
 
 
 def _after_load(destination: Side, work: Plan) -> None:

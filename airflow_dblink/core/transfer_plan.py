@@ -10,8 +10,9 @@ from typing import Literal
 
 from psycopg import sql
 
-from airflow_dblink.core.columns import Pair, key_columns, match, route
+from airflow_dblink.core.columns import Pair, match, route
 from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.new_table import create_statement
 from airflow_dblink.core.once import check_script
 from airflow_dblink.core.remote_sets import QUERIES
 from airflow_dblink.core.script import Part, parts
@@ -22,9 +23,9 @@ from airflow_dblink.core.tables import (
     describe,
     find_relation,
     get_relation,
-    primary_key,
     split_name,
 )
+from airflow_dblink.core.upsert_key import UpsertKey
 from airflow_dblink.core.wire import Params, bind
 
 Mode = Literal["append", "replace", "upsert", "create"]
@@ -52,6 +53,7 @@ class Spec:
     post_sql: str | None = None
     analyze: bool = False
     reset_sequences: bool = True
+    lock: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Plan:
     copy_out: sql.Composed | sql.SQL
     target: sql.Identifier
     relation: Relation | None
-    key: tuple[str, ...]
+    key: UpsertKey
     create: sql.Composed | sql.SQL | None
     estimated_rows: int | None
     same_database: bool
@@ -118,7 +120,7 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
         target=target,
         relation=relation,
         key=key,
-        create=None if relation else _create(source, target, table, pairs),
+        create=None if relation else create_statement(source, destination, target, table, pairs, offered),
         estimated_rows=table.rows or None if table else None,
         same_database=same_database,
     )
@@ -131,6 +133,8 @@ def _check_arguments(spec: Spec, source_id: str) -> None:
         raise UsageError(f"mode must be append, replace, upsert or create, got {spec.mode!r}")
     if spec.key is not None and spec.mode != "upsert":
         raise UsageError(f"key is for mode='upsert', not for {spec.mode!r}")
+    if spec.lock and spec.mode == "create":
+        raise UsageError("lock is for a table that exists, not for mode='create'")
     if spec.source_parameters is not None and spec.source_sql is None:
         raise UsageError("source_parameters belong to source_sql")
     if isinstance(spec.key, str):
@@ -217,14 +221,43 @@ def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str) 
 def _destination(destination: Side, spec: Spec) -> Relation | None:
     if spec.mode != "create":
         relation = get_relation(destination, spec.destination_table)
-        if relation.kind not in _WRITABLE:
-            raise UsageError(f"{relation} is not a table", destination.conn_id, "42809")
+        if relation.kind not in _WRITABLE or (spec.lock and relation.kind == "f"):
+            what = "a table that can be locked" if spec.lock else "a table"
+            raise UsageError(f"{relation} is not {what}", destination.conn_id, "42809")
+        _refuse_rules(destination, spec, relation)
+        if spec.mode == "replace" and relation.has_inheritance:
+            _refuse_children(destination, relation)
         return relation
     if (existing := find_relation(destination, spec.destination_table)) is not None:
         raise UsageError(
             f"{existing} already exists", destination.conn_id, "42P07", hint="use append, replace or upsert"
         )
     return None
+
+
+def _refuse_rules(destination: Side, spec: Spec, relation: Relation) -> None:
+    """Refuse a table whose rules COPY would pass over, or ON CONFLICT can't go with."""
+    rules = [*relation.insert_rules, *(relation.update_rules if spec.mode == "upsert" else [])]
+    if rules and relation.kind != "v":  # a view is written by its triggers
+        why = "ON CONFLICT doesn't go with" if spec.mode == "upsert" else "COPY doesn't go by"
+        raise UsageError(
+            f"{relation} has rules for what is written to it, which {why}: {', '.join(rules)}",
+            destination.conn_id,
+            "0A000",
+            hint="use a trigger in their place, or ALTER TABLE ... DISABLE RULE if rows should be stored as"
+            " they come",
+        )
+
+
+def _refuse_children(destination: Side, relation: Relation) -> None:
+    children = destination.rows("inheritance_children", {"oid": relation.oid})
+    raise UsageError(
+        f"{relation} has inheritance children, and TRUNCATE would empty them, too:"
+        f" {', '.join(row['name'] for row in children)}",
+        destination.conn_id,
+        "0A000",
+        hint=f"to replace its own rows alone: mode='append' with pre_sql='TRUNCATE ONLY {relation}'",
+    )
 
 
 def _check_privileges(
@@ -234,7 +267,7 @@ def _check_privileges(
     table: Relation | None,
     relation: Relation | None,
     pairs: Sequence[Pair],
-    key: Sequence[str],
+    key: UpsertKey,
 ) -> None:
     wanted = {pair.source for pair in pairs}
     if table is not None:
@@ -247,10 +280,15 @@ def _check_privileges(
     given = {pair.destination for pair in pairs}
     closed = [c.name for c in relation.columns if c.name in given and not c.may_insert]
     demand(not closed, destination, f"permission denied: no INSERT on {relation} ({', '.join(closed)})")
+    if spec.lock:
+        demand(
+            relation.may_lock, destination, f"permission denied: lock needs UPDATE or DELETE on {relation}"
+        )
     if spec.mode == "replace":
         demand(relation.may_truncate, destination, f"permission denied: no TRUNCATE on {relation}")
     if spec.mode == "upsert":
-        always = [c.name for c in relation.columns if c.name in given - {*key} and c.always_identity]
+        values = given - {*key.columns} | {*key.loose}
+        always = [c.name for c in relation.columns if c.name in values and c.always_identity]
         if always:
             raise UsageError(
                 f"{relation} gives column {', '.join(map(repr, always))} its values (GENERATED ALWAYS),"
@@ -261,7 +299,7 @@ def _check_privileges(
             )
         unread = [c.name for c in relation.columns if c.name in given and not c.may_select]
         demand(not unread, destination, f"permission denied: no SELECT on {relation} ({', '.join(unread)})")
-        fixed = [c.name for c in relation.columns if c.name in given - {*key} and not c.may_update]
+        fixed = [c.name for c in relation.columns if c.name in values and not c.may_update]
         demand(not fixed, destination, f"permission denied: no UPDATE on {relation} ({', '.join(fixed)})")
         demand(relation.may_stage, destination, "permission denied: no TEMP on the database, for staging")
 
@@ -275,10 +313,10 @@ def demand(granted: bool, side: Side, message: str) -> None:
         raise UsageError(message, side.conn_id, "42501", hint="grant it to the connection's role")
 
 
-def _key(destination: Side, spec: Spec, relation: Relation | None, pairs: Sequence[Pair]) -> tuple[str, ...]:
+def _key(destination: Side, spec: Spec, relation: Relation | None, pairs: Sequence[Pair]) -> UpsertKey:
     if spec.mode != "upsert" or relation is None:
-        return ()
-    return key_columns(destination, relation, spec.key, pairs, for_on_conflict=True)
+        return UpsertKey()
+    return UpsertKey.of(destination, relation, spec.key, pairs)
 
 
 def _copy_out(
@@ -306,23 +344,3 @@ def _copy_out(
     if table is not None:  # not from the query: it reads all columns, and the role may not
         return sql.SQL("COPY (SELECT {} FROM {} AS source) {}").format(values, table.identifier, options)
     return sql.SQL("COPY (SELECT {} FROM ({}\n) AS source) {}").format(values, query, options)
-
-
-def _create(
-    source: Side, target: sql.Identifier, table: Relation | None, pairs: Sequence[Pair]
-) -> sql.Composed | sql.SQL:
-    not_null = {column.name for column in table.columns if column.not_null} if table else set()
-    lines = [
-        sql.SQL("{} {}{}").format(
-            sql.Identifier(pair.destination),
-            sql.SQL(pair.type_name),
-            sql.SQL(" NOT NULL" if pair.source in not_null else ""),
-        )
-        for pair in pairs
-    ]
-    names = {pair.source: pair.destination for pair in pairs}
-    key = primary_key(source, table) if table else []
-    if key and all(name in names for name in key):
-        columns = sql.SQL(", ").join(sql.Identifier(names[name]) for name in key)
-        lines.append(sql.SQL("PRIMARY KEY ({})").format(columns))
-    return sql.SQL("CREATE TABLE {} ({})").format(target, sql.SQL(", ").join(lines))

@@ -103,6 +103,9 @@ class DblinkTransferOperator(MovingOperator):
     :param key: columns of a unique index for ``upsert``; by default the primary key. (templated)
     :param pre_sql: run in the destination's transaction before the load. (templated)
     :param post_sql: run in the destination's transaction after the load. (templated)
+    :param lock: lock the destination table first, before *pre_sql*: nobody else writes to it until the
+        transaction ends, and two tasks that delete and load the same rows do so one after the other. Reading
+        goes on. Wait no longer than ``session_settings={"lock_timeout": "10min"}`` says.
     :param analyze: ANALYZE the destination in the end; by default left to autovacuum.
     :param reset_sequences: move the sequences of loaded columns (serial, identity, or behind a default)
         beyond the values that came, in their own direction and steps.
@@ -160,6 +163,7 @@ class DblinkTransferOperator(MovingOperator):
         post_sql: str | None = None,
         analyze: bool = False,
         reset_sequences: bool = True,
+        lock: bool = False,
         orphan_timeout: timedelta = timedelta(hours=1),
         **kwargs: Any,
     ) -> None:
@@ -177,6 +181,7 @@ class DblinkTransferOperator(MovingOperator):
         self.post_sql = post_sql
         self.analyze = analyze
         self.reset_sequences = reset_sequences
+        self.lock = lock
         self.orphan_timeout = orphan_timeout
         self._note_given("source_table", "source_sql", "pre_sql", "post_sql")
 
@@ -203,6 +208,7 @@ class DblinkTransferOperator(MovingOperator):
             post_sql=self.post_sql,
             analyze=self.analyze,
             reset_sequences=self.reset_sequences,
+            lock=self.lock,
         )
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:

@@ -2,14 +2,21 @@
 -- A relation by name, read as PostgreSQL reads it (search_path, quotes). to_regclass gives
 -- NULL for an unknown name instead of an error. What the role may do is asked here, before
 -- anything is moved. reltuples is -1 where it was never analyzed; partitions are summed up.
--- tgtype 7: for each row, before, insert.
+-- tgtype 7: for each row, before, insert. "may_lock": in SHARE ROW EXCLUSIVE MODE.
 SELECT c.oid::int8 AS oid,
        n.nspname AS schema_name,
        c.relname AS name,
        c.relkind::text AS kind,
        pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') AS may_truncate,
        pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMP') AS may_stage,
-       c.relhassubclass AS has_children,
+       pg_catalog.has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE') AS may_lock,
+       EXISTS (SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = c.oid) AS has_children,
+       ARRAY(SELECT rule.rulename::text FROM pg_catalog.pg_rewrite AS rule
+              WHERE rule.ev_class = c.oid AND rule.ev_type = '3' AND rule.ev_enabled IN ('O', 'A')
+              ORDER BY rule.rulename) AS insert_rules,
+       ARRAY(SELECT rule.rulename::text FROM pg_catalog.pg_rewrite AS rule
+              WHERE rule.ev_class = c.oid AND rule.ev_type = '2' AND rule.ev_enabled IN ('O', 'A')
+              ORDER BY rule.rulename) AS update_rules,
        c.relrowsecurity AND pg_catalog.row_security_active(c.oid) AS row_security,
        EXISTS (SELECT FROM pg_catalog.pg_trigger AS trigger
                 WHERE trigger.tgrelid = c.oid AND trigger.tgenabled IN ('O', 'A')
@@ -22,6 +29,38 @@ SELECT c.oid::int8 AS oid,
   FROM pg_catalog.pg_class AS c
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
  WHERE c.oid = pg_catalog.to_regclass(%(relname)s);
+
+-- name: inheritance_children
+-- All below a table that are no partitions.
+WITH RECURSIVE part (relid) AS (
+    SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = %(oid)s
+     UNION
+    SELECT i.inhrelid FROM part JOIN pg_catalog.pg_inherits AS i ON i.inhparent = part.relid
+)
+SELECT pg_catalog.format('%%s.%%s', n.nspname, c.relname) AS name
+  FROM part
+  JOIN pg_catalog.pg_class AS c ON c.oid = part.relid AND NOT c.relispartition
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+ ORDER BY 1;
+
+-- name: declared
+-- What a query's result doesn't tell of the table columns that it shows: that the type is a domain, and a
+-- collation that isn't the database's own (100 is pg_catalog."default").
+SELECT CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.oid, NULL) END AS domain,
+       pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.collname) AS collation
+  FROM ROWS FROM (pg_catalog.unnest(%(tables)s::oid[]), pg_catalog.unnest(%(numbers)s::int[]))
+       WITH ORDINALITY AS wanted (relid, number, position)
+  LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = wanted.relid AND a.attnum = wanted.number
+  LEFT JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+  LEFT JOIN pg_catalog.pg_collation AS c
+    ON c.oid = a.attcollation AND c.oid <> 100 AND t.oid <> 'pg_catalog.name'::regtype
+  LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.collnamespace
+ ORDER BY wanted.position;
+
+-- name: known_collations
+SELECT pg_catalog.to_regcollation(wanted.name) IS NOT NULL AS known
+  FROM pg_catalog.unnest(%(names)s::text[]) WITH ORDINALITY AS wanted (name, position)
+ ORDER BY wanted.position;
 
 -- name: name_parts
 SELECT pg_catalog.parse_ident(%(relname)s) AS parts, pg_catalog.current_schema() AS schema_name;
@@ -127,7 +166,8 @@ SELECT att.attname AS name
 -- All that are whole (not partial, not on expressions), with their columns in index order. ON CONFLICT can
 -- use those that are immediate: not of a DEFERRABLE constraint. As JSON, since PostgreSQL 14 has no
 -- indnullsnotdistinct. Which values are the same is not the column's word where the index has a collation,
--- or an operator class with an =, of its own; deterministic collations are all of one opinion.
+-- or an operator class with an =, of its own; deterministic collations are all of one opinion: that texts
+-- are the same if their bytes are.
 SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indimmediate AS is_immediate,
        pg_catalog.bool_or(
            coalesce((pg_catalog.to_jsonb(idx) ->> 'indnullsnotdistinct')::bool, false)) AS nulls_are_equal,
@@ -135,6 +175,7 @@ SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indi
                            AND NOT (given.collisdeterministic AND own.collisdeterministic)
                       THEN pg_catalog.format('%%I.%%I', n.nspname, given.collname) END
                  ORDER BY key.position)::text[] AS collations,
+       pg_catalog.bool_and(coalesce(given.collisdeterministic, true)) AS is_deterministic,
        pg_catalog.bool_and(class.opcdefault OR EXISTS (
            SELECT FROM pg_catalog.pg_amop AS member
              JOIN pg_catalog.pg_amop AS usual

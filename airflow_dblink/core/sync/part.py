@@ -14,10 +14,6 @@ from airflow_dblink.core.tables import Relation, Side, Type
 
 Condition = sql.Composed | sql.SQL
 
-# Types of which two values that are "=" are the same, byte for byte.
-_EXACT = frozenset(
-    {"bool", "int2", "int4", "int8", "oid", "date", "bytea", "uuid", "time", "timestamp", "timestamptz"}
-)
 _INTEGERS = ("int2", "int4", "int8")
 
 
@@ -49,7 +45,7 @@ class Field:
     @property
     def is_exact(self) -> bool:
         """Whether values that are equal to PostgreSQL are always the same to us."""
-        return self.kind.base_name in _EXACT
+        return self.kind.is_exact
 
     @property
     def is_integer(self) -> bool:
