@@ -375,6 +375,13 @@ def test_links(source: Database, warehouse: Database) -> None:
         assert sum(map(len, hook.batches("SELECT * FROM there", batch_rows=40))) == 90
 
 
+def test_insert_rows(source: Database, warehouse: Database) -> None:
+    hook = DblinkHook("warehouse")
+    rows = [("1", ["a", "b"], {"a": 1}), ("2", ["c"], [1, 2])]
+    hook.insert_rows("item", rows, ["id", "words", "data"])
+    assert len(contents(warehouse, "item")) == 2
+
+
 def test_jobs(source: Database, warehouse: Database) -> None:
     with closing(Client(source.target)) as client:
         client.jobs.install()
