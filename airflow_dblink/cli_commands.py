@@ -21,7 +21,7 @@ from psycopg import sql as pg
 
 from airflow_dblink.core.errors import DblinkError, UsageError, without_credentials
 from airflow_dblink.core.jobs.install import VERSION, install_script
-from airflow_dblink.core.jobs.job import SCHEMA, Job, parse_job_id
+from airflow_dblink.core.jobs.job import SCHEMA, Job, parse_job_id, results_schema
 from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.hooks.dblink import DblinkHook
 
@@ -35,7 +35,7 @@ _DROP = """\
 -- Removes what remote jobs need. Lost with it, for good: the table of all jobs, by which tasks know
 -- what became of theirs, and all results that were kept there, with the views that read them.
 -- A job that still runs is rolled back, and tasks that wait for one fail.
-DROP SCHEMA IF EXISTS {} CASCADE;
+DROP SCHEMA IF EXISTS {}, {} CASCADE;
 """
 
 
@@ -152,7 +152,12 @@ def sql(args: Namespace) -> None:
     if args.drop:
         if args.role or args.results:
             raise UsageError("--drop goes with neither --role nor --results")
-        _say(pg.SQL(_DROP).format(pg.Identifier(schema)).as_string().rstrip("\n"))
+        _say(
+            pg.SQL(_DROP)
+            .format(pg.Identifier(schema), pg.Identifier(results_schema(schema)))
+            .as_string()
+            .rstrip("\n")
+        )
         return
     roles = args.role or []
     if target is not None and not roles:

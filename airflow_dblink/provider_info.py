@@ -111,6 +111,11 @@ def _connection_fields() -> dict[str, Any]:
             "description": "Schema of the table of remote jobs; empty: airflow_dblink.",
             "schema": {"type": ["string", "null"]},
         },
+        "trusted_owners": {
+            "label": "Trusted owners",
+            "description": "Roles, separated by commas, that may own the job schema: with all their members.",
+            "schema": {"type": ["string", "null"]},
+        },
         "session_settings": {
             "label": "Session settings",
             "description": 'Run-time parameters of every session, as JSON: {"work_mem": "64MB"}',

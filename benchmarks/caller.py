@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 
 from airflow_dblink.core.jobs.job import SCHEMA
-from airflow_dblink.core.jobs.steps import call_message
+from airflow_dblink.core.jobs.trust import guarded_call
 
 _CONNECTIONS = 8
 _CONNECT_S = 30.0
@@ -52,7 +52,7 @@ def _run(job_ids: list[UUID], first: int, per_second: float, barrier: threading.
         for number in range(first, len(job_ids), _CONNECTIONS):
             if per_second:
                 time.sleep(max(0.0, started + number / per_second - time.monotonic()))
-            connection.execute(call_message(SCHEMA, job_ids[number]))
+            connection.execute(guarded_call(SCHEMA, str(job_ids[number]), ()).encode())
 
 
 def _sessions(connection: psycopg.Connection) -> int:

@@ -147,7 +147,7 @@ def send_many(measured: Meter, *, statement: str, count: int, at_once: bool) -> 
 
 
 def _running() -> int:
-    running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'CALL %%'"
+    running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%%CALL run(%%'"
     with connect(_DESTINATION) as connection:
         row = connection.execute(running.encode()).fetchone()
     return int(row[0]) if row else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Self, TypeVar
@@ -66,6 +66,8 @@ class LinkConnection(psycopg.Connection[TupleRow]):
     allowance: Allowance | None = None
     #: Abort when a time-out or a kill ends a wait for what the server works on; set where nobody else will.
     abort_when_stopped = False
+    #: Of the target; see :mod:`airflow_dblink.core.jobs.trust`.
+    trusted_owners: Sequence[str] = ()
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
@@ -276,6 +278,7 @@ def connect(
         raise
     styles.register(connection)
     connection.observe = observe
+    connection.trusted_owners = target.trusted_owners
     return connection
 
 

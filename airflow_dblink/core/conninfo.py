@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -17,7 +17,10 @@ PoolingMode = Literal["none", "session", "transaction"]
 
 #: Extra fields of an Airflow connection that are ours and never reach libpq.
 OWN_OPTIONS = frozenset(
-    {"password_required", "direct_host", "direct_port", "pooling_mode", "session_settings", "job_schema"}
+    {
+        *("password_required", "direct_host", "direct_port", "pooling_mode", "session_settings"),
+        *("job_schema", "trusted_owners"),
+    }
 )
 
 #: Arguments of psycopg's own ``connect``, which aren't libpq's.
@@ -55,6 +58,8 @@ class Target:
     :ivar job_schema: schema of the table of remote jobs.
     :ivar psycopg: what the connection says of psycopg's own arguments: ``autocommit`` (of ``get_conn()``
         alone) and ``prepare_threshold``.
+    :ivar trusted_owners: roles that may own parts of it although others may act as them, such as groups;
+        see :mod:`airflow_dblink.core.jobs.trust`.
     """
 
     conn_id: str
@@ -66,6 +71,7 @@ class Target:
     session_settings: Mapping[str, str] = field(default_factory=dict)
     job_schema: str = "airflow_dblink"
     psycopg: Mapping[str, Any] = field(default_factory=dict)
+    trusted_owners: Sequence[str] = ()
 
     @property
     def has_direct_address(self) -> bool:
@@ -167,6 +173,7 @@ def target_from_extra(
         session_settings=_settings(option("session_settings"), given.get("session_settings")),
         job_schema=_schema_name(option("job_schema"), given.get("job_schema")),
         psycopg=_psycopg_arguments(conn_id, extra),
+        trusted_owners=_role_names(option("trusted_owners"), given.get("trusted_owners")),
     )
 
 
@@ -255,6 +262,26 @@ def _schema_name(option: _Option, value: object) -> str:
     if not isinstance(value, str) or "\0" in value or len(value.encode()) > _NAME_BYTES:
         raise option.wrong(value, "the name of a schema, of at most 63 bytes")
     return value
+
+
+def _role_names(option: _Option, value: object) -> tuple[str, ...]:
+    """Return the names in a list, in JSON text of one, or between the commas of a text."""
+    if value is None or value == "":
+        return ()
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise option.wrong("not JSON", 'JSON like ["dba", "etl_owners"]') from None
+        else:
+            value = [name.strip() for name in str(value).split(",")]
+    if not isinstance(value, list | tuple):
+        raise option.wrong(type(value).__name__, "a list of names of roles")
+    for name in value:
+        if not isinstance(name, str) or not 0 < len(name.encode()) <= _NAME_BYTES or "\0" in name:
+            raise option.wrong(name, "the name of a role, of 1 to 63 bytes")
+    return tuple(value)
 
 
 def _port(option: _Option, value: object) -> int | None:

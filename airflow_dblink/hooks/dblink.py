@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -51,6 +51,8 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
     :param pooling_mode: of *dblink_conn_id*: ``none``, ``session`` or ``transaction``, the pooler's mode.
     :param session_settings: run-time parameters for every session of every link, by name.
     :param job_schema: schema of the table of remote jobs, in every database: ``airflow_dblink``.
+    :param trusted_owners: of *dblink_conn_id*: roles that may own parts of the job schema although others may
+        act as them, such as groups.
     :param check: called about ten times a second while a link waits; raises to stop.
     :param kwargs: of :class:`~airflow.providers.postgres.hooks.postgres.PostgresHook`.
     """
@@ -70,6 +72,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         pooling_mode: str | None = None,
         session_settings: Mapping[str, Any] | None = None,
         job_schema: str | None = None,
+        trusted_owners: Sequence[str] | None = None,
         check: Callable[[], None] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -81,6 +84,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
             "pooling_mode": pooling_mode,
             "session_settings": session_settings,
             "job_schema": job_schema,
+            "trusted_owners": trusted_owners,
         }
         self._check = check
         self._submissions: list[Submission] = []

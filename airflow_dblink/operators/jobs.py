@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,7 @@ from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink
 from airflow_dblink.operators.arguments import demand_columns
 from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.handles import TakesHandle, handles_of
 from airflow_dblink.operators.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
 from airflow_dblink.operators.rows import Handler, RowSink
 from airflow_dblink.operators.transfer import MovingOperator
@@ -166,7 +168,7 @@ class DblinkJobOperator(DblinkJobWaitingOperator):
         return result
 
 
-class DblinkGetResultOperator(MovingOperator):
+class DblinkGetResultOperator(MovingOperator, TakesHandle):
     """Wait for a job, and hand on the rows that it kept: to a function, a file, a table, or XCom.
 
     Exactly one of *handler*, *path*, *max_xcom_rows* and *destination_table* says where they go. Rows come
@@ -174,7 +176,10 @@ class DblinkGetResultOperator(MovingOperator):
     is called again from the first batch by a retry.
 
     :param handle: what :class:`DblinkSendQueryOperator` returned, or a job's id with *conn_id*. (templated)
-    :param conn_id: Airflow connection of the job's database, for an id alone. (templated)
+    :param conn_id: Airflow connection of the job's database: needed for an id alone, and for a handle that a
+        template gives; a handle of another connection is refused. (templated)
+    :param job_schema: schema of the job table; a handle of another one is refused. An id, and a handle that a
+        template gives, is by default of the connection's.
     :param handler: called with each batch, a list of tuples typed by psycopg.
     :param path: URL of a CSV file on Airflow's object storage; as of
         :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`. (templated)
@@ -223,6 +228,7 @@ class DblinkGetResultOperator(MovingOperator):
         *,
         handle: Any,
         conn_id: str | None = None,
+        job_schema: str | None = None,
         handler: Handler | None = None,
         path: str | None = None,
         path_conn_id: str | None = None,
@@ -240,8 +246,8 @@ class DblinkGetResultOperator(MovingOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.handle = handle
-        self.conn_id = conn_id
+        self.handle = self.given_handle = handle
+        self.conn_id, self.job_schema = conn_id, job_schema
         self.handler = handler
         self.path = path
         self.path_conn_id = path_conn_id
@@ -264,7 +270,7 @@ class DblinkGetResultOperator(MovingOperator):
         with self._errors_for_airflow():
             self._demand_values()
             demand_columns("key", self.key)
-            handle = self.job_handle = JobHandle.read(self.handle, self.conn_id)
+            handle = self.job_handle = self._read_handle()
             sink = RowSink.of(self, handle.conn_id)
             self._demand_one_place(sink)
             with self._hook(handle.conn_id) as hook:
@@ -295,16 +301,17 @@ class DblinkGetResultOperator(MovingOperator):
             raise UsageError("no destination", handle.conn_id)
         store: Store = context["task_state_store"]
         loaded: Any = store.get(ONCE_KEY)
-        query = ""
-        if job.result_table is not None:
-            query = hook.counted_result_query(handle, job)
-        elif not isinstance(loaded, dict) or loaded["life"] < context["ti"].max_tries:  # cleared since
-            demand_kept_rows(handle, job)
-        spec = Spec(destination_table=table, source_sql=query, mode=self.mode, key=self.key)
-        return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)
+        with ExitStack() as held:
+            query = ""
+            if job.result_table is not None:
+                query = held.enter_context(hook.counted_result_query(handle, job))
+            elif not isinstance(loaded, dict) or loaded["life"] < context["ti"].max_tries:  # cleared since
+                demand_kept_rows(handle, job)
+            spec = Spec(destination_table=table, source_sql=query, mode=self.mode, key=self.key)
+            return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)
 
 
-class DblinkCancelQueryOperator(DblinkBaseOperator):
+class DblinkCancelQueryOperator(DblinkBaseOperator, TakesHandle):
     """Cancel jobs that still run, and leave alone those that have ended; made for teardown.
 
     A running job gets ``pg_cancel_backend`` and, if that doesn't end it within seconds,
@@ -312,13 +319,13 @@ class DblinkCancelQueryOperator(DblinkBaseOperator):
 
     :param handle: what :class:`DblinkSendQueryOperator` returned, a list of these, or a job's id with
         *conn_id*; nothing to do for ``None``, which a task gives that has sent nothing. (templated)
-    :param conn_id: Airflow connection of the job's database, for an id alone. (templated)
+    :param conn_id: as of :class:`DblinkGetResultOperator`. (templated)
+    :param job_schema: as of :class:`DblinkGetResultOperator`.
     :param kwargs: of the base operator.
 
     :returns: (XCom) the state of each job by its id, as it is then.
     :raises AirflowFailException: if there is no such job; of several, the others have been cancelled then.
-    :raises RemoteError: what the server says.
-    :raises TransientError: the same, where a retry may help; also if a job still runs.
+    :raises RemoteError: what the server says; TransientError where a retry may help, or a job still runs.
 
     Model: ``dblink_cancel_query``.
     """
@@ -327,10 +334,12 @@ class DblinkCancelQueryOperator(DblinkBaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"handle": "json"}
     ui_color = "#f3d7d7"
 
-    def __init__(self, *, handle: Any, conn_id: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, handle: Any, conn_id: str | None = None, job_schema: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.handle = handle
-        self.conn_id = conn_id
+        self.handle = self.given_handle = handle
+        self.conn_id, self.job_schema = conn_id, job_schema
 
     def execute(self, context: Context) -> dict[str, str]:
         """Cancel; the states become the XCom return value."""
@@ -354,13 +363,14 @@ class DblinkCancelQueryOperator(DblinkBaseOperator):
             return states
 
     def _handles(self) -> list[JobHandle]:
-        given = self.handle
-        if given is None or given in ("", "None"):
+        if self.handle is None or self.handle in ("", "None"):
             self.log.info("No job was sent: nothing to cancel.")
             return []
-        if isinstance(given, Mapping | str | JobHandle):
-            return [JobHandle.read(given, self.conn_id)]
-        return [JobHandle.read(handle, self.conn_id) for handle in given if handle is not None]
+        return [
+            self._handle_of(handle, rendered=rendered)
+            for handle, rendered in handles_of(self.given_handle, self.handle)
+            if handle is not None
+        ]
 
 
 def _delivered(
@@ -381,9 +391,8 @@ def _delivered(
         operator.log.info("An earlier try has handed on the rows and dropped them.")
         result: dict[str, Any] = dict(stored["result"])
         return result
-    demand_kept_rows(handle, job)
-    with hook.result_link(handle) as (link, jobs):
-        result = sink.deliver(link, jobs.result_query(job), expected=job.row_count)
+    with hook.result_link(handle, job) as (link, query):
+        result = sink.deliver(link, query, expected=job.row_count)
     operator.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])
     if drop:
         store.set(_RESULT_KEY, {**mine, "result": result})

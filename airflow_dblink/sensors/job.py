@@ -17,13 +17,14 @@ from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.exceptions import DblinkJobError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink
+from airflow_dblink.operators.handles import TakesHandle
 from airflow_dblink.triggers.job import DblinkJobTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class DblinkJobSensor(BaseSensorOperator):
+class DblinkJobSensor(BaseSensorOperator, TakesHandle):
     """Wait until a job has succeeded.
 
     A job that has failed, was cancelled or lost fails the sensor at once and for good: no retry of
@@ -34,7 +35,8 @@ class DblinkJobSensor(BaseSensorOperator):
 
     :param handle: what :class:`~airflow_dblink.operators.jobs.DblinkSendQueryOperator` returned, or a job's
         id with *conn_id*. (templated)
-    :param conn_id: Airflow connection of the job's database, for an id alone. (templated)
+    :param conn_id: as of :class:`~airflow_dblink.operators.jobs.DblinkGetResultOperator`. (templated)
+    :param job_schema: as of :class:`~airflow_dblink.operators.jobs.DblinkGetResultOperator`.
     :param deferrable: wait in the triggerer, after one look; by default what
         ``[operators] default_deferrable`` says.
     :param cancel_on_kill: cancel the job when a user kills the deferred sensor, marks or clears it.
@@ -58,14 +60,16 @@ class DblinkJobSensor(BaseSensorOperator):
         *,
         handle: Any,
         conn_id: str | None = None,
+        job_schema: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         cancel_on_kill: bool = False,
         password_required: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.handle = handle
+        self.handle = self.given_handle = handle
         self.conn_id = conn_id
+        self.job_schema = job_schema
         self.deferrable = deferrable
         self.cancel_on_kill = cancel_on_kill
         self.password_required = password_required
@@ -109,7 +113,7 @@ class DblinkJobSensor(BaseSensorOperator):
         """
         handle = self._read()
         try:
-            with self._hook(handle) as hook:
+            with self._hook(handle.conn_id) as hook:
                 job = hook.job(handle)
         except TransientError as error:
             self.log.warning("%s", error)
@@ -134,10 +138,10 @@ class DblinkJobSensor(BaseSensorOperator):
 
     def _read(self) -> JobHandle:
         try:
-            self.job_handle = JobHandle.read(self.handle, self.conn_id)
+            self.job_handle = self._read_handle()
         except DblinkError as error:
             raise DblinkJobError(str(error)) from None
         return self.job_handle
 
-    def _hook(self, handle: JobHandle) -> DblinkHook:
-        return DblinkHook(dblink_conn_id=handle.conn_id, password_required=self.password_required)
+    def _hook(self, conn_id: str) -> DblinkHook:
+        return DblinkHook(dblink_conn_id=conn_id, password_required=self.password_required)

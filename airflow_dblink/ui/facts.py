@@ -49,7 +49,11 @@ def facts(job: Job, handle: JobHandle, root: str) -> list[Fact]:
         ("Connection", handle.conn_id, None),
         ("Role", job.owner, None),
         ("Server process", job.pid, None),
-        ("Result table", job.result_table and f"{handle.schema}.{job.result_table}", None),
+        (
+            "Result table",
+            job.result_table and f"{job.result_schema or handle.schema}.{job.result_table}",
+            None,
+        ),
         ("Replaces", job.replaces, _replaced(job, handle, root)),
     ]
     return [Fact(label, str(text), href) for label, text, href in lines if text is not None]

@@ -305,7 +305,7 @@ def test_cancel_on_kill_can_be_switched_off(table: Database, store: MemoryStore)
 
 
 def _kill_when_running(operator: BaseOperator, database: Database) -> Any:
-    return kill_when_active(operator, database, "query LIKE 'CALL %%run(%%'")
+    return kill_when_active(operator, database, "query LIKE '%%CALL run(%%'")
 
 
 # -- send, get the result, cancel
@@ -387,7 +387,7 @@ def test_a_load_whose_worker_died_is_not_done_twice(table: Database, warehouse: 
 def test_somebody_changed_the_result(table: Database, warehouse: Database) -> None:
     handle = _send(NUMBERS, keep_result=True)
     table.execute(
-        "DO $$BEGIN EXECUTE format('DELETE FROM airflow_dblink.%I WHERE n = 1',"
+        "DO $$BEGIN EXECUTE format('DELETE FROM airflow_dblink_results.%I WHERE n = 1',"
         " (SELECT result_table FROM airflow_dblink.job)); END$$"
     )
 
@@ -625,7 +625,7 @@ def test_one_job_that_cannot_be_cancelled_keeps_no_other_from_it(table: Database
 
 def test_nobody_can_have_another_table_dropped_by_who_prunes(table: Database) -> None:
     _send("SELECT 1")
-    table.execute("CREATE TABLE airflow_dblink.precious (a int)")
+    table.execute("CREATE TABLE airflow_dblink_results.precious (a int)")
     with pytest.raises(psycopg.errors.CheckViolation):
         table.execute("UPDATE airflow_dblink.job SET result_table = 'precious'")
 

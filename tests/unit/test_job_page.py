@@ -44,6 +44,7 @@ JOB = Job(
     pid=4711,
     row_count=5,
     result_table=None,
+    result_schema=None,
     sqlstate=None,
     message=None,
     detail=None,

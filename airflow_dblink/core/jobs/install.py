@@ -9,19 +9,17 @@ from typing import Any, Self
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.jobs.job import standby
+from airflow_dblink.core.jobs.job import results_schema, standby
+from airflow_dblink.core.jobs.trust import InstallationError, distrust
 from airflow_dblink.core.sqlfiles import statements
 
-#: Of the table and the procedure; a newer one there serves older clients, too.
-VERSION = 1
+#: Of the table and the procedure; a newer one there serves older clients, too. 2: results have a schema
+#: of their own.
+VERSION = 2
 
 _COMMENT = "airflow-dblink jobs, version {}"
+_RESULTS_COMMENT = "airflow-dblink results of jobs in schema {}"
 _VERSION = re.compile(r"airflow-dblink jobs, version (\d+)")
-
-
-class InstallationError(UsageError):
-    """The database isn't ready for jobs, and this role can't make it so. A DBA can."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,8 @@ class Installation:
     """What is there of the schema, and what this role may do with it.
 
     :ivar version: ``None`` where it isn't complete, or its comment doesn't say.
-    :ivar distrusted_owner: a role that owns a part of it and is no one to trust with this role's rights.
+    :ivar distrusted: something by which a role that isn't trusted could run code as this one; see
+        :func:`~airflow_dblink.core.jobs.trust.distrust`.
     :ivar role: the role that jobs will run as.
     :ivar server: what tells this database from others: a stored job is looked for only there.
     """
@@ -41,7 +40,7 @@ class Installation:
     may_keep_results: bool
     may_upgrade: bool
     may_create: bool
-    distrusted_owner: str | None
+    distrusted: Mapping[str, Any] | None
     role: str
     database: str
     server: Mapping[str, str]
@@ -50,16 +49,19 @@ class Installation:
     @classmethod
     def read(cls, schema: str, row: Mapping[str, Any]) -> Self:
         """Return what a row of the statement ``installation`` says."""
-        version = _VERSION.fullmatch(row["comment"] or "")
+        said = _VERSION.fullmatch(row["comment"] or "")
+        version = int(said[1]) if said and row["is_complete"] else None
         return cls(
             schema=schema,
-            version=int(version[1]) if version and row["is_complete"] else None,
+            version=None
+            if version is not None and version >= VERSION and not row["has_results"]
+            else version,
             server={"system_identifier": row["system_identifier"], "database": row["database_oid"]},
             **{
                 name: row[name]
                 for name in (
                     *("has_schema", "may_send", "may_keep_results", "may_upgrade", "may_create"),
-                    *("distrusted_owner", "role", "database", "is_standby"),
+                    *("distrusted", "role", "database", "is_standby"),
                 )
             },
         )
@@ -72,13 +74,8 @@ class Installation:
         """
         if self.is_standby:
             raise standby(conn_id)
-        if self.distrusted_owner is not None:
-            raise InstallationError(
-                f"schema {self.schema!r} or a part of it belongs to role {self.distrusted_owner!r}, who could"
-                f" make role {self.role!r} run anything",
-                conn_id,
-                hint="a DBA should look at it and install it anew; or use another schema (job_schema)",
-            )
+        if self.distrusted is not None:
+            raise distrust(self.distrusted, conn_id, self.schema)
         if self.version is None or self.version < VERSION:
             if self.has_schema and not self.may_upgrade:
                 raise self._for_dba(
@@ -109,18 +106,22 @@ def install_script(schema: str, roles: Sequence[str] = (), *, results: bool = Fa
     """Return the SQL that installs or upgrades, and grants to *roles*; harmless to run again.
 
     :param roles: roles that send jobs and don't own the schema.
-    :param results: let them keep results, too: CREATE on the schema.
+    :param results: let them keep results, too: CREATE on the schema beside it.
     """
     named = statements("jobs_install.sql")
     names = ["grant", "grant_results"] if results else ["grant"]
-    quote = "run"
-    while f"${quote}$" in schema:  # which stands in the procedure's body
+    results_in, quote = results_schema(schema), "run"
+    while f"${quote}$" in schema + results_in:  # which stand in the procedure's body
         quote += "_"
     parts: dict[str, sql.Composable] = {
         "quote": sql.SQL(f"${quote}$"),
         "schema": sql.Identifier(schema),
         "schema_name": sql.Literal(schema),
+        "job_name": sql.Literal(sql.Identifier(schema, "job").as_string()),
+        "results": sql.Identifier(results_in),
+        "results_name": sql.Literal(results_in),
         "comment": sql.Literal(_COMMENT.format(VERSION)),
+        "results_comment": sql.Literal(_RESULTS_COMMENT.format(schema)),
         "version": sql.Literal(VERSION),
     }
     texts: list[sql.Composable] = [sql.SQL(named["install"].decode()).format(**parts)]

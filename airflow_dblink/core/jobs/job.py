@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, Literal, Self
 from uuid import UUID
 
@@ -27,6 +28,22 @@ ENDED: frozenset[str] = frozenset(("succeeded", "failed", "cancelled", "lost"))
 
 #: Name of the schema on the remote, unless the connection says another.
 SCHEMA = Target.job_schema
+
+
+_NAME_BYTES = 63
+
+
+def results_schema(schema: str) -> str:
+    """Return the name of the schema for kept results that stands beside the job schema.
+
+    Apart from it, since who keeps results needs CREATE there.
+    """
+    name = f"{schema}_results"
+    if len(name.encode()) <= _NAME_BYTES:
+        return name
+    digest = sha256(schema.encode()).hexdigest()[:8]
+    kept = schema.encode()[: _NAME_BYTES - len(f"_{digest}_results")].decode(errors="ignore")
+    return f"{kept}_{digest}_results"
 
 
 @dataclass(frozen=True)
@@ -62,9 +79,19 @@ class JobHandle:
 
         :param value: a handle, the mapping that it travels as, that mapping as text (what a template
             renders), or the id alone.
-        :param conn_id: Airflow connection for an id alone.
-        :raises UsageError: if it is none of these.
+        :param conn_id: Airflow connection for an id alone; a handle must be of the same.
+        :raises UsageError: if it is none of these, or of another connection.
         """
+        known = cls._read(value, conn_id)
+        if conn_id is not None and known.conn_id != conn_id:
+            raise UsageError(
+                f"the handle is of connection {known.conn_id!r}, but conn_id is {conn_id!r}",
+                hint="give the same conn_id as the task that has sent the job, or none",
+            )
+        return known
+
+    @classmethod
+    def _read(cls, value: object, conn_id: str | None) -> Self:
         if isinstance(value, cls):
             return value
         if isinstance(value, str) and value.lstrip().startswith("{"):
@@ -116,8 +143,8 @@ class Job:
 
     :ivar age_s: seconds since it was sent, by the server's clock.
     :ivar row_count: rows that its last statement changed or gave, as in the command tag.
-    :ivar result_table: table with its rows, in the schema of the job table; ``None`` if it keeps none, or
-        they were dropped.
+    :ivar result_table: table with its rows; ``None`` if it keeps none, or they were dropped.
+    :ivar result_schema: where that table is; ``None`` if it is not there, or is somebody's who isn't trusted.
     """
 
     id: UUID
@@ -140,6 +167,7 @@ class Job:
     pid: int | None
     row_count: int | None
     result_table: str | None
+    result_schema: str | None
     sqlstate: str | None
     message: str | None
     detail: str | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -14,16 +15,19 @@ from psycopg import ClientCursor, sql
 from psycopg.rows import dict_row
 
 from airflow_dblink.core.connection import LinkConnection
-from airflow_dblink.core.errors import RemoteError, TransientError, from_psycopg
+from airflow_dblink.core.errors import RemoteError, TransientError, UsageError, from_psycopg
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.install import VERSION, Installation, install_script
 from airflow_dblink.core.jobs.job import Job, job_of, missing
-from airflow_dblink.core.jobs.steps import Pause, Step, Steps
+from airflow_dblink.core.jobs.steps import Pause, Rows, Step, Steps
+from airflow_dblink.core.jobs.trust import InstallationError, distrust_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _ALL = 2**31 - 1
+
+_NAMED = 5
 
 
 class Jobs:
@@ -51,7 +55,7 @@ class Jobs:
 
         :raises RemoteError: what the server says.
         """
-        row = self.run(Step(("installation",), {"schema": self.schema}))[0]
+        row = self.run(Step(("installation",), {}, is_guarded=False))[0]
         return Installation.read(self.schema, row)
 
     def ready(self, *, keep_result: bool = False) -> Installation:
@@ -123,9 +127,22 @@ class Jobs:
             raise missing(job_id, self.conn_id, self.schema)
         return job
 
-    def result_query(self, job: Job) -> sql.Composed:
-        """Return the query of a succeeded job's kept rows."""
-        return sql.SQL("SELECT * FROM {}").format(sql.Identifier(self.schema, job.result_table or ""))
+    def locked_result(self, job: Job) -> sql.Composed:
+        """Return the query of a succeeded job's kept rows; they stay what they are while it lasts.
+
+        Another role that may make tables there could give one of its own that name, once ours is dropped.
+
+        :raises UsageError: if the table isn't there any more, or isn't to be trusted.
+        :raises RemoteError: what the server says.
+        """
+        place = {"result_schema": job.result_schema or "", "result_table": job.result_table or ""}
+        parts = {name: sql.Identifier(value) for name, value in place.items()}
+        rows = self.run(Step(("lock_result", "result_is_trusted"), place, parts, is_guarded=False))
+        if not rows or not rows[0]["is_trusted"]:
+            raise UsageError(
+                f"table {job.result_table} does not hold the result of job {job.id}", self.conn_id
+            )
+        return sql.SQL("SELECT * FROM {}").format(sql.Identifier(*place.values()))
 
     def drop_result(self, job: Job) -> None:
         """Drop a job's kept rows; harmless where there are none.
@@ -133,8 +150,8 @@ class Jobs:
         :raises RemoteError: what the server says.
         """
         if job.result_table is not None:
-            part = {"result_table": sql.Identifier(job.result_table)}
-            self.run(Step(("drop_result", "forget_result"), {"id": job.id}, part))
+            names = ("forget_result",) if job.result_schema is None else ("drop_result", "forget_result")
+            self.run(Step(names, {"id": job.id}, _tables([job.result_schema or ""], job.result_table)))
 
     # -- many
 
@@ -152,39 +169,69 @@ class Jobs:
     def prune(self, older_than: timedelta) -> int:
         """Delete jobs that ended longer ago, and their results; returns how many.
 
-        So goes what was sent longer ago and never begun. What runs stays, however long it does.
+        So goes what was sent longer ago and never begun. What runs stays, however long it does. A job that
+        can't be deleted, since a view reads its result for example, doesn't keep the others.
 
-        :raises RemoteError: what the server says; what was deleted before stays so.
+        :raises RemoteError: for jobs that can't be deleted: how many were, which couldn't, and why.
+        :raises InstallationError, TransientError: where nothing more can be asked; what was deleted stays so.
         """
         pruned = 0
-        params = {"older_than": older_than, "most": 1000}
-        running = [row["id"] for row in self.run(Step(("running_since",), params))]
-        self.drive(steps.look(running))  # gives up those whose session is gone
+        failures: dict[UUID, RemoteError] = {}
+        left: list[UUID] = []  # not to be come across again
+        params = {"older_than": older_than, "most": 1000, "left": left}
+        for row in self.run(Step(("running_since",), params)):
+            with self._noting(failures, row["id"]):  # gives up those whose session is gone
+                self.run(Step(("give_up_lost",), {"ids": [row["id"]]}))
         while rows := self.run(Step(("prunable",), params)):
             for row in rows:
-                delete = Step(("delete",), {"id": row["id"]})
-                if row["result_table"] is not None:
-                    part = {"result_table": sql.Identifier(row["result_table"])}
-                    delete = Step(("drop_result", "delete"), {"id": row["id"]}, part)
-                self.run(delete)
-            pruned += len(rows)
+                deleted: Rows = []
+                with self._noting(failures, row["id"]):
+                    deleted = self._delete(row)
+                if deleted:
+                    pruned += 1
+                else:
+                    left.append(row["id"])
+        if failures:
+            raise _not_pruned(pruned, failures, self.conn_id)
         return pruned
+
+    def _delete(self, row: Mapping[str, Any]) -> Rows:
+        """Delete a job and its result in one transaction; returns a row if it is gone."""
+        if not row["result_schemas"]:
+            return self.run(Step(("delete",), {"id": row["id"]}))
+        parts = _tables(row["result_schemas"], row["result_table"])
+        return self.run(Step(("drop_result", "delete"), {"id": row["id"]}, parts))
+
+    @contextmanager
+    def _noting(self, failures: dict[UUID, RemoteError], job_id: UUID) -> Iterator[None]:
+        """Note and log what a job fails with, unless nothing more can be asked."""
+        try:
+            yield
+        except RemoteError as error:
+            if self.connection.closed:
+                raise
+            log.warning("Job %s: %s", job_id, error)
+            failures.setdefault(job_id, error)
 
     # -- driving
 
     def run(self, step: Step) -> list[dict[str, Any]]:
         """Say it to the server, in a transaction of its own; returns the rows of the last statement.
 
+        :raises InstallationError: if not all of the schema is trusted; nothing in it was touched then.
         :raises RemoteError: what the server says.
         """
         try:
             with ClientCursor(self.connection, row_factory=dict_row) as cursor:
-                cursor.execute(step.message(self.schema, read_only=self.read_only), step.params)
+                message = step.message(
+                    self.schema, self.connection.trusted_owners, read_only=self.read_only
+                )
+                cursor.execute(message, step.params)
                 while cursor.nextset():
                     pass
                 return cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
-            raise asking_failed(error, self.conn_id) from None
+            raise asking_failed(error, self.conn_id, self.schema) from None
 
     def drive(self, procedure: Steps[T]) -> T:
         """Do what *procedure* says, step by step.
@@ -205,13 +252,31 @@ class Jobs:
             return result
 
 
-def asking_failed(error: psycopg.Error, conn_id: str) -> RemoteError:
+def asking_failed(error: psycopg.Error, conn_id: str, schema: str) -> InstallationError | RemoteError:
     """Return the error for a question about jobs that the server didn't answer.
 
     A limit of the role's, a lock, somebody's cancel pass: who waits for a job asks again.
     """
+    if (distrusted := distrust_of(error, conn_id, schema)) is not None:
+        return distrusted
     ours = from_psycopg(error, conn_id, "asking for jobs")
     return TransientError(*ours.args) if ours.sqlstate in ("57014", "55P03") else ours
+
+
+def _tables(schemas: Sequence[str], table: str) -> dict[str, sql.Composable]:
+    return {"tables": sql.SQL(", ").join(sql.Identifier(schema, table) for schema in schemas)}
+
+
+def _not_pruned(pruned: int, failures: Mapping[UUID, RemoteError], conn_id: str) -> RemoteError:
+    """Return the error that names the jobs which couldn't be deleted, the first ones."""
+    named = [f"{job_id} ({error.message})" for job_id, error in list(failures.items())[:_NAMED]]
+    more = f", and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+    return RemoteError(
+        f"{pruned} jobs were deleted, but {len(failures)} could not be: {', '.join(named)}{more}",
+        conn_id,
+        next(iter(failures.values())).sqlstate,
+        hint="what keeps a result from being dropped (a view of it, another owner) has to go first",
+    )
 
 
 def task_params(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ from airflow_dblink.core.errors import OutcomeUnknownError, TransientError, from
 from airflow_dblink.core.jobs.draft import Draft
 from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.remote import Jobs, task_params
-from airflow_dblink.core.jobs.steps import Step, call_message, until_claimed, until_ended
+from airflow_dblink.core.jobs.steps import Step, until_claimed, until_ended
+from airflow_dblink.core.jobs.trust import InstallationError, distrust_of, guarded_call
 from airflow_dblink.core.once import Store
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,13 @@ class Call:
     def __init__(self, connection: LinkConnection, conn_id: str, schema: str, job_id: UUID) -> None:
         self._connection = connection
         self._conn_id = conn_id
+        self._schema = schema
         self._notices: list[Any] = []
         self._ended = False
         connection.add_notice_handler(self._notices.append)
         try:
-            connection.pgconn.send_query(call_message(schema, job_id).as_string(connection).encode())
+            message = guarded_call(schema, str(job_id), connection.trusted_owners)
+            connection.pgconn.send_query(message.encode())
         except psycopg.Error as error:
             raise self._error(error) from None
 
@@ -74,6 +77,7 @@ class Call:
         A pooler may lose a call whose client leaves at once.
 
         :raises TransientError: if the connection is lost, or nothing is seen within 30 s; look at the job.
+        :raises InstallationError: if not all of the schema is trusted; the job was not begun then.
         """
         deadline = time.monotonic() + _CLAIM_S
         try:
@@ -112,9 +116,9 @@ class Call:
         check = self._connection.check
         return waiting.wait(watched(gen, check) if check else gen, self._connection.pgconn.socket, _LOOK_S)
 
-    def _log_error(self) -> TransientError | None:
+    def _log_error(self) -> TransientError | InstallationError | None:
         """Say and return what the call itself failed with, such as a commit; the job's own is in its row."""
-        failure: TransientError | None = None
+        failure: TransientError | InstallationError | None = None
         try:
             results = self._connection.wait(fetch_many(self._connection.pgconn))
         except psycopg.Error as error:
@@ -126,7 +130,9 @@ class Call:
             log.warning("%s", failure)
         return failure
 
-    def _error(self, error: psycopg.Error) -> TransientError:
+    def _error(self, error: psycopg.Error) -> TransientError | InstallationError:
+        if (distrusted := distrust_of(error, self._conn_id, self._schema)) is not None:
+            return distrusted
         ours = from_psycopg(error, self._conn_id, "calling the job")
         return TransientError(*ours.args)
 
@@ -307,6 +313,7 @@ def call(
     :param connection: becomes the call's own; closed where that fails.
     :param statement_timeout: the job's; as PostgreSQL takes it.
     :raises TransientError: if the connection is lost, or nothing is seen within 30 s; look at the job.
+    :raises InstallationError: if not all of the schema is trusted; the job was not begun then.
     """
     try:
         if statement_timeout is not None:

@@ -20,6 +20,7 @@ from psycopg.pq import abc
 from psycopg.waiting import Ready, Wait
 
 from airflow_dblink.core.jobs.job import Job, job_of
+from airflow_dblink.core.jobs.trust import fragments, guard
 from airflow_dblink.core.sqlfiles import statements
 
 T = TypeVar("T")
@@ -47,25 +48,41 @@ class Step:
     """One message, in a transaction of its own; the rows are those of its last statement.
 
     :ivar names: statements of ``jobs.sql``.
+    :ivar is_guarded: fails before the first of them unless all of the schema is trusted; only what touches
+        nothing in it does without.
     """
 
     names: tuple[str, ...]
     params: Mapping[str, Any]
     parts: Mapping[str, sql.Composable] = field(default_factory=dict)
+    is_guarded: bool = True
 
-    def message(self, schema: str, *, read_only: bool = False) -> sql.Composed:
+    def message(
+        self, schema: str, trusted_owners: Sequence[str] = (), *, read_only: bool = False
+    ) -> sql.Composed:
         """Return the message's text, for a cursor that binds on the client's side.
 
+        :param trusted_owners: of the connection; see :mod:`airflow_dblink.core.jobs.trust`.
         :param read_only: of its transaction.
         """
         named = statements("jobs.sql")
-        # Read for placeholders like the rest of the message.
-        parts = {"schema": sql.Identifier(schema.replace("%", "%%")), **self.parts}
-        for fragment in ("columns", "its_session"):
-            parts[fragment] = sql.SQL(named[fragment].decode())
-        texts = [sql.SQL(named[name].decode()).format(**parts) for name in self.names]
+        # What is no statement of jobs.sql is read for placeholders, too.
+        parts: dict[str, sql.Composable] = {
+            name: _without_placeholders(part)
+            for name, part in {**fragments(schema, trusted_owners), **self.parts}.items()
+        }
+        for fragment in ("result_place", "columns", "its_session"):
+            parts[fragment] = sql.SQL(named[fragment].decode()).format(**parts)
         first = sql.SQL(_FIRST).format(read_only=sql.SQL(", READ ONLY" if read_only else ""))
-        return sql.SQL(";\n").join([first, *texts])
+        texts: list[sql.Composable] = [first]
+        if self.is_guarded:
+            texts.append(_without_placeholders(sql.SQL(guard(schema, tuple(trusted_owners)))))
+        texts += [sql.SQL(named[name].decode()).format(**parts) for name in self.names]
+        return sql.SQL(";\n").join(texts)
+
+
+def _without_placeholders(part: sql.Composable) -> sql.SQL:
+    return sql.SQL(part.as_string().replace("%", "%%"))
 
 
 @dataclass(frozen=True)
@@ -118,14 +135,6 @@ def _until_over(rows: Rows, params: Mapping[str, Any], seconds: float) -> Steps[
         waited += _POLL_S
         rows = yield Step(("give_up_lost", "look"), params)
     return rows
-
-
-def call_message(schema: str, job_id: UUID) -> sql.Composed:
-    """Return the message that runs a job; it must be the only statement, since the procedure commits."""
-    # Written as PostgreSQL writes it: pg_stat_activity.query is searched for it.
-    return sql.SQL("CALL {}.run({}::pg_catalog.uuid)").format(
-        sql.Identifier(schema), sql.Literal(str(job_id))
-    )
 
 
 def until_claimed(pgconn: abc.PGconn, claimed: list[Any], deadline: float) -> PQGen[bool]:

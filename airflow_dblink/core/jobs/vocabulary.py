@@ -272,35 +272,44 @@ class JobVocabulary(Vocabulary):
     # -- behind them
 
     @contextmanager
-    def result_link(self, handle: JobHandle) -> Iterator[tuple[Link, Jobs]]:
-        """Give a link for reading a kept result in the order in which its rows came."""
+    def result_link(self, handle: JobHandle, job: Job) -> Iterator[tuple[Link, pgsql.Composed]]:
+        """Give a link for reading a kept result in the order in which its rows came, and the query for it.
+
+        Nobody can replace the result meanwhile.
+
+        :raises UsageError: if the job kept none, or it was dropped.
+        :raises RemoteError: what the server says.
+        """
+        demand_kept_rows(handle, job)
         connection = self.open_direct(handle.conn_id)
         link = Link(None, self.target(handle.conn_id), connection)
         try:
             # A scan that begins in the middle of a big table would turn the order around.
-            link.exec("BEGIN READ ONLY; SET LOCAL synchronize_seqscans = off")
-            yield link, Jobs(connection, handle.conn_id, handle.schema)
+            link.exec(
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL synchronize_seqscans = off;"
+                " SET LOCAL idle_in_transaction_session_timeout = 0"
+            )
+            query = Jobs(connection, handle.conn_id, handle.schema).locked_result(job)
+            yield link, query
         finally:
             link.abort()
 
-    def counted_result_query(self, handle: JobHandle, job: Job) -> str:
-        """Return the query of a job's kept rows, after a look whether all are there.
+    @contextmanager
+    def counted_result_query(self, handle: JobHandle, job: Job) -> Iterator[str]:
+        """Give the query of a job's kept rows, for another connection; all rows are there, and stay.
 
         :raises UsageError: if it kept none, or they were dropped.
         :raises RemoteError: if somebody has changed them.
         """
-        demand_kept_rows(handle, job)
-        with self.result_link(handle) as (link, jobs):
-            query = jobs.result_query(job)
+        with self.result_link(handle, job) as (link, query):
             ((rows,),) = link.query(pgsql.SQL("SELECT pg_catalog.count(*) FROM ({}) AS result").format(query))
             demand_all_rows(handle, job, rows)
-            return query.as_string(link.connection)
+            yield query.as_string(link.connection)
 
     def _kept(self, handle: JobHandle, job: Job, batch_rows: int) -> Iterator[list[Row]]:
-        demand_kept_rows(handle, job)
-        with self.result_link(handle) as (link, jobs):
+        with self.result_link(handle, job) as (link, query):
             rows = 0
-            for batch in link.batches(jobs.result_query(job), None, batch_rows):
+            for batch in link.batches(query, None, batch_rows):
                 rows += len(batch)
                 yield batch
             demand_all_rows(handle, job, rows)
@@ -331,6 +340,13 @@ def demand_kept_rows(handle: JobHandle, job: Job) -> None:
     if job.result_table is None:
         why = "its result was dropped" if job.keep_result else "send it with keep_result=True"
         raise UsageError(f"job {job.id} has no rows to read: {why}", handle.conn_id)
+    if job.result_schema is None:
+        raise UsageError(
+            f"job {job.id} has no rows to read: table {job.result_table} is gone, or belongs to a role that"
+            " isn't trusted",
+            handle.conn_id,
+            hint="send the job anew",
+        )
 
 
 def demand_all_rows(handle: JobHandle, job: Job, rows: int) -> None:

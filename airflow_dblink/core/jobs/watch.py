@@ -35,7 +35,8 @@ from airflow_dblink.core.errors import (
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.remote import asking_failed
-from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, call_message, until_claimed
+from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, until_claimed
+from airflow_dblink.core.jobs.trust import distrust_of, guarded_call
 from airflow_dblink.core.jobs.wait import LISTEN, back_off
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class Watcher:
             self._wake.clear()
             if ids:
                 jobs = await adrive(
-                    connection, target.conn_id, self._schema, steps.look(ids), answer_s=self._answer_s
+                    connection, target, self._schema, steps.look(ids), answer_s=self._answer_s
                 )
                 for job_id in ids:
                     self._seen(job_id, jobs.get(job_id), target)
@@ -275,7 +276,8 @@ async def acall(
             setting = "SELECT pg_catalog.set_config('statement_timeout', %s, false)"
             async with _answer_within(connection, target.conn_id, answer_s):
                 await connection.execute(setting, [job.statement_timeout])
-        connection.pgconn.send_query(call_message(schema, job.id).as_string(connection).encode())
+        message = guarded_call(schema, str(job.id), target.trusted_owners)
+        connection.pgconn.send_query(message.encode())
         claimed = until_claimed(connection.pgconn, notices, time.monotonic() + _CLAIM_S)
         # Not the connection's own wait: it cancels what runs when the triggerer is stopped.
         ended = await waiting.wait_async(claimed, connection.pgconn.socket, _LOOK_S)
@@ -285,7 +287,9 @@ async def acall(
             for result in results:
                 if result.status == pq.ExecStatus.FATAL_ERROR:
                     failure = error_from_result(result, encoding=connection.info.encoding)
-                    raise from_psycopg(failure, target.conn_id, "calling the job")
+                    raise distrust_of(failure, target.conn_id, schema) or from_psycopg(
+                        failure, target.conn_id, "calling the job"
+                    )
     finally:
         await connection.close()
 
@@ -300,11 +304,11 @@ async def acancel(
     :raises DblinkError: where no connection comes about, or no answer, and what the server says.
     """
     async with await aconnect(target, application_name=application_name, direct=True) as connection:
-        return await adrive(connection, target.conn_id, schema, steps.cancel(job_id), answer_s=answer_s)
+        return await adrive(connection, target, schema, steps.cancel(job_id), answer_s=answer_s)
 
 
 async def adrive(
-    connection: Connection, conn_id: str, schema: str, procedure: Steps[T], *, answer_s: float = _ANSWER_S
+    connection: Connection, target: Target, schema: str, procedure: Steps[T], *, answer_s: float = _ANSWER_S
 ) -> T:
     """Do what *procedure* says, step by step.
 
@@ -319,8 +323,8 @@ async def adrive(
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
             else:
-                async with _answer_within(connection, conn_id, answer_s):
-                    rows = await _arun(connection, conn_id, schema, step)
+                async with _answer_within(connection, target.conn_id, answer_s):
+                    rows = await _arun(connection, target, schema, step)
             step = procedure.send(rows)
     except StopIteration as done:
         result: T = done.value
@@ -343,12 +347,12 @@ async def _answer_within(connection: Connection, conn_id: str, seconds: float) -
         raise
 
 
-async def _arun(connection: Connection, conn_id: str, schema: str, step: Step) -> list[dict[str, Any]]:
+async def _arun(connection: Connection, target: Target, schema: str, step: Step) -> list[dict[str, Any]]:
     try:
         async with AsyncClientCursor(connection, row_factory=dict_row) as cursor:
-            await cursor.execute(step.message(schema), step.params)
+            await cursor.execute(step.message(schema, target.trusted_owners), step.params)
             while cursor.nextset():
                 pass
             return await cursor.fetchall() if cursor.description else []
     except psycopg.Error as error:
-        raise asking_failed(error, conn_id) from None
+        raise asking_failed(error, target.conn_id, schema) from None

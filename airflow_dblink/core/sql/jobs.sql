@@ -1,36 +1,35 @@
 -- name: installation
--- What is there of the schema, whether this role may use it, and whether whoever owns it
--- could make this role run his code: only this role itself, superusers, the database's owner
--- and roles that this one is a member of are trusted.
+-- What is there of the schema, whether this role may use it, and what of it isn't to be trusted.
 SELECT n.oid IS NOT NULL AS has_schema,
-       pg_catalog.obj_description(n.oid, 'pg_namespace') AS comment,
+       obj_description(n.oid, 'pg_namespace') AS comment,
        t.oid IS NOT NULL AND p.oid IS NOT NULL AS is_complete,
-       coalesce(pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-            AND pg_catalog.has_table_privilege(t.oid, 'SELECT')
-            AND pg_catalog.has_table_privilege(t.oid, 'INSERT')
-            AND pg_catalog.has_table_privilege(t.oid, 'UPDATE')
-            AND pg_catalog.has_table_privilege(t.oid, 'DELETE')
-            AND pg_catalog.has_function_privilege(p.oid, 'EXECUTE'), false) AS may_send,
-       coalesce(pg_catalog.has_schema_privilege(n.oid, 'CREATE'), false) AS may_keep_results,
-       coalesce(pg_catalog.pg_has_role(n.nspowner, 'USAGE'), false) AS may_upgrade,
-       pg_catalog.has_database_privilege(d.oid, 'CREATE') AS may_create,
-       (SELECT pg_catalog.min(r.rolname::text)
-          FROM pg_catalog.pg_roles AS r
-         WHERE r.oid IN (n.nspowner, t.relowner, p.proowner)
-           AND NOT (r.rolsuper OR r.oid = d.datdba OR r.rolname = 'pg_database_owner'
-                    OR pg_catalog.pg_has_role(r.oid, 'USAGE'))) AS distrusted_owner,
+       rn.oid IS NOT NULL AS has_results,
+       coalesce(has_schema_privilege(n.oid, 'USAGE')
+            AND has_table_privilege(t.oid, 'SELECT')
+            AND has_table_privilege(t.oid, 'INSERT')
+            AND has_table_privilege(t.oid, 'UPDATE')
+            AND has_table_privilege(t.oid, 'DELETE')
+            AND has_function_privilege(p.oid, 'EXECUTE'), false) AS may_send,
+       coalesce(has_schema_privilege(rn.oid, 'USAGE')
+            AND has_schema_privilege(rn.oid, 'CREATE'), false) AS may_keep_results,
+       coalesce(pg_has_role(n.nspowner, 'USAGE')
+            AND CASE WHEN rn.oid IS NULL THEN has_database_privilege(d.oid, 'CREATE')
+                     ELSE pg_has_role(rn.nspowner, 'USAGE') END, false) AS may_upgrade,
+       has_database_privilege(d.oid, 'CREATE') AS may_create,
+       ({distrusted}) AS distrusted,
        CURRENT_USER::text AS role,
        d.datname::text AS database,
        d.oid::text AS database_oid,
-       (SELECT c.system_identifier::text FROM pg_catalog.pg_control_system() AS c) AS system_identifier,
-       pg_catalog.pg_is_in_recovery() AS is_standby
-  FROM pg_catalog.pg_database AS d
-  LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = %(schema)s
-  LEFT JOIN pg_catalog.pg_class AS t ON t.relnamespace = n.oid AND t.relname = 'job' AND t.relkind = 'r'
-  LEFT JOIN pg_catalog.pg_proc AS p
+       (SELECT c.system_identifier::text FROM pg_control_system() AS c) AS system_identifier,
+       pg_is_in_recovery() AS is_standby
+  FROM pg_database AS d
+  LEFT JOIN pg_namespace AS n ON n.nspname = {schema_name}
+  LEFT JOIN pg_namespace AS rn ON rn.nspname = {results_name}
+  LEFT JOIN pg_class AS t ON t.relnamespace = n.oid AND t.relname = 'job' AND t.relkind = 'r'
+  LEFT JOIN pg_proc AS p
          ON p.pronamespace = n.oid AND p.proname = 'run' AND p.prokind = 'p'
         AND p.proargtypes = '2950'::oidvector -- uuid
- WHERE d.datname = pg_catalog.current_database();
+ WHERE d.datname = current_database();
 
 -- name: insert
 -- Sent a second time, by a retry or by a worker that was thought dead, it does nothing.
@@ -72,11 +71,21 @@ SELECT {columns},
   FROM {schema}.job AS j
  WHERE j.id = %(id)s;
 
+-- name: result_place
+-- Where the table of job j's rows is. Before version 2 that was beside the job table.
+(SELECT n.nspname::text
+   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_roles AS r ON r.oid = c.relowner
+  WHERE c.relname = j.result_table AND c.relkind = 'r' AND n.nspname IN ({results_name}, {schema_name})
+    AND {is_trusted}
+  ORDER BY n.nspname = {results_name} DESC
+  LIMIT 1);
+
 -- name: columns
 -- All of a job but its statement.
 j.id, j.state, j.owner::text AS owner, j.dag_id, j.task_id, j.run_id, j.map_index, j.try_number, j.replaces,
 j.is_query, j.keep_result, j.command, j.statement_timeout, j.sent_at, j.started_at, j.ended_at,
 j.cancel_requested_at, j.pid, j.row_count, j.result_table::text AS result_table,
+{result_place} AS result_schema,
 j.sqlstate, j.message, j.detail, j.hint, j.context,
 extract(epoch FROM clock_timestamp() - j.sent_at)::float8 AS age_s;
 
@@ -124,18 +133,33 @@ SELECT j.id
 
 -- name: prunable
 -- A few at a time: each goes in a transaction of its own, with its result. What was sent so long
--- ago and never begun has lost its sender.
-SELECT j.id, j.result_table::text AS result_table
+-- ago and never begun has lost its sender. Whose the result is makes no difference to who may drop it.
+SELECT j.id, j.result_table::text AS result_table,
+       ARRAY(SELECT n.nspname::text
+               FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+              WHERE c.relname = j.result_table AND c.relkind = 'r'
+                AND n.nspname IN ({results_name}, {schema_name})) AS result_schemas
   FROM {schema}.job AS j
  WHERE coalesce(j.ended_at, j.sent_at) < clock_timestamp() - %(older_than)s::interval AND j.state <> 'running'
+   AND j.id <> ALL (%(left)s::uuid[])
  ORDER BY j.sent_at
  LIMIT %(most)s;
 
 -- name: delete
-DELETE FROM {schema}.job AS j WHERE j.id = %(id)s AND j.state <> 'running';
+DELETE FROM {schema}.job AS j WHERE j.id = %(id)s AND j.state <> 'running' RETURNING j.id;
 
 -- name: drop_result
-DROP TABLE IF EXISTS {schema}.{result_table};
+DROP TABLE IF EXISTS {tables};
 
 -- name: forget_result
 UPDATE {schema}.job AS j SET result_table = NULL WHERE j.id = %(id)s;
+
+-- name: lock_result
+-- Nobody drops it while it is read, and makes something else of its name.
+LOCK TABLE {result_schema}.{result_table} IN ACCESS SHARE MODE;
+
+-- name: result_is_trusted
+-- In the same transaction as lock_result; what isn't trusted might have been put in its place before that.
+SELECT {is_trusted} AND c.relkind = 'r' AS is_trusted
+  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace LEFT JOIN pg_roles AS r ON r.oid = c.relowner
+ WHERE n.nspname = %(result_schema)s AND c.relname = %(result_table)s;

@@ -1,6 +1,6 @@
 -- name: install
--- What remote jobs need in a database: a schema, one table, one procedure. Run again, it
--- upgrades what is there and keeps all jobs; the version is in the schema's comment.
+-- What remote jobs need in a database: a schema with one table and one procedure, and another one for
+-- the results that jobs keep. Run again, it upgrades what is there and keeps all jobs; the version is in the schema's comment.
 SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = '10s';
 SET LOCAL search_path = pg_catalog, pg_temp;
@@ -18,6 +18,34 @@ END
 $newer$;
 
 CREATE SCHEMA IF NOT EXISTS {schema};
+
+-- Apart: who keeps results needs CREATE there, and could make a second procedure beside ours.
+DO $results$
+DECLARE
+    owner oid := (SELECT n.nspowner FROM pg_namespace AS n WHERE n.nspname = {schema_name});
+    there record;
+    role text;
+BEGIN
+    SELECT n.nspowner, obj_description(n.oid, 'pg_namespace') AS comment INTO there
+      FROM pg_namespace AS n WHERE n.nspname = {results_name};
+    IF NOT FOUND THEN
+        EXECUTE format('CREATE SCHEMA %I AUTHORIZATION %I', {results_name}, pg_get_userbyid(owner));
+    ELSIF there.nspowner <> owner OR there.comment IS DISTINCT FROM {results_comment} THEN
+        RAISE EXCEPTION 'schema % is in the way: results of jobs are to be kept in one of that name', {results_name}
+              USING ERRCODE = 'duplicate_schema', HINT = 'rename it, or use another schema for jobs (job_schema)';
+    END IF;
+    EXECUTE format('COMMENT ON SCHEMA %I IS %L', {results_name}, {results_comment});
+    -- Version 1 kept results beside the job table. Those that are there stay, and can be read.
+    FOR role IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+          FROM pg_namespace AS n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
+         WHERE n.nspname = {schema_name} AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner
+    LOOP
+        EXECUTE format('GRANT USAGE, CREATE ON SCHEMA %I TO %s', {results_name}, role);
+        EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM %s CASCADE', {schema_name}, role);
+    END LOOP;
+END
+$results$;
 
 CREATE TABLE IF NOT EXISTS {schema}.job (
     id uuid PRIMARY KEY,
@@ -73,6 +101,7 @@ CREATE POLICY owner_only ON {schema}.job USING (owner = CURRENT_USER) WITH CHECK
 CREATE OR REPLACE PROCEDURE {schema}.run(job_id uuid) LANGUAGE plpgsql AS {quote}
 DECLARE
     own_role pg_catalog.text;
+    job_table pg_catalog.oid;
     job pg_catalog.record;
     to_run pg_catalog.text;
     discarded pg_catalog.refcursor := 'airflow_dblink_discarded';
@@ -89,6 +118,7 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     own_role := current_setting('role');
+    job_table := {job_name}::regclass::oid;
 
     -- The claim: whoever calls second, or too late, finds nothing to do; and so does who may see the
     -- jobs of others, whose SQL would run with his rights.
@@ -106,7 +136,7 @@ BEGIN
     END IF;
     to_run := job.statement;
     IF job.keep_result THEN
-        to_run := format('CREATE TABLE %I.%I AS %s', {schema_name}, job.result_table, job.statement);
+        to_run := format('CREATE TABLE %I.%I AS %s', {results_name}, job.result_table, job.statement);
     END IF;
     COMMIT;
     -- Tells the sender that it may leave. INFO reaches it whatever client_min_messages says.
@@ -133,6 +163,12 @@ BEGIN
         PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
                 pg_catalog.set_config('enable_seqscan', 'off', true),
                 pg_catalog.set_config('role', own_role, true);
+        -- Another one that was made meanwhile may be anybody's.
+        LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
+        IF {job_name}::regclass::oid <> job_table THEN
+            RAISE EXCEPTION 'the job table was replaced while the job was running'
+                  USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
         -- The fence: a job that was given up as lost can't be committed any more. By its place first:
         -- a serializable job that searched the table would conflict with all others.
         UPDATE {schema}.job AS j
@@ -164,6 +200,13 @@ BEGIN
         PERFORM pg_catalog.set_config('client_min_messages', 'error', true),
                 pg_catalog.set_config('client_connection_check_interval', '0', true),
                 pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        IF to_regclass({job_name}) IS NULL THEN
+            RETURN;
+        END IF;
+        LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
+        IF {job_name}::regclass::oid <> job_table THEN
+            RETURN;
+        END IF;
         UPDATE {schema}.job AS j
            -- 40001: its isolation level lets it not end after its row was marked.
            SET state = CASE WHEN error_sqlstate IN ('57014', '40001') AND j.cancel_requested_at IS NOT NULL
@@ -174,10 +217,11 @@ BEGIN
                message = error_message,
                detail = nullif(error_detail, ''),
                hint = nullif(error_hint, ''),
-               -- Neither the whole statement, values and all, nor this procedure's own line.
+               -- Neither the whole statement, values and all, nor the lines of this procedure and its call.
                context = nullif(rtrim(regexp_replace(
                    replace(replace(error_context, 'SQL statement "' || to_run || '"', ''), to_run, '...'),
-                   'PL/pgSQL function [^\n]*run\(uuid\) line \d+ at [^\n]*$', ''), E'\n'), '')
+                   'PL/pgSQL function [^\n]*run\(uuid\) line \d+ at [^\n]*'
+                   '(\nSQL statement "CALL .*\nPL/pgSQL function inline_code_block line \d+ at CALL)?$', ''), E'\n'), '')
          WHERE j.id = job_id AND j.state = 'running' AND j.pid = pg_backend_pid();
     END IF;
     COMMIT;
@@ -201,5 +245,5 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.job TO {role};
 GRANT EXECUTE ON PROCEDURE {schema}.run(uuid) TO {role};
 
 -- name: grant_results
--- Only for jobs that keep their result: it is a table of the role's own in this schema.
-GRANT CREATE ON SCHEMA {schema} TO {role};
+-- Only for jobs that keep their result: it is a table of the role's own in that schema.
+GRANT USAGE, CREATE ON SCHEMA {results} TO {role};

@@ -115,6 +115,11 @@ class Client:
         """Send a job, leave, and wait for its end."""
         return self.wait(self.send(sql, params, **options))
 
+    def kept(self, job: Job) -> list[Row]:
+        """Return the rows that a job has kept."""
+        with self.jobs.connection.transaction():
+            return self.jobs.connection.execute(self.jobs.locked_result(job)).fetchall()
+
     def insert(self, sql: str, *, sent_s_ago: float = 0.0, **columns: Any) -> UUID:
         """Make the row of a job that nobody calls, as a sender leaves it that dies before its call."""
         self.jobs.ready()

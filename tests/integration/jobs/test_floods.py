@@ -24,7 +24,7 @@ WARNINGS = FLOOD.format("WARNING", 100 * "x")
 
 
 def _rows(client: Client, job: Job) -> list[tuple[object, ...]]:
-    return client.jobs.connection.execute(client.jobs.result_query(job)).fetchall()
+    return client.kept(job)
 
 
 # -- messages

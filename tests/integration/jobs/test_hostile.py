@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.jobs.install import InstallationError
 from airflow_dblink.core.jobs.job import JobHandle
+from airflow_dblink.core.jobs.trust import InstallationError
 from tests.databases import Database
 from tests.integration.jobs.client import EFFECT, SLEEP, Client, dba_installs, effects, role_of
 from tests.integration.jobs.conftest import MakeClient, MakeRole
@@ -112,7 +112,7 @@ def test_a_search_path_full_of_traps_changes_nothing(
     done = victim.run(effect, statement_timeout="1min", settings={"work_mem": "8MB"})
     assert (done.state, done.row_count) == ("succeeded", 1)
     kept = victim.run("SELECT 1 AS a", keep_result=True)
-    assert victim.jobs.connection.execute(victim.jobs.result_query(kept)).fetchall() == [(1,)]
+    assert victim.kept(kept) == [(1,)]
     assert victim.run("SELECT 1").command_tag == "SELECT 1"
     assert victim.run("SELECT 1/0").sqlstate == "22012"
     sleep = "SELECT pg_catalog.pg_sleep(600)"
@@ -158,7 +158,7 @@ def test_schemas_with_odd_names(
 
     assert odd.run(EFFECT).state == "succeeded"
     kept = odd.run("SELECT %s AS a", ["x"], keep_result=True)
-    assert odd.jobs.connection.execute(odd.jobs.result_query(kept)).fetchall() == [("x",)]
+    assert odd.kept(kept) == [("x",)]
     odd.jobs.drop_result(kept)
     assert odd.jobs.get(kept.id).result_table is None
     assert odd.run("SELECT 1/0").sqlstate == "22012"

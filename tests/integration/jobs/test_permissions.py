@@ -11,8 +11,9 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import RemoteError, UsageError
-from airflow_dblink.core.jobs.install import VERSION, InstallationError, install_script
+from airflow_dblink.core.jobs.install import VERSION, install_script
 from airflow_dblink.core.jobs.job import SCHEMA
+from airflow_dblink.core.jobs.trust import InstallationError
 from tests.databases import Database, new_database
 from tests.integration.jobs.client import EFFECT, SLEEP, Client, dba_installs, effects, role_of
 from tests.integration.jobs.conftest import MakeClient, MakeRole
@@ -75,7 +76,7 @@ def test_keeping_results_is_granted_apart(
     dba_installs(source, role, results=True)
 
     kept = other.run("SELECT 1 AS a", keep_result=True)
-    assert other.jobs.connection.execute(other.jobs.result_query(kept)).fetchall() == [(1,)]
+    assert other.kept(kept) == [(1,)]
 
 
 def test_a_role_that_nobody_granted_anything(
@@ -187,8 +188,8 @@ def test_another_role_can_do_nothing_with_our_jobs(
     for statement in ("UPDATE airflow_dblink.job SET state = 'lost'", "DELETE FROM airflow_dblink.job"):
         assert other.jobs.connection.execute(statement.encode()).rowcount == 0
     for query in (
-        other.jobs.result_query(kept).as_string(),
-        f"DROP TABLE airflow_dblink.{kept.result_table}",
+        f"SELECT * FROM airflow_dblink_results.{kept.result_table}",  # noqa: S608
+        f"DROP TABLE airflow_dblink_results.{kept.result_table}",
     ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             other.jobs.connection.execute(query.encode())

@@ -85,7 +85,7 @@ def test_sending_and_waiting(pooled: Client, source: Database) -> None:
 def test_a_kept_result(pooled: Client) -> None:
     job = pooled.run("SELECT generate_series(1, 3) AS a", keep_result=True)
 
-    assert pooled.jobs.connection.execute(pooled.jobs.result_query(job)).fetchall() == [(1,), (2,), (3,)]
+    assert pooled.kept(job) == [(1,), (2,), (3,)]
     pooled.jobs.drop_result(job)
     assert pooled.jobs.get(job.id).result_table is None
 

@@ -193,9 +193,7 @@ def test_settings_hold_for_the_job_and_for_nothing_else(client: Client) -> None:
     sql = "SELECT current_setting('work_mem') AS w, current_setting('my.own') AS o"
     job = client.run(sql, keep_result=True, settings={"work_mem": "7MB", "my.own": "it's 100% \\"})
 
-    assert client.jobs.connection.execute(client.jobs.result_query(job)).fetchall() == [
-        ("7MB", "it's 100% \\")
-    ]
+    assert client.kept(job) == [("7MB", "it's 100% \\")]
 
 
 def test_a_setting_that_is_none_fails_the_job(client: Client) -> None:
@@ -210,7 +208,7 @@ def test_session_settings_of_the_connection_hold_in_the_job(
 
     job = other.run("SELECT current_setting('work_mem') AS w", keep_result=True)
 
-    assert other.jobs.connection.execute(other.jobs.result_query(job)).fetchall() == [("6MB",)]
+    assert other.kept(job) == [("6MB",)]
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
@@ -219,7 +217,7 @@ def test_a_job_has_the_isolation_level_of_its_role(client: Client, source: Datab
 
     job = client.run("SELECT current_setting('transaction_isolation') AS i", keep_result=True)
 
-    assert source.rows(f"SELECT * FROM airflow_dblink.{job.result_table}") == [(level,)]  # noqa: S608
+    assert source.rows(f"SELECT * FROM airflow_dblink_results.{job.result_table}") == [(level,)]  # noqa: S608
     _failed(client.run("SELECT 1/0"), "22012", client)
 
 

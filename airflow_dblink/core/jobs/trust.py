@@ -1,0 +1,100 @@
+"""Whom this role trusts with the schema for jobs, and the refusal of all others'.
+
+Whoever owns the schema, its table, a function there or anything that the table uses, and whoever can
+hang a trigger on it, can run code as each role that touches it. So nothing is said to the server about
+jobs but behind the guard of this module, in one message and one transaction with it.
+
+Trusted are this role itself, superusers, the database's owner, roles that can act as this one because
+they are members of it, and the connection's ``trusted_owners``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.jobs.job import results_schema
+from airflow_dblink.core.sqlfiles import statements
+
+#: Of the guard's refusal; no other error of a server has it.
+SQLSTATE = "ADJ01"
+
+
+class InstallationError(UsageError):
+    """The database isn't ready for jobs, and this role can't make it so. A DBA can."""
+
+
+def fragments(schema: str, trusted_owners: Sequence[str]) -> dict[str, sql.Composable]:
+    """Return the names, and the parts of statements, that SQL about the job schema is made of."""
+    named = {name: sql.SQL(text.decode()) for name, text in statements("jobs_trust.sql").items()}
+    parts: dict[str, sql.Composable] = {
+        "schema": sql.Identifier(schema),
+        "schema_name": sql.Literal(schema),
+        "results": sql.Identifier(results_schema(schema)),
+        "results_name": sql.Literal(results_schema(schema)),
+        "trusted_owners": sql.Literal(list(trusted_owners)),
+        "sqlstate": sql.Literal(SQLSTATE),
+    }
+    for name in ("is_trusted", "distrusted", "guard"):
+        parts[name] = named[name].format(**parts)
+    return parts
+
+
+@cache
+def guard(schema: str, trusted_owners: tuple[str, ...]) -> str:
+    """Return the statement that fails unless all of the schema is trusted.
+
+    It belongs in front of others in one transaction, with ``pg_catalog, pg_temp`` as search_path.
+    """
+    body = fragments(schema, trusted_owners)["guard"].as_string()
+    return sql.SQL("DO {}").format(sql.Literal(body)).as_string()
+
+
+def guarded_call(schema: str, job_id: str, trusted_owners: Sequence[str]) -> str:
+    """Return the message that runs a job; it must be the only statement, since the procedure commits.
+
+    Its beginning says which job: ``pg_stat_activity.query`` is searched for it, and may be cut.
+    """
+    parts = {**fragments(schema, trusted_owners), "job_id": sql.Literal(job_id)}
+    body = sql.SQL(statements("jobs_trust.sql")["guarded_call"].decode()).format(**parts).as_string()
+    return f"/* CALL run({job_id}) */ " + sql.SQL("DO {}").format(sql.Literal(body)).as_string()
+
+
+def distrust_of(error: psycopg.Error, conn_id: str, schema: str) -> InstallationError | None:
+    """Return the guard's refusal as our error, ``None`` if *error* is none."""
+    if error.diag.sqlstate != SQLSTATE:
+        return None
+    return distrust(json.loads(error.diag.message_detail or "{}"), conn_id, schema)
+
+
+def distrust(finding: Mapping[str, Any], conn_id: str, schema: str) -> InstallationError:
+    """Return the error for what the statement ``distrusted`` has found."""
+    kind, name, role = finding.get("kind"), finding.get("name"), finding.get("role")
+    could = f"could make role {finding.get('me')!r} run anything"
+    where = f"in the schema for jobs {schema!r}"
+    hint = (
+        "a DBA should look at it, and remove it or give it another owner (ALTER ... OWNER TO); or use another"
+        " schema (job_schema)"
+    )
+    if kind == "not a table":
+        message = f"{name!r} {where} is no table: its owner {could}"
+    elif kind == "condition":
+        message = f"trigger {name!r} on the job table of {schema!r} has a WHEN condition, which {could}"
+        hint = "a DBA should drop the trigger: who made it can't be told"
+    elif kind == "child":
+        message = f"table {name!r} inherits from the job table of {schema!r}, and its triggers {could}"
+        hint = "a DBA should end that: ALTER TABLE ... NO INHERIT"
+    elif kind in ("TRIGGER", "REFERENCES"):
+        message = f"role {role!r} has the right {kind} on the job table of {schema!r}, and {could}"
+        hint = "a DBA should REVOKE TRIGGER, REFERENCES ON the table FROM it"
+    else:
+        what = f"schema {name!r}" if kind == "schema" else f"{kind} {name!r} {where}"
+        message = f"{what} belongs to role {role!r}, who {could}"
+        hint += "; to trust that role, with all of its members, name it in trusted_owners of the connection"
+    return InstallationError(message, conn_id, hint=hint)

@@ -1,0 +1,102 @@
+-- name: is_trusted
+-- Of a role r: whether what it owns may run code as this role. Who can act as this role already, and who
+-- rules the server or the database. Not a role that this one is a member of: its other members could
+-- change what it owns, too. From 16 on a member may be one without being allowed SET ROLE.
+coalesce(r.rolsuper
+      OR r.rolname = 'pg_database_owner'
+      OR r.oid = (SELECT d.datdba FROM pg_database AS d WHERE d.datname = current_database())
+      OR pg_has_role(r.oid, CURRENT_USER, 'USAGE')
+      OR pg_has_role(r.oid, CURRENT_USER,
+                     CASE WHEN current_setting('server_version_num')::int4 >= 160000 THEN 'SET' ELSE 'MEMBER' END)
+      OR r.rolname::text = ANY ({trusted_owners}::text[]), false);
+
+-- name: distrusted
+-- The first thing found by which a role that isn't trusted could run code as this one, as JSON: kind, name,
+-- and role; NULL where there is none. Needs pg_catalog as search_path.
+WITH space AS (
+    SELECT n.oid, n.nspname, n.nspowner FROM pg_namespace AS n WHERE n.nspname = {schema_name}
+), job AS (
+    SELECT c.oid, c.relname, c.relowner, c.relacl, c.relkind
+      FROM pg_class AS c JOIN space AS n ON n.oid = c.relnamespace WHERE c.relname = 'job'
+), part (classid, objid) AS (
+    SELECT 'pg_class'::regclass::oid, j.oid FROM job AS j
+    UNION ALL SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i JOIN job AS j ON j.oid = i.indrelid
+    UNION ALL SELECT 'pg_attrdef'::regclass, a.oid FROM pg_attrdef AS a JOIN job AS j ON j.oid = a.adrelid
+    UNION ALL SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint AS c JOIN job AS j ON j.oid = c.conrelid
+    UNION ALL SELECT 'pg_policy'::regclass, p.oid FROM pg_policy AS p JOIN job AS j ON j.oid = p.polrelid
+    UNION ALL SELECT 'pg_rewrite'::regclass, w.oid FROM pg_rewrite AS w JOIN job AS j ON j.oid = w.ev_class
+    UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM pg_trigger AS t JOIN job AS j ON j.oid = t.tgrelid
+), used AS ( -- what is built in is in no pg_depend
+    SELECT DISTINCT d.refclassid, d.refobjid
+      FROM part AS p JOIN pg_depend AS d ON d.classid = p.classid AND d.objid = p.objid
+), finding (place, kind, name, owner) AS (
+    SELECT 1, 'schema', n.nspname::text, n.nspowner
+      FROM pg_namespace AS n WHERE n.nspname IN ({schema_name}, {results_name})
+    UNION ALL SELECT 2, 'relation', j.relname::text, j.relowner FROM job AS j
+    UNION ALL SELECT 3, 'not a table', j.relname::text, NULL FROM job AS j WHERE j.relkind <> 'r'
+    -- All, since a call finds the best match by arguments and defaults.
+    UNION ALL SELECT 4, 'function', p.oid::regprocedure::text, p.proowner
+      FROM pg_proc AS p JOIN space AS n ON n.oid = p.pronamespace
+    UNION ALL SELECT 5, 'function', p.oid::regprocedure::text, p.proowner
+      FROM used AS u JOIN pg_proc AS p ON p.oid = u.refobjid WHERE u.refclassid = 'pg_proc'::regclass
+    UNION ALL SELECT 5, 'operator', o.oid::regoperator::text, o.oprowner
+      FROM used AS u JOIN pg_operator AS o ON o.oid = u.refobjid WHERE u.refclassid = 'pg_operator'::regclass
+    UNION ALL SELECT 5, 'type', t.oid::regtype::text, t.typowner
+      FROM used AS u JOIN pg_type AS t ON t.oid = u.refobjid WHERE u.refclassid = 'pg_type'::regclass
+    UNION ALL SELECT 5, 'operator class', o.opcname::text, o.opcowner
+      FROM used AS u JOIN pg_opclass AS o ON o.oid = u.refobjid WHERE u.refclassid = 'pg_opclass'::regclass
+    UNION ALL SELECT 5, 'relation', c.oid::regclass::text, c.relowner
+      FROM used AS u JOIN pg_class AS c ON c.oid = u.refobjid WHERE u.refclassid = 'pg_class'::regclass
+    -- Its condition may be any SQL, in a call of query_to_xml; who made the trigger isn't known.
+    UNION ALL SELECT 6, 'condition', t.tgname::text, NULL
+      FROM pg_trigger AS t JOIN job AS j ON j.oid = t.tgrelid WHERE t.tgqual IS NOT NULL
+    -- A trigger can be made at any time by who has the right to. A foreign key's cascade runs as its
+    -- table's owner, but before 18 what that puts off until the commit runs as this role.
+    UNION ALL SELECT 7, a.privilege_type, j.relname::text, a.grantee
+      FROM job AS j CROSS JOIN LATERAL aclexplode(j.relacl) AS a
+     WHERE a.privilege_type IN ('TRIGGER', 'REFERENCES')
+    UNION ALL SELECT 7, a.privilege_type, j.relname::text, a.grantee
+      FROM job AS j JOIN pg_attribute AS c ON c.attrelid = j.oid CROSS JOIN LATERAL aclexplode(c.attacl) AS a
+     WHERE a.privilege_type = 'REFERENCES'
+    UNION ALL SELECT 8, 'foreign key of', c.oid::regclass::text, c.relowner
+      FROM pg_constraint AS f JOIN job AS j ON j.oid = f.confrelid JOIN pg_class AS c ON c.oid = f.conrelid
+    -- Changes of the table reach its children, and their triggers.
+    UNION ALL SELECT 9, 'child', i.inhrelid::regclass::text, NULL
+      FROM pg_inherits AS i JOIN job AS j ON j.oid = i.inhparent
+)
+SELECT json_build_object('kind', f.kind, 'name', f.name, 'me', CURRENT_USER,
+                         'role', CASE f.owner WHEN 0 THEN 'PUBLIC' ELSE r.rolname::text END)
+  FROM finding AS f LEFT JOIN pg_roles AS r ON r.oid = f.owner
+ WHERE NOT {is_trusted}
+ ORDER BY f.place, f.name
+ LIMIT 1;
+
+-- name: guard
+-- Stops what comes next in its transaction unless all is trusted; nobody can drop, replace or hang
+-- anything on the table meanwhile. A stranger's lock is not waited for: the first look comes before it.
+DECLARE
+    found_distrusted pg_catalog.text; -- looked up before the search_path is set, where it calls
+BEGIN
+    FOR look IN 1..2 LOOP
+        found_distrusted := ({distrusted});
+        IF found_distrusted IS NOT NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = {sqlstate},
+                MESSAGE = 'airflow-dblink: a part of the schema for jobs belongs to somebody who is not trusted',
+                DETAIL = found_distrusted;
+        END IF;
+        IF look = 1 THEN
+            LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
+        END IF;
+    END LOOP;
+END;
+
+-- name: guarded_call
+-- The same, and then the job, in a block that may commit as the procedure does.
+BEGIN
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    {guard};
+    CALL {schema}.run({job_id}::pg_catalog.uuid);
+END

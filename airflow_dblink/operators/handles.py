@@ -1,0 +1,87 @@
+"""Which job a handle may lead an operator to.
+
+A template can be filled in by whoever triggers the Dag (``dag_run.conf``, params). What it gives picks a
+job, but neither the connection nor the schema: those are for the Dag's author to say, by ``conn_id`` and
+``job_schema``, or by handing on the output of a task.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from airflow.sdk import XComArg
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.jobs.job import JobHandle
+from airflow_dblink.hooks.dblink import DblinkHook
+
+
+def is_rendered(given: Any, value: Any) -> bool:
+    """Return whether a template has made *value* of what the author has *given*."""
+    if isinstance(given, XComArg):
+        return False
+    if isinstance(given, list | tuple) and isinstance(value, list | tuple) and len(given) == len(value):
+        return any(is_rendered(a, b) for a, b in zip(given, value, strict=True))
+    return bool(given != value)
+
+
+class TakesHandle:
+    """Mixin of the operators and the sensor that a job's handle leads to a database."""
+
+    conn_id: str | None
+    job_schema: str | None
+    handle: Any
+    given_handle: Any  #: as the author wrote it
+
+    @abstractmethod
+    def _hook(self, conn_id: str) -> DblinkHook:
+        """Return a hook of the connection."""
+
+    def _read_handle(self) -> JobHandle:
+        return self._handle_of(self.handle, rendered=is_rendered(self.given_handle, self.handle))
+
+    def _handle_of(self, value: Any, *, rendered: bool) -> JobHandle:
+        """Return the handle that *value* is, if it leads where the author of the task lets it.
+
+        :param rendered: a template has made *value*: then *conn_id* is needed, and the schema must be
+            *job_schema*, or the connection's.
+        :raises UsageError: if it leads elsewhere; names both places.
+        """
+        if rendered and self.conn_id is None:
+            raise UsageError(
+                "handle comes from a template, which may be filled in by whoever runs the Dag: conn_id has to"
+                " say which database it may be of",
+                hint="give conn_id; or the output of the sending task itself: handle=send.output",
+            )
+        known = JobHandle.read(value, self.conn_id)
+        is_id = isinstance(value, UUID) or (isinstance(value, str) and not value.lstrip().startswith("{"))
+        if self.job_schema is None and not is_id and not rendered:
+            return known
+        says, expected = "job_schema", self.job_schema
+        if expected is None:
+            says, expected = "the connection's job_schema", self._hook(known.conn_id).target().job_schema
+        if is_id:
+            return replace(known, schema=expected)
+        if known.schema != expected:
+            raise UsageError(
+                f"the handle names schema {known.schema!r}, but {says} is {expected!r}",
+                known.conn_id,
+                hint="let both name the same schema",
+            )
+        return known
+
+
+def handles_of(given: Any, value: Any) -> list[tuple[Any, bool]]:
+    """Return each handle of one or a list of them, and whether a template has made it."""
+    if not isinstance(value, list | tuple):
+        is_one = value is None or isinstance(value, Mapping | str | UUID | JobHandle)
+        if is_one:
+            return [(value, is_rendered(given, value))]
+        value = list(value)  # a lazy one, of mapped tasks
+    if isinstance(given, list | tuple) and len(given) == len(value):
+        return [(b, is_rendered(a, b)) for a, b in zip(given, value, strict=True)]
+    return [(each, is_rendered(given, value)) for each in value]

@@ -1,0 +1,198 @@
+BEGIN;
+
+-- What remote jobs need in a database: a schema, one table, one procedure. Run again, it
+-- upgrades what is there and keeps all jobs; the version is in the schema's comment.
+SET LOCAL client_min_messages = warning;
+SET LOCAL lock_timeout = '10s';
+SET LOCAL search_path = pg_catalog, pg_temp;
+-- Two tasks may find nothing here at the same moment.
+SELECT pg_catalog.pg_advisory_xact_lock(7081424351162117427);
+
+-- An older client must not turn back what a newer one has installed.
+DO $newer$
+BEGIN
+    IF (SELECT substring(obj_description(n.oid, 'pg_namespace') FROM '^airflow-dblink jobs, version (\d+)$')::int
+          FROM pg_namespace AS n WHERE n.nspname = 'airflow_dblink') > 1 THEN
+        RAISE EXCEPTION 'a newer version of this schema is installed' USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+END
+$newer$;
+
+CREATE SCHEMA IF NOT EXISTS "airflow_dblink";
+
+CREATE TABLE IF NOT EXISTS "airflow_dblink".job (
+    id uuid PRIMARY KEY,
+    state text NOT NULL DEFAULT 'sent'
+        CHECK (state IN ('sent', 'running', 'succeeded', 'failed', 'cancelled', 'lost')),
+    -- Whose job it is. Nobody else sees the row, but superusers and the table's owner.
+    owner name NOT NULL DEFAULT CURRENT_USER,
+    -- The task that sent it, and the job of an earlier try that it does anew.
+    dag_id text,
+    task_id text,
+    run_id text,
+    map_index integer,
+    try_number integer,
+    replaces uuid,
+    -- As it was written. bound_statement is the same with its values in it, and there only
+    -- until the job has ended.
+    statement text NOT NULL,
+    bound_statement text,
+    -- One query whose rows are kept in result_table, or are thrown away one by one.
+    is_query boolean NOT NULL DEFAULT false,
+    keep_result boolean NOT NULL DEFAULT false,
+    -- What its command tag begins with, if it has a row count: 'INSERT 0', 'UPDATE', ...
+    command text,
+    settings jsonb NOT NULL DEFAULT '{}',
+    -- Set by whoever calls run, since it counts from the call.
+    statement_timeout text,
+    sent_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    started_at timestamptz,
+    ended_at timestamptz,
+    cancel_requested_at timestamptz,
+    -- The session that runs it; a pid alone may be used again.
+    pid integer,
+    backend_start timestamptz,
+    row_count bigint,
+    -- Of that name alone: whoever prunes drops it, with rights of his own.
+    result_table name CHECK (result_table = 'result_' || replace(id::text, '-', '')),
+    sqlstate text,
+    message text,
+    detail text,
+    hint text,
+    context text
+);
+CREATE INDEX IF NOT EXISTS job_task ON "airflow_dblink".job (dag_id, run_id, task_id);
+CREATE INDEX IF NOT EXISTS job_ended_at ON "airflow_dblink".job (ended_at);
+ALTER TABLE "airflow_dblink".job ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS owner_only ON "airflow_dblink".job;
+CREATE POLICY owner_only ON "airflow_dblink".job USING (owner = CURRENT_USER) WITH CHECK (owner = CURRENT_USER);
+
+-- Runs one job, once: three transactions, of which the second is the job's own. With COMMIT
+-- in it, it can be neither SECURITY DEFINER nor have a search_path of its own; so it sets one,
+-- and uses no name and no operator before that. What it sets is local to a transaction: nothing
+-- stays behind in the session of a pooler.
+CREATE OR REPLACE PROCEDURE "airflow_dblink".run(job_id uuid) LANGUAGE plpgsql AS $run$
+DECLARE
+    own_role pg_catalog.text;
+    job pg_catalog.record;
+    to_run pg_catalog.text;
+    discarded pg_catalog.refcursor := 'airflow_dblink_discarded';
+    rows pg_catalog.int8;
+    failed pg_catalog.bool := false;
+    error_sqlstate pg_catalog.text;
+    error_message pg_catalog.text;
+    error_detail pg_catalog.text;
+    error_hint pg_catalog.text;
+    error_context pg_catalog.text;
+BEGIN
+    COMMIT;
+    -- A role's default may be stricter, and see no cancellation that came meanwhile.
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    own_role := current_setting('role');
+
+    -- The claim: whoever calls second, or too late, finds nothing to do; and so does who may see the
+    -- jobs of others, whose SQL would run with his rights.
+    UPDATE "airflow_dblink".job AS j
+       SET state = 'running',
+           started_at = clock_timestamp(),
+           pid = pg_backend_pid(),
+           backend_start = (SELECT a.backend_start FROM pg_stat_activity AS a WHERE a.pid = pg_backend_pid())
+     WHERE j.id = job_id AND j.state = 'sent' AND j.owner = CURRENT_USER
+ RETURNING j.ctid AS place, j.settings, j.keep_result, j.is_query, coalesce(j.bound_statement, j.statement) AS statement,
+           CASE WHEN j.keep_result THEN 'result_' || replace(j.id::text, '-', '') END AS result_table
+      INTO job;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    to_run := job.statement;
+    IF job.keep_result THEN
+        to_run := format('CREATE TABLE %I.%I AS %s', 'airflow_dblink', job.result_table, job.statement);
+    END IF;
+    COMMIT;
+    -- Tells the sender that it may leave. INFO reaches it whatever client_min_messages says.
+    RAISE INFO 'airflow_dblink: the job is running';
+
+    BEGIN
+        -- Its client may be gone: a message to it would end the session, and so might looking for it.
+        PERFORM pg_catalog.set_config('client_min_messages', 'error', true),
+                pg_catalog.set_config('client_connection_check_interval', '0', true),
+                pg_catalog.set_config('cursor_tuple_fraction', '1', true);
+        PERFORM pg_catalog.set_config(s.key, s.value, true)
+           FROM pg_catalog.jsonb_each_text(job.settings) AS s;
+        IF job.is_query AND NOT job.keep_result THEN
+            OPEN discarded NO SCROLL FOR EXECUTE to_run;
+            MOVE FORWARD ALL FROM discarded;
+            GET DIAGNOSTICS rows = ROW_COUNT;
+            CLOSE discarded;
+        ELSE
+            EXECUTE to_run;
+            GET DIAGNOSTICS rows = ROW_COUNT;
+        END IF;
+        -- What would fail in COMMIT, where nothing can be caught, fails here.
+        SET CONSTRAINTS ALL IMMEDIATE;
+        PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+                pg_catalog.set_config('enable_seqscan', 'off', true),
+                pg_catalog.set_config('role', own_role, true);
+        -- The fence: a job that was given up as lost can't be committed any more. By its place first:
+        -- a serializable job that searched the table would conflict with all others.
+        UPDATE "airflow_dblink".job AS j
+           SET state = 'succeeded', ended_at = clock_timestamp(), row_count = rows,
+               result_table = job.result_table, bound_statement = NULL
+         WHERE j.ctid = job.place AND j.id = job_id AND j.state = 'running' AND j.pid = pg_backend_pid();
+        IF NOT FOUND THEN -- its row was moved, by a request to cancel it
+            UPDATE "airflow_dblink".job AS j
+               SET state = 'succeeded', ended_at = clock_timestamp(), row_count = rows,
+                   result_table = job.result_table, bound_statement = NULL
+             WHERE j.id = job_id AND j.state = 'running' AND j.pid = pg_backend_pid();
+        END IF;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the job was given up while it was running' USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+    EXCEPTION
+        WHEN OTHERS OR query_canceled OR assert_failure THEN
+            GET STACKED DIAGNOSTICS error_sqlstate = RETURNED_SQLSTATE,
+                                    error_message = MESSAGE_TEXT,
+                                    error_detail = PG_EXCEPTION_DETAIL,
+                                    error_hint = PG_EXCEPTION_HINT,
+                                    error_context = PG_EXCEPTION_CONTEXT;
+            failed := true;
+    END;
+
+    IF failed THEN
+        ROLLBACK;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        PERFORM pg_catalog.set_config('client_min_messages', 'error', true),
+                pg_catalog.set_config('client_connection_check_interval', '0', true),
+                pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        UPDATE "airflow_dblink".job AS j
+           -- 40001: its isolation level lets it not end after its row was marked.
+           SET state = CASE WHEN error_sqlstate IN ('57014', '40001') AND j.cancel_requested_at IS NOT NULL
+                            THEN 'cancelled' ELSE 'failed' END,
+               ended_at = clock_timestamp(),
+               bound_statement = NULL,
+               sqlstate = error_sqlstate,
+               message = error_message,
+               detail = nullif(error_detail, ''),
+               hint = nullif(error_hint, ''),
+               -- Neither the whole statement, values and all, nor this procedure's own line.
+               context = nullif(rtrim(regexp_replace(
+                   replace(replace(error_context, 'SQL statement "' || to_run || '"', ''), to_run, '...'),
+                   'PL/pgSQL function [^\n]*run\(uuid\) line \d+ at [^\n]*$', ''), E'\n'), '')
+         WHERE j.id = job_id AND j.state = 'running' AND j.pid = pg_backend_pid();
+    END IF;
+    COMMIT;
+
+    -- Apart from the job's own transaction, which would hold PostgreSQL's one lock on
+    -- notifications while it is committed, and fail with a full queue.
+    PERFORM pg_catalog.set_config('client_min_messages', 'error', true),
+            pg_catalog.set_config('client_connection_check_interval', '0', true),
+            pg_catalog.pg_notify('airflow_dblink_job', job_id::pg_catalog.text);
+    COMMIT;
+END
+$run$;
+REVOKE ALL ON PROCEDURE "airflow_dblink".run(uuid) FROM PUBLIC;
+COMMENT ON SCHEMA "airflow_dblink" IS 'airflow-dblink jobs, version 1';
+COMMENT ON TABLE "airflow_dblink".job IS 'Remote jobs of Airflow tasks (airflow-dblink). Rows of ended jobs may be deleted.';
+
+COMMIT;
