@@ -81,12 +81,33 @@ def _explained(error: DblinkError) -> str:
     """Return the error as one line, with its hint as another; what we did there is left out."""
     kind = type(error)
     line = str(kind(error.message, error.connname, error.sqlstate, error.detail))
-    line = " ".join(line.replace("\nDETAIL:  ", ": ").split())
-    return f"{line}\nHINT:  {without_credentials(error.hint)}" if error.hint else line
+    line = _visible(" ".join(line.replace("\nDETAIL:  ", ": ").split()))
+    return f"{line}\nHINT:  {_visible(without_credentials(error.hint))}" if error.hint else line
 
 
 def _say(text: str) -> None:
     print(text)  # noqa: T201 - it is what the command was called for
+
+
+def _visible(text: str, *, keep: str = "") -> str:
+    r"""Return *text* with what a terminal obeys, or doesn't print, as escapes: ``\x1b``, ``\u202e``, ``\n``.
+
+    Names and messages come from servers and connections, and could rewrite what the user reads.
+
+    :param keep: characters that are left as they are.
+    """
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def _demand_visible(name: str, what: str) -> None:
+    """Refuse a name that SQL would show otherwise than it is: a DBA reads it before running it.
+
+    :raises UsageError: if it holds control characters.
+    """
+    if not name.isprintable():
+        raise UsageError(f"{what} {name!r} holds control characters", hint="use another name")
 
 
 @contextmanager
@@ -123,14 +144,16 @@ def _installed_jobs(conn_id: str) -> Iterator[Jobs]:
 
 def _show(rows: Sequence[Mapping[str, object]], output: str) -> None:
     """Print rows in the form that ``--output`` asks for."""
-    nothing = None if output in ("json", "yaml") else ""
+    escapes_itself = output in ("json", "yaml")
+    nothing = None if escapes_itself else ""
+    keep = "\n" if output == "table" else ""  # a cell of several lines is seen to be one
 
     def text(value: object) -> str | None:
         if value is None:
             return nothing
         if isinstance(value, datetime):
             return value.astimezone(UTC).isoformat(timespec="milliseconds")
-        return str(value)
+        return str(value) if escapes_itself else _visible(str(value), keep=keep)
 
     # What a server says is no markup: "[/]" would fail, "[b]" would be gone.
     console = AirflowConsole(markup=False, emoji=False)
@@ -149,21 +172,20 @@ def sql(args: Namespace) -> None:
     """
     target = None if args.conn_id is None else DblinkHook(dblink_conn_id=args.conn_id).target(args.conn_id)
     schema = args.schema or (target.job_schema if target else SCHEMA)
+    _demand_visible(schema, "schema")
     if args.drop:
         if args.role or args.results:
             raise UsageError("--drop goes with neither --role nor --results")
-        _say(
-            pg.SQL(_DROP)
-            .format(pg.Identifier(schema), pg.Identifier(results_schema(schema)))
-            .as_string()
-            .rstrip("\n")
-        )
+        both = pg.Identifier(schema), pg.Identifier(results_schema(schema))
+        _say(pg.SQL(_DROP).format(*both).as_string().rstrip("\n"))
         return
     roles = args.role or []
     if target is not None and not roles:
         if not target.params.get("user"):
             raise UsageError("the connection has no login to grant to", args.conn_id, hint="give --role")
         roles = [target.params["user"]]
+    for role in roles:
+        _demand_visible(role, "role")
     _demand_role_for_results(roles, results=args.results)
     _say(install_script(schema, roles, results=args.results).rstrip("\n"))
 

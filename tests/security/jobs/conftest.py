@@ -39,9 +39,11 @@ class Attacker:
             f" $$BEGIN {steal}; RETURN coalesce(NEW, OLD); END$$"
         )
         self.execute(
-            "CREATE FUNCTION lair.steal_now(a anyelement DEFAULT NULL::int) RETURNS boolean IMMUTABLE"
+            "CREATE FUNCTION lair.steal_now(a anyelement DEFAULT NULL::int) RETURNS boolean"
             f" LANGUAGE plpgsql AS $$BEGIN {steal}; RETURN true; END$$"
         )
+
+        self.execute("CREATE FUNCTION lair.pure(uuid) RETURNS int IMMUTABLE LANGUAGE sql RETURN 1")
 
     def execute(self, sql: str) -> None:
         self.client.jobs.connection.execute(sql.encode())

@@ -87,7 +87,7 @@ HUNG: dict[str, tuple[str, Callable[[Attacker, Database], None]]] = {
         "lair.steal_now",
         _as_dba("CREATE RULE r AS ON INSERT TO airflow_dblink.job DO ALSO SELECT lair.steal_now(1)"),
     ),
-    "index": ("lair.steal_now", _as_dba("CREATE INDEX i ON airflow_dblink.job (lair.steal_now(id))")),
+    "index": ("lair.pure", _as_dba("CREATE INDEX i ON airflow_dblink.job (lair.pure(id))")),
     "column's domain": (
         "lair.d",
         _as_dba(

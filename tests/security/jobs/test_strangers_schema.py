@@ -184,8 +184,8 @@ def test_a_job_table_that_was_replaced_while_the_job_ran_is_not_written_to(
         source.admin(f"GRANT CREATE, USAGE ON SCHEMA airflow_dblink TO {attacker.role}")
         attacker.execute(
             "CREATE TABLE airflow_dblink.job (id uuid, state text, pid int, row_count bigint,"
-            " result_table name, ended_at timestamptz, bound_statement text, cancel_requested_at timestamptz, sqlstate text,"
-            " message text, detail text, hint text, context text)"
+            " result_table name, ended_at timestamptz, bound_statement text, cancel_requested_at timestamptz,"
+            " sqlstate text, message text, detail text, hint text, context text)"
         )
         attacker.execute(TRIGGER)
         attacker.execute("GRANT ALL ON airflow_dblink.job TO PUBLIC")
