@@ -73,8 +73,10 @@ class Step:
         }
         for fragment in ("result_place", "columns", "its_session"):
             parts[fragment] = sql.SQL(named[fragment].decode()).format(**parts)
-        first = sql.SQL(_FIRST).format(read_only=sql.SQL(", READ ONLY" if read_only else ""))
-        texts: list[sql.Composable] = [first]
+        mode = sql.SQL(", READ ONLY" if read_only else "")
+        # For pg_stat_activity, which cuts what is long.
+        head = f"/* airflow_dblink jobs: {', '.join(self.names)} */ "
+        texts: list[sql.Composable] = [sql.SQL(head), sql.SQL(_FIRST).format(read_only=mode)]
         if self.is_guarded:
             texts.append(_without_placeholders(sql.SQL(guard(schema, tuple(trusted_owners)))))
         texts += [sql.SQL(named[name].decode()).format(**parts) for name in self.names]

@@ -11,6 +11,7 @@ they are members of it, and the connection's ``trusted_owners``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -25,6 +26,8 @@ from airflow_dblink.core.sqlfiles import statements
 #: Of the guard's refusal; no other error of a server has it.
 SQLSTATE = "ADJ01"
 
+_COMMENT = re.compile(r"[ ]*--.*")  # why is for who reads the file: the guard goes over the wire each time
+
 
 class InstallationError(UsageError):
     """The database isn't ready for jobs, and this role can't make it so. A DBA can."""
@@ -32,7 +35,9 @@ class InstallationError(UsageError):
 
 def fragments(schema: str, trusted_owners: Sequence[str]) -> dict[str, sql.Composable]:
     """Return the names, and the parts of statements, that SQL about the job schema is made of."""
-    named = {name: sql.SQL(text.decode()) for name, text in statements("jobs_trust.sql").items()}
+    named = {
+        name: sql.SQL(_COMMENT.sub("", text.decode())) for name, text in statements("jobs_trust.sql").items()
+    }
     parts: dict[str, sql.Composable] = {
         "schema": sql.Identifier(schema),
         "schema_name": sql.Literal(schema),

@@ -210,7 +210,7 @@ def gated(database: Database) -> int:
 def lookers(database: Database) -> int:
     """Return how many sessions have nothing to do since they looked at jobs, as those have that wait."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state = 'idle'"
-    query += " AND query LIKE '%%.job AS j%%'"
+    query += " AND query LIKE '%%airflow_dblink jobs: %%look%%'"
     return int(database.admin(query, database.name)[0][0])
 
 

@@ -204,7 +204,9 @@ def test_a_late_call_that_is_not_answered_is_made_again_and_leaves_no_session(
     job_id = client.insert(EFFECT, sent_s_ago=11)
     holder = client.open()
     holder.execute("BEGIN; SELECT FROM airflow_dblink.job FOR UPDATE")
-    blocked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CALL%%' AND wait_event_type = 'Lock'"
+    blocked = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%CALL run(%%' AND wait_event_type = 'Lock'"
+    )
     opened_before = len(client.opened)
     ended: list[Job] = []
     waiting = threading.Thread(target=lambda: ended.append(client.wait(job_id)))
