@@ -156,7 +156,7 @@ def test_sql_that_drops_says_what_is_lost(
     _run("sql", "c", "--drop")
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == 'DROP SCHEMA IF EXISTS "a""b" CASCADE;'
+    assert lines[-1] == 'DROP SCHEMA IF EXISTS "a""b", "a""b_results" CASCADE;'
     assert all(line.startswith("-- ") for line in lines[:-1])
     assert "all results" in " ".join(lines[:-1])
 

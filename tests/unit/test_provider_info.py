@@ -58,6 +58,7 @@ def test_every_module_is_listed_and_imports(kind: str) -> None:
         "arguments",
         "attach",
         "base",
+        "handles",
         "dbapi",
         "files",
         "job_base",

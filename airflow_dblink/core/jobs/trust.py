@@ -41,6 +41,7 @@ def fragments(schema: str, trusted_owners: Sequence[str]) -> dict[str, sql.Compo
     parts: dict[str, sql.Composable] = {
         "schema": sql.Identifier(schema),
         "schema_name": sql.Literal(schema),
+        "job_name": sql.Literal(sql.Identifier(schema, "job").as_string()),
         "results": sql.Identifier(results_schema(schema)),
         "results_name": sql.Literal(results_schema(schema)),
         "trusted_owners": sql.Literal(list(trusted_owners)),
@@ -90,8 +91,8 @@ def distrust(finding: Mapping[str, Any], conn_id: str, schema: str) -> Installat
     if kind == "not a table":
         message = f"{name!r} {where} is no table: its owner {could}"
     elif kind == "condition":
-        message = f"trigger {name!r} on the job table of {schema!r} has a WHEN condition, which {could}"
-        hint = "a DBA should drop the trigger: who made it can't be told"
+        message = f"trigger {name!r} on the job table of {schema!r} has a WHEN condition that {could}"
+        hint = "a DBA should drop it: who made it isn't known; a condition may call immutable functions only"
     elif kind == "child":
         message = f"table {name!r} inherits from the job table of {schema!r}, and its triggers {could}"
         hint = "a DBA should end that: ALTER TABLE ... NO INHERIT"

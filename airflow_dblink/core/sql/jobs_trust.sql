@@ -47,9 +47,12 @@ WITH space AS (
       FROM used AS u JOIN pg_opclass AS o ON o.oid = u.refobjid WHERE u.refclassid = 'pg_opclass'::regclass
     UNION ALL SELECT 5, 'relation', c.oid::regclass::text, c.relowner
       FROM used AS u JOIN pg_class AS c ON c.oid = u.refobjid WHERE u.refclassid = 'pg_class'::regclass
-    -- Its condition may be any SQL, in a call of query_to_xml; who made the trigger isn't known.
+    -- Who made a trigger isn't known, and in its condition a built-in function runs any SQL: query_to_xml.
+    -- Those that are immutable don't.
     UNION ALL SELECT 6, 'condition', t.tgname::text, NULL
-      FROM pg_trigger AS t JOIN job AS j ON j.oid = t.tgrelid WHERE t.tgqual IS NOT NULL
+      FROM pg_trigger AS t JOIN job AS j ON j.oid = t.tgrelid
+     WHERE EXISTS (SELECT FROM regexp_matches(t.tgqual::text, ':(?:op)?funcid ([0-9]+)', 'g') AS called (ids)
+                     JOIN pg_proc AS p ON p.oid = called.ids[1]::oid WHERE p.provolatile <> 'i')
     -- A trigger can be made at any time by who has the right to. A foreign key's cascade runs as its
     -- table's owner, but before 18 what that puts off until the commit runs as this role.
     UNION ALL SELECT 7, a.privilege_type, j.relname::text, a.grantee
@@ -84,6 +87,10 @@ BEGIN
                 ERRCODE = {sqlstate},
                 MESSAGE = 'airflow-dblink: a part of the schema for jobs belongs to somebody who is not trusted',
                 DETAIL = found_distrusted;
+        END IF;
+        IF to_regclass({job_name}) IS NULL THEN -- before somebody makes one
+            RAISE EXCEPTION USING ERRCODE = 'undefined_table',
+                MESSAGE = format('relation "%s.job" does not exist', {schema_name});
         END IF;
         IF look = 1 THEN
             LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;

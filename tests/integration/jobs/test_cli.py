@@ -18,7 +18,7 @@ from airflow.utils import yaml
 from airflow_dblink.core.connection import connect
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.install import VERSION
-from airflow_dblink.core.jobs.job import SCHEMA, Job
+from airflow_dblink.core.jobs.job import SCHEMA, Job, results_schema
 from airflow_dblink.core.jobs.send import Submission
 from tests.conftest import AddConnection
 from tests.databases import Database
@@ -172,7 +172,9 @@ def test_what_sql_prints_is_what_a_dba_has_to_run(source: Database, other: str, 
         source.admin(run("sql", "other", "--results"))
 
     assert run("list-jobs", "other", "-o", "json") == "[]\n"
-    (may_create,) = source.rows("SELECT has_schema_privilege(%s, %s, 'CREATE')", other, SCHEMA)
+    (may_create,) = source.rows(
+        "SELECT has_schema_privilege(%s, %s, 'CREATE')", other, results_schema(SCHEMA)
+    )
     assert may_create == (True,)
     source.admin(run("sql", "other", "--drop"))
     assert "is not there" in fails("list-jobs", "other")
