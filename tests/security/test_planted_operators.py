@@ -390,7 +390,7 @@ def test_jobs(source: Database, warehouse: Database) -> None:
         )
         assert (done.state, done.row_count) == ("succeeded", 1)
         kept = client.run("SELECT * FROM item", keep_result=True)
-        assert len(client.jobs.connection.execute(client.jobs.result_query(kept)).fetchall()) == 90
+        assert len(client.kept(kept)) == 90
         sleep = "SELECT pg_catalog.pg_sleep(600)"
         assert client.jobs.cancel(client.send(sleep)).state == "cancelled"
         assert len(client.jobs.newest()) == 3
