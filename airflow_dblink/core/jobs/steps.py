@@ -76,7 +76,7 @@ class Step:
         mode = sql.SQL(", READ ONLY" if read_only else "")
         # For pg_stat_activity, which cuts what is long.
         head = f"/* airflow_dblink jobs: {', '.join(self.names)} */ "
-        texts: list[sql.Composable] = [sql.SQL(head), sql.SQL(_FIRST).format(read_only=mode)]
+        texts: list[sql.Composable] = [sql.SQL(head) + sql.SQL(_FIRST).format(read_only=mode)]
         if self.is_guarded:
             texts.append(_without_placeholders(sql.SQL(guard(schema, tuple(trusted_owners)))))
         texts += [sql.SQL(named[name].decode()).format(**parts) for name in self.names]
