@@ -37,7 +37,7 @@ from airflow_dblink.core.sync.guards import (
 from airflow_dblink.core.sync.load import load
 from airflow_dblink.core.sync.others import demand_read, is_quiet, rewritten, snapshot
 from airflow_dblink.core.sync.outcome import Outcome
-from airflow_dblink.core.sync.part import Work
+from airflow_dblink.core.sync.part import Part, Work
 from airflow_dblink.core.sync.plan import Plan, digest, make_plan, stage_all, stage_hashes
 from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
@@ -212,7 +212,7 @@ def _compare(work: Work, outcome: Outcome) -> None:
     if spec.is_incremental or spec.method in ("reload", "replace"):
         return
     rows = _rows(work)
-    if spec.method == "auto" and rows == 0:
+    if spec.method == "auto" and rows == 0 and _has_rows(work.source):
         return  # the first load
     comparison = groups.compare(work, groups.choose(work, rows))
     outcome.size += comparison.size
@@ -254,9 +254,12 @@ def _is_first_load(work: Work, outcome: Outcome) -> bool:
         return False
     if spec.where is not None and not work.key_is_sure:  # a row outside of it may have a key that comes
         return False
-    part = work.destination
+    return work.spec.apply == "set" and not _has_rows(work.destination)
+
+
+def _has_rows(part: Part) -> bool:
     one = part.select(sql.SQL("1 AS one"), end=" LIMIT 1")
-    return work.spec.apply == "set" and not part.side.fetch(one, "looking for rows")
+    return bool(part.side.fetch(one, "looking for rows"))
 
 
 def _load(work: Work, outcome: Outcome) -> None:

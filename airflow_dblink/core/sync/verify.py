@@ -15,6 +15,7 @@ from airflow_dblink.core.sync.groups import Comparison, choose, compare
 from airflow_dblink.core.sync.part import Part, Work, comma
 from airflow_dblink.core.sync.plan import PLAN, here, same_key, there
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
+from airflow_dblink.core.sync.where import in_where
 
 _LEFT = """\
 SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END AS op, {keys}
@@ -26,6 +27,10 @@ SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' 
 _VERIFY_HINT = (
     "a trigger, a cascading foreign key, a row security policy or a column's type (varchar(n) cuts blanks)"
     " changes what is written: triggers='disable', or leave the column out of columns"
+)
+_NOT_WRITTEN = (
+    "where names {}, which columns leaves out: a row that is inserted has the default there, and need not"
+    " belong to the part then. Add it to columns, or let only rows be updated and deleted: insert=False"
 )
 _WHAT = {INSERT: "is missing", UPDATE: "differs", DELETE: "is still there"}
 
@@ -47,7 +52,7 @@ def verify_load(work: Work, rows: int) -> Comparison:
         raise VerificationError(
             f"verification failed: after the changes {work.target} differs ({group}); all is rolled back",
             work.destination.side.conn_id,
-            hint=_VERIFY_HINT,
+            hint=_hint(work),
         )
     return comparison
 
@@ -78,6 +83,12 @@ def _may_do_less(work: Work) -> bool:
     if work.target.row_security or (work.spec.triggers == "fire" and rows_of(side, "triggers", work.target)):
         return True
     return any(row["comes_back"] for row in rows_of(side, "cascading_references", work.target))
+
+
+def _hint(work: Work, operation: str = INSERT) -> str:
+    if operation == INSERT and work.spec.insert and (names := in_where(work.spec.where, work.not_synced)):
+        return _NOT_WRITTEN.format(", ".join(names))
+    return _VERIFY_HINT
 
 
 def bystanders(work: Work) -> Part | None:
@@ -178,7 +189,7 @@ def verify(work: Work, comparison: Comparison | None) -> None:
         f"verification failed: after the changes a row of {work.target} {_WHAT[found[0]['op']]}"
         f" ({_place(work, comparison, found[0])}); all is rolled back",
         work.destination.side.conn_id,
-        hint=_VERIFY_HINT,
+        hint=_hint(work, found[0]["op"]),
     )
 
 

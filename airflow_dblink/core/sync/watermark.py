@@ -14,6 +14,7 @@ from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.where import OF_THE_TEXT
 from airflow_dblink.core.tables import ResultColumn, Side, Type, types
 
+_WITH_INFINITY = {"date", "timestamp", "timestamptz", "interval", "numeric", "float4", "float8"}
 _LOWEST = {"int2": -(2**15), "int4": -(2**31), "int8": -(2**63)}
 
 
@@ -31,6 +32,7 @@ def window(
             "42703",
             hint=f"it has: {', '.join(offer.name for offer in offered)}",
         )
+    _demand_highest(source, offer)
     name, column_type = watermark(spec, pairs), sql.SQL(offer.type_name)
     kind, overlap = types(source, [offer.type])[offer.type], spec.watermark_overlap
     of_type = f"{offer.type_name}, the type of watermark_column {offer.name!r}"
@@ -44,12 +46,38 @@ def window(
         if overlap is not None:
             low = _lowered(spec, offer, kind, low)
             _demand_value(source, low, f"watermark_overlap={overlap!r} leads below {of_type}", "give less")
-        found.append(kind.compare(name, ">=", low))
+        found.append(_above(kind, name, low, _minus_infinity(source, kind)))
     if spec.watermark_until is not None:
         high = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_until), column_type)
         _demand_value(source, high, f"watermark_until={spec.watermark_until!r} is no {of_type}")
         found.append(kind.compare(name, "<", high))
     return found
+
+
+def _demand_highest(source: Side, offer: ResultColumn) -> None:
+    of_none = sql.SQL("pg_catalog.max(NULL::{})").format(sql.SQL(offer.type_name))
+    problem = (
+        f"watermark_column {offer.name!r} is of type {offer.type_name}, which has no max() on this server"
+    )
+    _demand_value(source, of_none, problem, "take a column that grows: a time, a number")
+
+
+def _above(
+    kind: Type, name: sql.Composable, low: sql.Composable, infinity: sql.Composable | None
+) -> sql.Composed:
+    """Return the condition that a row is read: at *low* or above, or at minus infinity, below all marks."""
+    above = kind.compare(name, ">=", low)
+    return sql.SQL("({} OR {})").format(above, kind.equals(name, infinity)) if infinity else above
+
+
+def _minus_infinity(source: Side, kind: Type) -> sql.Composed | None:
+    """Return minus infinity where the type has it: intervals do since PostgreSQL 17."""
+    known = (
+        _WITH_INFINITY if source.connection.info.server_version >= 170000 else _WITH_INFINITY - {"interval"}
+    )
+    if not kind.built_in or kind.base_name not in known:
+        return None
+    return sql.SQL("'-infinity'::pg_catalog.{}").format(sql.Identifier(kind.base_name))
 
 
 def _demand_value(source: Side, value: sql.Composable, problem: str, hint: str | None = None) -> None:
@@ -114,7 +142,7 @@ def highest(work: Work) -> str | None:
 
 def _finite(type_name: str) -> sql.SQL:
     """Return the condition that a watermark is not the last one ever: infinity, or NaN, which is above it."""
-    if type_name.startswith(("timestamp", "date")):
+    if type_name.startswith(("timestamp", "date", "interval")):
         return sql.SQL("pg_catalog.isfinite({})")
     if type_name.startswith("numeric"):
         return sql.SQL("{} OPERATOR(pg_catalog.<) 'Infinity'::numeric")

@@ -148,6 +148,13 @@ def moving(where: str) -> str | None:
     return None
 
 
+def in_where(where: str | None, names: Sequence[str]) -> list[str]:
+    """Return those of *names*, of columns, that seem to stand in *where*."""
+    texts = {(where or "")[start:end] for _, start, end in tokens(where or "")}
+    found = {text[1:-1].replace('""', '"') if text.startswith('"') else text.lower() for text in texts}
+    return [name for name in names if name in found]
+
+
 def _is_alone(tokens: Sequence[tuple[str, str]]) -> bool:
     """Return whether just one argument stands in the parentheses that *tokens* begin with."""
     depth = 0

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.errors import DblinkError, RemoteError, UsageError
 from airflow_dblink.core.sync.spec import Spec
 from tests.databases import Database
 from tests.integration.sync.tables import refused, settled
@@ -270,3 +270,23 @@ def test_statements_for_a_key_that_is_an_entry_of_the_catalog(
         database.execute(f"INSERT INTO item VALUES ('{name}', {value})")
     refused(warehouse, f"can't find a row by k: it is of type {kind}", "apply='set'", apply="statements")
     assert settled(source, warehouse)["updated"] == 1
+
+
+# -- columns that aren't kept equal
+
+
+@pytest.mark.parametrize("fill", ["", "INSERT INTO item VALUES (1, 'old', 'x')"])
+def test_where_on_a_column_that_is_left_out_says_so_where_an_inserted_row_is_not_in_the_part(
+    source: Database, warehouse: Database, fill: str
+) -> None:
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE item (id int PRIMARY KEY, v text, \"Region\" text DEFAULT 'y')")
+    source.execute("INSERT INTO item VALUES (1, 'v', 'x'), (2, 'v', 'x')")
+    warehouse.execute(fill or "SELECT")
+    arguments: dict[str, Any] = {"columns": ["id", "v"], "where": "\"Region\" = 'x'"}
+    words = ("where names Region, which columns leaves out", "insert=False")
+    refused(warehouse, *words, error=DblinkError, **arguments)
+    if fill:
+        assert sync(insert=False, **arguments)["updated"] == 1
+    warehouse.execute("ALTER TABLE item ALTER \"Region\" SET DEFAULT 'x'")
+    assert sync(**arguments)["inserted"] == (1 if fill else 2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
 from tests.databases import Database
@@ -141,3 +142,18 @@ def test_a_reload_is_never_a_replacement_unless_it_is_allowed(both: tuple[Databa
     before = warehouse.rows(place)
     assert sync()["method"] == "reload"
     assert warehouse.rows(place) == before
+
+
+@pytest.mark.parametrize("method", ["auto", "difference"])
+@pytest.mark.parametrize("where", [None, "id > 100"])
+def test_nothing_on_either_side_takes_no_lock_and_no_xid(
+    source: Database, warehouse: Database, method: str, where: str | None
+) -> None:
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE item (id int PRIMARY KEY, v text)")
+        if where:
+            database.execute("INSERT INTO item VALUES (1, 'v')")
+    with psycopg.connect(warehouse.conninfo) as holder:
+        holder.execute("LOCK TABLE item IN ROW EXCLUSIVE MODE")
+        result = sync(method=method, where=where, session_settings={"lock_timeout": "5s"})
+    assert (result["inserted"], result["xid"]) == (0, None)

@@ -12,7 +12,6 @@ from psycopg.types.json import Jsonb
 
 from tests.databases import Database
 from tests.integration.sync.moments import COUNTED, Meanwhile, applied, rows
-from tests.integration.sync.tables import contents
 from tests.integration.tasks import context
 from tests.stores import MemoryStore, StaleTryError
 from tests.syncs import sync_operator
@@ -436,35 +435,6 @@ def test_what_belongs_to_a_watermark_is_refused_without_one(both: Both, argument
     arguments: dict[str, Any] = {argument: 1}
     with pytest.raises(AirflowFailException, match=f"{argument} belongs to watermark_column"):
         sync(AssetStores(ORDERS), watermark_column=None, **arguments)
-
-
-def test_infinity_is_no_watermark(source: Database, warehouse: Database, stores: AssetStores) -> None:
-    make(source, warehouse, "timestamp", "CASE WHEN i = 5 THEN 'infinity' ELSE timestamp '2024-01-01' END")
-    assert sync(stores)["inserted"] == 10
-    assert stores.get(WATERMARK) == "2024-01-01T00:00:00"
-
-
-# -- what would be the last watermark ever
-
-
-@pytest.mark.parametrize(
-    ("kind", "last"),
-    [
-        *(("float8", "NaN"), ("float8", "Infinity"), ("real", "NaN"), ("numeric", "NaN")),
-        *(("numeric", "Infinity"), ("numeric(10, 2)", "NaN"), ("timestamptz", "infinity")),
-    ],
-)
-def test_nothing_comes_after_infinity_so_it_is_no_watermark(
-    source: Database, warehouse: Database, stores: AssetStores, kind: str, last: str
-) -> None:
-    one, two = ("1", "2") if kind != "timestamptz" else ("2026-01-01 00:00+00", "2026-01-02 00:00+00")
-    for database in (source, warehouse):
-        database.execute(f"CREATE TABLE item (id int PRIMARY KEY, changed {kind})")
-    source.execute(f"INSERT INTO item VALUES (1, '{one}'), (2, '{last}')")  # noqa: S608
-    sync(stores)
-    source.execute(f"INSERT INTO item VALUES (3, '{two}')")  # noqa: S608
-    assert sync(stores)["inserted"] == 1
-    assert contents(warehouse) == contents(source)
 
 
 def test_what_is_new_does_not_displace_rows(
