@@ -236,15 +236,7 @@ def _of_query(
     types = key_types(link, shape, positions)
     if types is None:
         return None
-    numbers = range(len(types))
-    queried = _QUERIED.format(
-        keys=_sql(f", u.s{j}::{name} AS x{j}, u.s{j} AS g{j}" for j, name in enumerate(types)),
-        texts=sql.SQL("").join(_TEXT.format(name=sql.SQL(f"s{j}")) for j in numbers),
-        query=query,
-        names=sql.SQL(", ").join(sql.SQL(f"s{j}") for j in numbers),
-    )
-    every = [True for _ in numbers]
-    text = _statement(shape, positions, queried, (every, every), _COUNT_LIMIT, render, _COUNT)
+    text = _for_query(shape, positions, types, query, render)
     description = _NO_ROWS.format(query=query).as_string()
     results = confirm_types(link, shape, positions, types, description, text.as_string())
     _demand_columns(link, results, len(types))
@@ -255,6 +247,36 @@ def _of_query(
     count = int(result.get_value(0, 2) or 0)
     made = _collect(link, result, count)
     return made if len(made) == count else None
+
+
+def query_of_statements(
+    link: Wire, shape: Shape, positions: Positions, query: sql.SQL, render: Render
+) -> sql.Composed | None:
+    """Return the query whose ``statement`` are what :func:`statements_of_query` returns.
+
+    :returns: ``None`` where the types don't allow to make them at once.
+    :raises RemoteError: what the server says.
+    :raises StaleError: if the *shape* doesn't hold.
+    """
+    types = key_types(link, shape, positions)
+    if types is None:
+        return None
+    made = _for_query(shape, positions, types, query, render)
+    return sql.SQL("SELECT made.statement FROM ({}) AS made (n, statement, count)").format(made)
+
+
+def _for_query(
+    shape: Shape, positions: Positions, types: list[str], query: sql.SQL, render: Render
+) -> sql.Composed:
+    numbers = range(len(types))
+    queried = _QUERIED.format(
+        keys=_sql(f", u.s{j}::{name} AS x{j}, u.s{j} AS g{j}" for j, name in enumerate(types)),
+        texts=sql.SQL("").join(_TEXT.format(name=sql.SQL(f"s{j}")) for j in numbers),
+        query=query,
+        names=sql.SQL(", ").join(sql.SQL(f"s{j}") for j in numbers),
+    )
+    every = [True for _ in numbers]
+    return _statement(shape, positions, queried, (every, every), _COUNT_LIMIT, render, _COUNT)
 
 
 def _collect(link: Wire, result: pq.abc.PGresult, count: int) -> list[str]:

@@ -58,7 +58,7 @@ class Side:
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, action) from None
 
-    def run(self, statement: str | sql.SQL | sql.Composed, action: str) -> int:
+    def run(self, statement: str | bytes | sql.SQL | sql.Composed, action: str) -> int:
         """Run *statement* and return the number of rows it touched.
 
         :raises RemoteError: what the server says.

@@ -321,7 +321,8 @@ class DblinkSyncOperator(DblinkBaseOperator):
             with new_file(path, self.statements_conn_id) as file:
                 for statement in statements_of_plan(work, link):
                     self._check()
-                    file.write(f"{statement};\n".encode())
+                    file.write(statement)
+                    file.write(b";\n")
 
         return write
 

@@ -95,3 +95,17 @@ def test_ten_times_the_rows_take_the_same_memory(source: Database, warehouse: Da
     assert scattered["updated"] == MANY // 64
     assert scattered["groups_differing"] > 40_000
     assert scattered["grown"] < LIMIT, scattered
+
+
+def test_a_statement_of_a_large_row_is_there_few_times(source: Database, warehouse: Database) -> None:
+    """What libpq has received it keeps, and of what it sends it makes two copies; we have one."""
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE small (id bigint PRIMARY KEY); INSERT INTO small VALUES (1)")
+        database.execute("CREATE TABLE large (id bigint PRIMARY KEY, v text)")
+    source.execute("INSERT INTO large SELECT i, 'v' FROM generate_series(7, 3000) AS i")
+    rows = "INSERT INTO large SELECT i, repeat(chr(96 + i), %s) FROM generate_series(4, 6) AS i"
+    source.execute(rows, 64 * MB)
+    warehouse.execute("INSERT INTO large VALUES (4, 'v')")
+    result = synced("large", method="reload", apply="statements")
+    assert (result["inserted"], result["updated"]) == (2994 + 2, 1)
+    assert result["grown"] < 4.5 * 64 * MB, result
