@@ -320,6 +320,8 @@ def _settings(option: _Option, value: object) -> dict[str, str]:
             setting = "on" if setting else "off"
         if not isinstance(setting, str | int | float):
             raise option.wrong(type(setting).__name__, "text or a number", part=name)
+        if "\0" in str(setting):
+            raise option.wrong("text with a NUL character", "text without one", part=name)
         settings[str(name)] = str(setting)
     return settings
 

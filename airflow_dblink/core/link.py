@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import psycopg
 from psycopg import pq, sql
+from psycopg.abc import AdaptContext
 
 from airflow_dblink.core.connection import LinkConnection, leads_through_pooler
 from airflow_dblink.core.conninfo import Target
@@ -199,16 +200,26 @@ class Link(Wire):
                 self._commit()
         return "OK"
 
-    def batches(self, statement: Statement, params: Params | None, batch_rows: int) -> Iterator[list[Row]]:
+    def batches(
+        self,
+        statement: Statement,
+        params: Params | None,
+        batch_rows: int,
+        values: AdaptContext | None = None,
+    ) -> Iterator[list[Row]]:
         """Yield the rows of *statement* in lists of at most *batch_rows*, all from one snapshot.
 
         See :meth:`DblinkHook.batches`.
+
+        :param values: reads the values; the connection by default.
         """
         if isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1:
             raise UsageError(f"batch_rows must be an integer of at least 1, got {batch_rows!r}", self.label)
-        return self._batches(self.one(statement, params), batch_rows)
+        return self._batches(self.one(statement, params), batch_rows, values)
 
-    def _batches(self, query: sql.Composable, batch_rows: int) -> Iterator[list[Row]]:
+    def _batches(
+        self, query: sql.Composable, batch_rows: int, values: AdaptContext | None
+    ) -> Iterator[list[Row]]:
         cursor = f"airflow_dblink_{secrets.token_hex(6)}"
         if begins := self.is_idle:
             self.batch_cursors.clear()
@@ -229,7 +240,7 @@ class Link(Wire):
                 begin + sql.SQL("DECLARE {} NO SCROLL CURSOR FOR ").format(name) + query, "executing query"
             )
             while not complete:
-                rows = self.rows(self.run(fetch, "executing query")[-1])
+                rows = self.rows(self.run(fetch, "executing query")[-1], values)
                 complete = len(rows) < batch_rows
                 if rows:
                     yield rows

@@ -59,6 +59,8 @@ class Remote:
         for key in ("conn_id", "sql"):
             if not isinstance(value := getattr(remote, key), str) or not value.strip():
                 raise _wrong(name, f"{key} must be text, got {type(value).__name__ if value else value!r}")
+            if "\0" in value:
+                raise _wrong(name, f"{key} holds a NUL character, which PostgreSQL can't take")
         remote.index_columns(name)
         return remote
 
@@ -76,6 +78,8 @@ class Remote:
         for index in found:
             if not isinstance(index, Sequence) or not index or not all(isinstance(c, str) for c in index):
                 raise _wrong(name, f"an index is a column's name or a list of names, got {index!r}")
+            if any("\0" in column for column in index):
+                raise _wrong(name, f"an index's column holds a NUL character, got {index!r}")
         return [list(index) for index in found]
 
     def serialize(self) -> dict[str, Any]:

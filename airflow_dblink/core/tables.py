@@ -253,6 +253,8 @@ def find_relation(side: Side, relname: str) -> Relation | None:
         ``search_path`` unless qualified.
     :raises UsageError: if it isn't a name, or the role may not use the schema.
     """
+    if "\0" in relname:
+        raise UsageError(f"relation {relname!r}: a name holds no NUL character", side.conn_id)
     try:
         found = side.rows("relation", {"relname": relname})
     except RemoteError as error:

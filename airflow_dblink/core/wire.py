@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import ClientCursor, pq, sql
-from psycopg.abc import PQGen
+from psycopg.abc import AdaptContext, PQGen
 from psycopg.abc import Transformer as AbcTransformer
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
@@ -319,12 +319,12 @@ class Wire:
         self.connection.wait(execute(self.pgconn))
         return UsageError("COPY with the client is not possible here", self.label)
 
-    def rows(self, result: pq.abc.PGresult) -> list[Row]:
-        """Return the rows of *result* as Python values.
+    def rows(self, result: pq.abc.PGresult, values: AdaptContext | None = None) -> list[Row]:
+        """Return the rows of *result* as Python values, read by *values* (default: the connection).
 
         :raises RemoteError: 22000, with the columns' names, for a value that Python can't hold.
         """
-        transformer = Transformer(self.connection)
+        transformer = Transformer(values or self.connection)
         transformer.set_pgresult(result)
         return self._load(transformer, result)
 

@@ -52,10 +52,12 @@ def demand_text(name: str, value: Any) -> None:
 
     Jinja writes ``None`` for what isn't there, and that would be taken for a table, a file or a condition.
 
-    :raises UsageError: says whether it has no value or one of the wrong type.
+    :raises UsageError: says whether it has no value, one of the wrong type, or a NUL character.
     """
     if value is not None and not isinstance(value, str):
         raise UsageError(f"{name} must be text, got {type(value).__name__}")
+    if value is not None and "\0" in value:
+        raise UsageError(f"{name} holds a NUL character, which PostgreSQL can't take")
     text = "None" if value is None else value.strip()
     if text == "None" or (not text and name != "sql"):  # of an empty script more can be said
         raise UsageError(
@@ -84,6 +86,8 @@ def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:
         raise UsageError(f"{name} must be {wanted}, got {got}", hint=hint)
     if wrong := [type(each).__name__ for each in names if not isinstance(each, str)]:
         raise UsageError(f"{name} must hold names of columns, which are text, got {wrong[0]}")
+    if with_nul := [each for each in names if "\0" in each]:
+        raise UsageError(f"{name}: {with_nul[0]!r} holds a NUL character, which PostgreSQL can't take")
 
 
 def plan_of(value: Any) -> Mapping[str, Any] | None:

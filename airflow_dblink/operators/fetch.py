@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.connection import set_config
+from airflow_dblink.core.session import set_local
 from airflow_dblink.core.tables import Side
-from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.files import FileWritingOperator
 from airflow_dblink.operators.rows import Handler, RowSink
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class DblinkFetchOperator(DblinkBaseOperator):
+class DblinkFetchOperator(FileWritingOperator):
     """Fetch the rows of a query in batches: constant memory, one snapshot.
+
+    Values are written in the same forms whatever the database's settings are (ISO dates, all digits of
+    floats, ...); *session_settings* may say otherwise.
 
     Exactly one of *handler*, *path* and *max_xcom_rows* says where the rows go.
 
@@ -31,8 +34,10 @@ class DblinkFetchOperator(DblinkBaseOperator):
     :param path_conn_id: Airflow connection of the object storage. (templated)
     :param header: whether the file begins with the column names.
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
-    :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks
-        become text.
+    :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
+        PostgreSQL's own text; see :mod:`airflow_dblink.core.json_values`.
+    :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
+        ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 
     :returns: (XCom) ``{"rows": ..., "batches": ...}``, with ``path`` for a file and ``data`` for XCom.
     :raises AirflowFailException: for mistakes found before anything is sent, and for more rows than
@@ -99,7 +104,7 @@ class DblinkFetchOperator(DblinkBaseOperator):
                 side.run("BEGIN READ ONLY", "beginning the transaction")
                 # All rows are read: the planner should not favour the first, as it does for cursors.
                 settings = self._settings(link.connection, self.conn_id, cursor_tuple_fraction="1")
-                side.run(set_config(settings.items(), local=True), "setting up the transaction")
+                set_local(side, settings)
                 result = sink.deliver(link, self.sql, self.parameters)
                 side.run("COMMIT", "ending the transaction")
             self.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import gzip
+import os
+import posixpath
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.operators.base import DblinkBaseOperator
+
+#: Mode of new files on the worker's disk: nobody else reads them.
+OWN = "0600"
+
+_LOCAL = ("", "file", "local")
+_MODE = re.compile(r"0?[0-7]{3}")
 
 
-def demand_file(name: str, path: str, conn_id: str | None) -> None:
+class FileWritingOperator(DblinkBaseOperator):
+    """Base of the operators that may write a file, *path*; not one itself.
+
+    :param base_path: folder that *path* must be in, a URL like it. Not templated: a *path* that comes
+        from ``dag_run.conf`` then can't lead elsewhere.
+    :param file_mode: permissions of a file on the worker's disk, octal; object storage has its own.
+    """
+
+    def __init__(self, *, base_path: str | None = None, file_mode: str = OWN, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.base_path = base_path
+        self.file_mode = file_mode
+
+
+def demand_file(name: str, path: str, conn_id: str | None, base_path: str | None = None) -> None:
     """Refuse a *path* that can't be a file's: to be asked before anything is done.
 
     :param name: of the argument.
-    :raises UsageError: if it is a directory, ends in a slash, or has a scheme that nothing stands for.
+    :param base_path: folder that it must be in.
+    :raises UsageError: if it is a directory, ends in a slash, has a scheme that nothing stands for, holds a
+        NUL character, or leads out of *base_path*.
     """
+    if "\0" in path:
+        raise UsageError(f"{name} holds a NUL character")
     try:
+        if base_path is not None:
+            _demand_within(name, path, base_path, conn_id)
         target = ObjectStoragePath(path, conn_id=conn_id)
         is_directory = path.endswith("/") or target.is_dir()
     except ValueError as error:
@@ -29,17 +59,48 @@ def demand_file(name: str, path: str, conn_id: str | None) -> None:
         raise UsageError(f"{name} must be a file, got the directory {path!r}", hint="add the file's name")
 
 
+def demand_mode(value: object) -> int:
+    """Return the permissions that *value*, octal digits, says.
+
+    :raises UsageError: if it is something else.
+    """
+    if not isinstance(value, str) or not _MODE.fullmatch(value):
+        raise UsageError(f'file_mode must be octal digits as text, such as "0640", got {value!r}')
+    return int(value, 8)
+
+
+def _demand_within(name: str, path: str, base_path: str, conn_id: str | None) -> None:
+    target, base = (ObjectStoragePath(each, conn_id=conn_id) for each in (path, base_path))
+    folder, place = _place(base), _place(target)
+    if "::" in path or place[:2] != folder[:2] or not place[2].startswith(folder[2].rstrip("/") + "/"):
+        raise UsageError(
+            f"{name} leads out of base_path: {path!r} is not in {base_path!r}",
+            hint="give a path below base_path, of the same storage and connection",
+        )
+
+
+def _place(path: ObjectStoragePath) -> tuple[str, str | None, str]:
+    """Return where *path* leads: the storage, its connection, and the way without ``..`` and links."""
+    if path.protocol in _LOCAL:
+        return "file", None, os.path.realpath(path.path)
+    return path.protocol, path.conn_id, posixpath.normpath("/" + path.path)
+
+
 @contextmanager
-def new_file(path: str, conn_id: str | None) -> Iterator[IO[bytes]]:
+def new_file(path: str, conn_id: str | None, mode: int = int(OWN, 8)) -> Iterator[IO[bytes]]:
     """Give a file to write to; it becomes *path*, replacing what was there, when the block ends well.
 
     :param path: URL on Airflow's object storage; what is written is compressed if it ends in ``.gz``.
     :param conn_id: Airflow connection of the object storage.
+    :param mode: permissions of a file on this machine's disk.
     """
     target = ObjectStoragePath(path, conn_id=conn_id)
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if partial.protocol in _LOCAL:  # made before a row is in it
+            os.close(os.open(partial.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+            os.chmod(partial.path, mode)
         with ExitStack() as stack:
             opened = stack.enter_context(partial.open("wb"))  # type: ignore[no-untyped-call] # Airflow's
             file = cast("IO[bytes]", opened)

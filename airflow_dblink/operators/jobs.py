@@ -19,6 +19,7 @@ from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink
 from airflow_dblink.operators.arguments import demand_columns
 from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.files import FileWritingOperator
 from airflow_dblink.operators.handles import TakesHandle, handles_of
 from airflow_dblink.operators.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
 from airflow_dblink.operators.rows import Handler, RowSink
@@ -83,7 +84,7 @@ class DblinkSendQueryOperator(DblinkJobBaseOperator):
             return JobHandle(self.conn_id, str(sent.job_id), submission.schema).as_dict()
 
 
-class DblinkJobOperator(DblinkJobWaitingOperator):
+class DblinkJobOperator(FileWritingOperator, DblinkJobWaitingOperator):
     """Run SQL in a database as a job of its own, wait for its end, and hand on its rows: in one task.
 
     The job survives the worker, the triggerer and the scheduler; a retry waits on for a job that still
@@ -105,7 +106,8 @@ class DblinkJobOperator(DblinkJobWaitingOperator):
     :param batch_rows: rows per batch.
     :param keep_result: leave the rows of a query on the server, for others.
     :param kwargs: of the base operators: ``poll_interval`` (seconds), ``grace_period``, ``job_schema``,
-        ``cancel_on_kill``, ``session_settings``, ``statement_timeout``, ``password_required``.
+        ``cancel_on_kill``, ``session_settings``, ``statement_timeout``, ``password_required``,
+        ``base_path``, ``file_mode``.
 
     :returns: (XCom) the job's handle (``conn_id``, ``job_id``, ``schema``), ``command_tag`` (``None`` where
         the last statement has no row count) and ``row_count``; and what became of the rows, as of
@@ -168,7 +170,7 @@ class DblinkJobOperator(DblinkJobWaitingOperator):
         return result
 
 
-class DblinkGetResultOperator(MovingOperator, TakesHandle):
+class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
     """Wait for a job, and hand on the rows that it kept: to a function, a file, a table, or XCom.
 
     Exactly one of *handler*, *path*, *max_xcom_rows* and *destination_table* says where they go. Rows come
@@ -196,7 +198,7 @@ class DblinkGetResultOperator(MovingOperator, TakesHandle):
     :param drop_result: drop the rows on the server once they are handed on.
     :param poll_interval: seconds after which the job is looked at without being told of its end.
     :param orphan_timeout: how long a try waits for the load of a killed one.
-    :param kwargs: of the base operator.
+    :param kwargs: of the base operator; ``base_path`` and ``file_mode`` as of the fetch operator.
 
     :returns: (XCom) as of the fetch operator, or the transfer operator with *destination_table*.
     :raises AirflowFailException: if there is no such job, it kept no rows, or they were dropped; for

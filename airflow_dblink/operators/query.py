@@ -15,11 +15,11 @@ from airflow_dblink.core.link import Link
 from airflow_dblink.core.once import Once, check_script
 from airflow_dblink.core.remote_sets import QUERIES, Remote, remotes_by_table
 from airflow_dblink.core.script import Part, parts
-from airflow_dblink.core.session import set_local
+from airflow_dblink.core.session import TEXT_FORMS, set_local
 from airflow_dblink.core.tables import Side
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.files import FileWritingOperator
 from airflow_dblink.operators.rows import Handler, RowSink
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _CHANGING_CTE = re.compile(rf"\bAS\s+((NOT\s+)?MATERIALIZED\s*)?\(\s*({'|'.join(
 _ALTERNATIVE = "DblinkExecOperator with transaction=False"
 
 
-class DblinkQueryOperator(DblinkBaseOperator):
+class DblinkQueryOperator(FileWritingOperator):
     """Run SQL in one database, over tables there and the results of queries in other databases.
 
     Each remote set is a temporary table while the SQL runs; its columns have the remote's types. All is one
@@ -65,10 +65,12 @@ class DblinkQueryOperator(DblinkBaseOperator):
     :param path_conn_id: Airflow connection of the object storage. (templated)
     :param header: whether the file begins with the column names.
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
-    :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks
-        become text.
+    :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
+        PostgreSQL's own text; see :mod:`airflow_dblink.core.json_values`.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and run again.
+    :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
+        ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 
     :returns: (XCom) ``sets``: rows by the name of the set; ``command_tags`` of the statements, those of the
         last one left out where its rows are delivered; there also ``rows`` and ``batches``, with ``path``
@@ -202,7 +204,8 @@ class DblinkQueryOperator(DblinkBaseOperator):
     ) -> dict[str, int]:
         """Begin the transaction and bring the remote sets into it; returns their rows."""
         # All rows are read: the planner should not favour the first, as it does for cursors.
-        more = {"cursor_tuple_fraction": "1"} if for_cursor else {}
+        # And they are written in the same forms, whatever the database's settings are.
+        more = {**TEXT_FORMS, "cursor_tuple_fraction": "1"} if for_cursor else {}
         settings = self._settings(once.connection, self.conn_id, **more)
         home = Side(once.connection, self.conn_id)
         started = time.monotonic()

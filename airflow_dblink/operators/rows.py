@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.json_values import JsonValues
 from airflow_dblink.core.link import Link
-from airflow_dblink.core.unload import csv_batches
+from airflow_dblink.core.unload import csv_chunks
 from airflow_dblink.core.wire import Params, Row, Statement
 from airflow_dblink.operators.arguments import flag, whole_number
 from airflow_dblink.operators.base import DblinkBaseOperator
-from airflow_dblink.operators.files import demand_file, new_file
+from airflow_dblink.operators.files import OWN, demand_file, demand_mode, new_file
 
 Handler = Callable[[list[Row]], object]
-_PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class RowSink:
     handler: Handler | None = None
     path: str | None = None
     path_conn_id: str | None = None
+    base_path: str | None = None
+    file_mode: str = OWN
     header: bool = True
     csv_options: Mapping[str, str] = field(default_factory=dict)
     max_xcom_rows: int | None = None
@@ -78,7 +79,8 @@ class RowSink:
         if unknown := set(self.csv_options) - {"delimiter", "null", "quote", "escape"}:
             raise UsageError(f"csv_options has no {', '.join(sorted(map(str, unknown)))}", self.conn_id)
         if self.path is not None:
-            demand_file("path", self.path, self.path_conn_id)
+            demand_mode(self.file_mode)
+            demand_file("path", self.path, self.path_conn_id, self.base_path)
 
     def deliver(
         self, link: Link, statement: Statement, params: Params | None = None, *, expected: int | None = None
@@ -105,9 +107,13 @@ class RowSink:
             )
 
     def _to_handler(self, link: Link, statement: Statement, params: Params | None) -> dict[str, Any]:
-        kept: list[list[Any]] = []
+        kept: list[Any] = []
         rows = batches = 0
-        for batch in link.batches(statement, params, self.batch_rows):
+        batch_rows, values = self.batch_rows, None
+        if self.max_xcom_rows is not None:
+            # One more than allowed is enough to refuse them.
+            batch_rows, values = min(batch_rows, self.max_xcom_rows + 1), JsonValues(link.connection)
+        for batch in link.batches(statement, params, batch_rows, values):
             self.check()
             rows, batches = rows + len(batch), batches + 1
             if self.handler is not None:
@@ -119,41 +125,19 @@ class RowSink:
                     self.conn_id,
                     hint="limit the query, or use path or handler",
                 )
-            kept.extend([_jsonable(value) for value in row] for row in batch)
+            kept.extend(list(row) for row in batch)
         result: dict[str, Any] = {"rows": rows, "batches": batches}
         return result if self.handler is not None else {**result, "data": kept}
 
     def _to_file(
         self, link: Link, statement: Statement, params: Params | None, path: str, expected: int | None
     ) -> dict[str, Any]:
-        rows = batches = 0
-        with new_file(path, self.path_conn_id) as file:
-            batch_source = csv_batches(
-                link,
-                statement,
-                params,
-                batch_rows=self.batch_rows,
-                header=self.header,
-                **self.csv_options,
-            )
-            for data, count in batch_source:
+        rows = 0
+        with new_file(path, self.path_conn_id, demand_mode(self.file_mode)) as file:
+            for data, count in csv_chunks(link, statement, params, header=self.header, **self.csv_options):
                 self.check()
                 file.write(data)
-                rows, batches = rows + count, batches + (count > 0)
+                rows += count
             self.check()
             self._demand(rows, expected)
-        return {"rows": rows, "batches": batches, "path": path}
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, bytes):
-        return rf"\x{value.hex()}"  # as PostgreSQL writes it
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    return str(value)
+        return {"rows": rows, "batches": -(-rows // self.batch_rows), "path": path}

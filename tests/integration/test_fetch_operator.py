@@ -48,7 +48,7 @@ def test_few_rows_go_to_xcom_as_json() -> None:
 
     result = _fetch(sql, max_xcom_rows=1)
 
-    row = [1, "1.5", "nan", "2026-11-22", ["a", None], {"k": 1}, "\\x00ff", None, True]
+    row = [1, "1.5", "NaN", "2026-11-22", ["a", None], '{"k": 1}', "\\x00ff", None, True]
     assert result == {"rows": 1, "batches": 1, "data": [row]}
 
 

@@ -398,7 +398,10 @@ def test_what_shapes_text_is_pinned_for_the_load_only(source: Database, warehous
     warehouse.admin(f"ALTER DATABASE \"{warehouse.name}\" SET datestyle = 'SQL, MDY'")
     sets = {"c": Remote("source", "SELECT '2026-02-01'::date AS day, 'ok'::mood AS mood")}
     query = "SELECT day = '2026-02-01'::date, day::text, current_setting('datestyle') FROM c"
-    assert rows(query, sets) == [[True, "02/01/2026", "SQL, MDY"]]
+    run(f"CREATE TABLE seen AS {query}", sets)
+    assert warehouse.rows("TABLE seen") == [(True, "02/01/2026", "SQL, MDY")]
+    # Delivered, they are written as by all that delivers rows.
+    assert rows(query, sets) == [[True, "2026-02-01", "ISO, YMD"]]
     german = {"DateStyle": "German"}
     assert rows(query, sets, session_settings=german) == [[True, "01.02.2026", "German, DMY"]]
 

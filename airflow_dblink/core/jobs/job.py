@@ -62,6 +62,9 @@ class JobHandle:
     def __post_init__(self) -> None:
         if not self.conn_id or not isinstance(self.conn_id, str):
             raise UsageError(f"a job's handle needs the id of an Airflow connection, got {self.conn_id!r}")
+        for name in ("conn_id", "job_id", "schema"):  # PostgreSQL's names would end there
+            if "\0" in str(getattr(self, name)):
+                raise UsageError(f"{name} of a job's handle holds a NUL character")
         object.__setattr__(self, "job_id", str(parse_job_id(self.job_id)))
 
     @property

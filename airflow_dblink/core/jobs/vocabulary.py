@@ -22,6 +22,8 @@ from airflow_dblink.core.jobs.send import Submission
 from airflow_dblink.core.jobs.wait import wait_for_end
 from airflow_dblink.core.jobs.watch import demand_session, listens_to
 from airflow_dblink.core.link import Link
+from airflow_dblink.core.session import set_local
+from airflow_dblink.core.tables import Side
 from airflow_dblink.core.vocabulary import Vocabulary
 from airflow_dblink.core.wire import Params, Row
 
@@ -273,7 +275,7 @@ class JobVocabulary(Vocabulary):
 
     @contextmanager
     def result_link(self, handle: JobHandle, job: Job) -> Iterator[tuple[Link, pgsql.Composed]]:
-        """Give a link for reading a kept result in the order in which its rows came, and the query for it.
+        """Give a link for reading a kept result in its rows' order, in forms of ours; and the query for it.
 
         Nobody can replace the result meanwhile.
 
@@ -285,10 +287,9 @@ class JobVocabulary(Vocabulary):
         link = Link(None, self.target(handle.conn_id), connection)
         try:
             # A scan that begins in the middle of a big table would turn the order around.
-            link.exec(
-                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL synchronize_seqscans = off;"
-                " SET LOCAL idle_in_transaction_session_timeout = 0"
-            )
+            link.exec("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
+            settings = {"synchronize_seqscans": "off", "idle_in_transaction_session_timeout": "0"}
+            set_local(Side(connection, handle.conn_id), settings)
             query = Jobs(connection, handle.conn_id, handle.schema).locked_result(job)
             yield link, query
         finally:

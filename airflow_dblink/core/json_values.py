@@ -1,0 +1,96 @@
+"""Rows as JSON takes them without a change of value: for XCom.
+
+Numbers that JSON has (integers, finite floats), booleans, texts and NULL are JSON's own. An array is a list
+of its elements, each as its type says. All else is PostgreSQL's own text, which it reads back as the same
+value: numeric, json and jsonb (whose digits, double keys and null JSON readers change), dates and times,
+intervals, bytea, ranges, composites, ``NaN`` and the infinities, and arrays whose first index isn't 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import psycopg
+from psycopg import BaseConnection
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.adapt import AdaptersMap, Loader
+from psycopg.pq import Format
+from psycopg.types.array import register_array
+
+_OTHERS = 0  # the loader of an oid that has none
+_INTEGERS = ("int2", "int4", "int8", "oid")
+_FLOATS = ("float4", "float8")
+
+
+class _FloatLoader(Loader):
+    """A number, or PostgreSQL's text where JSON has none: ``NaN``, ``Infinity``, ``-Infinity``."""
+
+    def load(self, data: Buffer) -> float | str:
+        text = bytes(data).decode()
+        value = float(text)
+        return value if math.isfinite(value) else text
+
+
+class _BoundsLoader(Loader):
+    """The text of an array that tells its bounds, as ``[0:1]={a,b}``; of others the elements."""
+
+    array: type[Loader]
+    text: type[Loader]
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        self._array: Callable[[Buffer], Any] = self.array(oid, context).load
+        self._text: Callable[[Buffer], Any] = self.text(oid, context).load
+
+    def load(self, data: Buffer) -> Any:
+        return self._text(data) if bytes(data[:1]) == b"[" else self._array(data)
+
+
+@dataclass(frozen=True)
+class JsonValues:
+    """A context for psycopg in which the values of *connection* are read as JSON takes them."""
+
+    connection: BaseConnection[Any]
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """The loaders; the same for all connections."""
+        return _adapters()
+
+
+@cache
+def _adapters() -> AdaptersMap:
+    psycopgs = psycopg.adapters
+    adapters = AdaptersMap(types=psycopgs.types)
+    text = _loader(psycopgs, _OTHERS)
+    adapters.register_loader(_OTHERS, text)
+    for name in ("bool", *_INTEGERS):
+        adapters.register_loader(name, _loader(psycopgs, psycopgs.types[name].oid))
+    for name in _FLOATS:
+        adapters.register_loader(name, _FloatLoader)
+    for info in psycopgs.types:
+        if info.array_oid and info.oid:
+            register_array(info, _Only(adapters))
+            array = _loader(adapters, info.array_oid)
+            bounds = type("_BoundsLoader", (_BoundsLoader,), {"array": array, "text": text})
+            adapters.register_loader(info.array_oid, bounds)
+    return adapters
+
+
+@dataclass(frozen=True)
+class _Only:
+    """A context of *adapters* alone, for psycopg to register something in."""
+
+    adapters: AdaptersMap
+    connection: BaseConnection[Any] | None = None
+
+
+def _loader(adapters: AdaptersMap, oid: int) -> type[Any]:
+    loader = adapters.get_loader(oid, Format.TEXT)
+    if loader is None:
+        raise psycopg.InterfaceError(f"psycopg has no loader for oid {oid}")
+    return loader
