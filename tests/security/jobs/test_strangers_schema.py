@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.jobs.job import SCHEMA, Job
+from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.core.jobs.send import call
 from airflow_dblink.core.jobs.trust import InstallationError
 from airflow_dblink.core.jobs.watch import Watcher, acall, acancel
@@ -70,6 +71,10 @@ def _retried(victim: Client) -> object:
     return victim.send("SELECT 1", store=store)
 
 
+def _page(victim: Client) -> Jobs:
+    return Jobs(victim.open(), "source", SCHEMA, read_only=True)
+
+
 WAYS: dict[str, Callable[[Client], object]] = {
     "hook.prune_jobs": _hook("prune_jobs", timedelta(0)),
     "hook.job": _hook("job", HANDLE),
@@ -90,6 +95,7 @@ WAYS: dict[str, Callable[[Client], object]] = {
     "the triggerer's call": lambda victim: asyncio.run(_acall(victim)),
     "newest": lambda victim: victim.jobs.newest(),
     "statement": lambda victim: victim.jobs.statement(JOB),
+    "the page": lambda victim: _page(victim).see(JOB),
 }
 
 
@@ -111,6 +117,14 @@ def test_nothing_touches_it(client: Client, trap: Attacker, way: str) -> None:
         WAYS[way](client)
 
     assert not trap.has_stolen
+
+
+def test_who_may_change_nothing_sees_a_job(client: Client) -> None:
+    job_id = client.send("SELECT 1")
+    client.wait(job_id)
+    seen = _page(client).see(job_id)
+    assert seen is not None
+    assert seen.state == "succeeded"
 
 
 def test_the_trap_works(client: Client, trap: Attacker) -> None:
