@@ -50,7 +50,7 @@ def _connect(cls: type[LinkConnection], conninfo: str, **options: Any) -> Any:
     given: dict[str, Any] = conninfo_to_dict(conninfo)
     for own in ("application_name", "client_encoding"):
         given.pop(own, None)
-    given = {"port": None, **{k: int(v) if v.isdigit() else v for k, v in given.items()}}
+    given = {"host": None, "port": None, **{k: int(v) if v.isdigit() else v for k, v in given.items()}}
     if "row_factory" in options:
         given["row_factory"] = options["row_factory"]
     return psycopg.Connection.connect(**given)
