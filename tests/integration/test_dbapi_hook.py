@@ -235,3 +235,22 @@ def test_a_time_out_ends_the_statement_on_the_server(
 
     assert source.wait_until_left() == []
     assert names(source) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "written"), [("", b"\xc3\xa9\n"), ('{"client_encoding": "LATIN1"}', b"\xe9\n")]
+)
+def test_a_dump_is_in_the_encoding_that_the_connection_asks_for(
+    source: Database, add_connection: AddConnection, tmp_path: Path, extra: str, written: bytes
+) -> None:
+    source.execute("CREATE TABLE word (a text)")
+    source.execute("INSERT INTO word VALUES ('é')")
+    add_connection("latin", source, extra=extra or None)
+    hook = DblinkHook(dblink_conn_id="latin")
+
+    hook.bulk_dump("word", str(tmp_path / "dumped"))
+
+    assert (tmp_path / "dumped").read_bytes() == written
+    assert hook.get_records("SELECT a FROM word") == [("é",)]
+    with hook:
+        assert hook.query("SELECT a FROM word") == [("é",)]
