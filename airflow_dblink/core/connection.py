@@ -37,6 +37,7 @@ from airflow_dblink.core.errors import (
     from_psycopg,
     without_credentials,
 )
+from airflow_dblink.core.prepared import let_prepare
 from airflow_dblink.core.waits import Observe, WaitEvent, waiting
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ class LinkConnection(psycopg.Connection[TupleRow]):
     check: Check | None = None
     observe: Observe | None = None
     allowance: Allowance | None = None
+    #: Whether statements may be prepared is still to be found out, after so many queries.
+    undecided = False
+    queries = 0
     #: Abort when a time-out or a kill ends a wait for what the server works on; set where nobody else will.
     abort_when_stopped = False
     #: Of the target; see :mod:`airflow_dblink.core.jobs.trust`.
@@ -217,6 +221,7 @@ def connect(
     direct: bool = False,
     most_bytes: int | None = None,
     keeps_encoding: bool = False,
+    prepares: bool = False,
 ) -> LinkConnection:
     """Return an open connection to *target*.
 
@@ -233,6 +238,8 @@ def connect(
     :param direct: around the pooler, where the target has an address for that.
     :param most_bytes: that the server may send in all; ``None``: as many as it likes.
     :param keeps_encoding: the session's is the connection's ``client_encoding``, if it has one; else UTF8.
+    :param prepares: statements that are repeated, where no pooler that shares sessions is in between;
+        ``prepare_threshold`` of the connection or of *arguments* comes before it.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
@@ -247,7 +254,7 @@ def connect(
     target = target if free else demanding(target)
     direct = direct or _needs_direct(target)
     # Prepared statements break behind transaction poolers.
-    options = {"prepare_threshold": target.psycopg.get("prepare_threshold"), **(arguments or {})}
+    given = {**{k: v for k, v in target.psycopg.items() if k == "prepare_threshold"}, **(arguments or {})}
     allowance = None if most_bytes is None else Allowance(most_bytes)
     before = _meanwhile.set((check, allowance))
     try:
@@ -256,8 +263,7 @@ def connect(
                 target.conninfo(
                     application_name=application_name, direct=direct, keeps_encoding=keeps_encoding
                 ),
-                autocommit=True,
-                **options,
+                **{"prepare_threshold": None, **given, "autocommit": True},
             )
     except psycopg.Error as error:
         raise _not_established(target, error.with_traceback(None)) from None
@@ -277,6 +283,8 @@ def connect(
         connection.close()
         raise
     styles.register(connection)
+    if prepares and "prepare_threshold" not in given:
+        let_prepare(target, connection, direct=direct)
     connection.observe = observe
     connection.trusted_owners = target.trusted_owners
     return connection

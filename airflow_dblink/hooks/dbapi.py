@@ -60,6 +60,7 @@ class DbApiSide(EngineSide):
             observe=report,
             event="DblinkGetConnect",
             keeps_encoding=True,
+            prepares=True,
         )
         connection.abort_when_stopped = True
         return connection
