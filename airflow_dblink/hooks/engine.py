@@ -13,7 +13,13 @@ from psycopg.conninfo import conninfo_to_dict
 
 from airflow_dblink.core.connection import LinkConnection, set_config
 from airflow_dblink.core.conninfo import PSYCOPG_ARGUMENTS, SECRETS, Target
-from airflow_dblink.core.credentials import check_credential, check_used_credential, demanding
+from airflow_dblink.core.credentials import (
+    check_credential,
+    check_used_credential,
+    demanding,
+    is_certificate_unasked,
+    not_asked_for,
+)
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.hooks.task import task_name
 
@@ -175,7 +181,7 @@ class EngineSide(PostgresHook):
                 merged = demanding(merged)
                 if mode := merged.params.get("sslcertmode"):
                     cparams["sslcertmode"] = mode
-            connection = drivers_own(*cargs, **cparams)
+            connection = _connected(merged, drivers_own, *cargs, **cparams)
             try:
                 if not free:
                     _check_used(merged, connection)
@@ -209,6 +215,19 @@ def _merged(target: Target, cargs: tuple[Any, ...], cparams: Mapping[str, Any]) 
     given = {**(conninfo_to_dict(cargs[0]) if cargs else {}), **cparams}
     secrets = {name: value for name, value in target.params.items() if name in SECRETS}
     return replace(target, params={**secrets, **given})
+
+
+def _connected(target: Target, connect: Any, *cargs: Any, **cparams: Any) -> Any:
+    """Return a driver's connection; a certificate that nobody asked for is the rule's error.
+
+    :raises CredentialError: then.
+    """
+    try:
+        return connect(*cargs, **cparams)
+    except Exception as error:
+        if is_certificate_unasked(target, str(error)):
+            raise not_asked_for(target) from None
+        raise
 
 
 def _check_used(target: Target, connection: Any) -> None:
