@@ -1,0 +1,217 @@
+"""Every operator, sensor and public method of the hook, with arguments that work."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from airflow.sdk import Asset, BaseOperator
+
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.provider_info import get_provider_info
+
+#: SQL of the Dag's author, who is trusted: it is to be run.
+TRUSTED = frozenset({"sql", "source_sql", "pre_sql", "post_sql", "where"})
+# No text: what is called, and what Airflow makes.
+_NO_TEXT = frozenset({"self", "kwargs", "args", "handler", "watermark_asset"})
+
+ITEM = {"source_table": "item", "destination_table": "item"}
+BOTH = {"source_conn_id": "source", "destination_conn_id": "warehouse"}
+SETTINGS = {"work_mem": "8MB"}
+SELECT = {"conn_id": "source", "sql": "SELECT id, name FROM item WHERE name <> %s", "parameters": ["x"]}
+INSERT = {
+    "conn_id": "warehouse",
+    "sql": "INSERT INTO item (id, name) VALUES (1, %s) ON CONFLICT DO NOTHING",
+    "parameters": ["x"],
+}
+REMOTES = {"far": {"conn_id": "source", "sql": "SELECT id, name FROM item", "indexes": ["id"]}}
+
+#: By operator; ``HANDLE`` stands for a job's, made anew for each call.
+HANDLE = object()
+OPERATORS: Mapping[str, Mapping[str, Any]] = {
+    "DblinkExecOperator": {**INSERT, "session_settings": SETTINGS},
+    "DblinkFetchOperator": {**SELECT, "max_xcom_rows": 10, "session_settings": SETTINGS},
+    "DblinkSendQueryOperator": {**INSERT, "session_settings": SETTINGS},
+    "DblinkJobOperator": {**INSERT, "poll_interval": 0.1, "session_settings": SETTINGS},
+    "DblinkGetResultOperator": {"handle": HANDLE, "conn_id": "source", "max_xcom_rows": 10},
+    "DblinkCancelQueryOperator": {"handle": HANDLE, "conn_id": "source"},
+    "DblinkJobSensor": {"handle": HANDLE, "conn_id": "source", "poke_interval": 0.1, "timeout": 60},
+    "DblinkQueryOperator": {
+        "conn_id": "warehouse",
+        "sql": "SELECT far.id FROM far WHERE name <> %s",
+        "parameters": ["x"],
+        "remotes": REMOTES,
+        "max_xcom_rows": 10,
+        "session_settings": SETTINGS,
+    },
+    "DblinkTransferOperator": {
+        **BOTH,
+        **ITEM,
+        "mode": "upsert",
+        "key": ["id"],
+        "columns": ["id", "name"],
+        "session_settings": SETTINGS,
+    },
+    "DblinkSyncOperator": {
+        **BOTH,
+        **ITEM,
+        "key": ["id"],
+        "columns": ["id", "name"],
+        "where": "id > %s",
+        "where_parameters": [0],
+        "session_settings": SETTINGS,
+    },
+}
+_TABLE = {"destination_conn_id": "warehouse", "destination_table": "item", "mode": "upsert", "key": ["id"]}
+_WATERMARK = {
+    "watermark_column": "id",
+    "watermark_asset": Asset("items"),
+    "where": None,
+    "where_parameters": None,
+}
+_FILE = {"max_xcom_rows": None, "path": "rows.csv"}
+_SOURCE_SQL = {
+    "source_table": None,
+    "source_sql": "SELECT id, name FROM item WHERE name <> %s",
+    "source_parameters": ["x"],
+}
+_FILE_ARGUMENTS = ("path", "path_conn_id", "header", "base_path")
+_WITH_FILES = ("DblinkFetchOperator", "DblinkGetResultOperator", "DblinkQueryOperator")
+#: What else must be given for an argument to be read; ``None`` takes one away.
+INSTEAD: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    **{(operator, name): _FILE for operator in _WITH_FILES for name in _FILE_ARGUMENTS},
+    **{(operator, "csv_options"): {**_FILE, "csv_options": {"delimiter": ";"}} for operator in _WITH_FILES},
+    **{("DblinkJobOperator", name): {**SELECT, **_FILE} for name in _FILE_ARGUMENTS},
+    **{("DblinkGetResultOperator", name): {"max_xcom_rows": None, **_TABLE} for name in _TABLE},
+    ("DblinkTransferOperator", "source_parameters"): _SOURCE_SQL,
+    ("DblinkSyncOperator", "source_parameters"): _SOURCE_SQL,
+    ("DblinkSyncOperator", "statements_path"): {"apply": "statements", "statements_path": "made.sql"},
+    **{
+        ("DblinkSyncOperator", name): _WATERMARK
+        for name in ("watermark_column", "watermark_overlap", "watermark_until")
+    },
+}
+
+_KEY: dict[str, Any] = {"relname": "item", "primary_key_attnums": [1]}
+#: By method of the hook.
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "attach": {"remotes": REMOTES},
+    "batches": {"sql": "SELECT %s", "params": ["x"]},
+    "build_sql_delete": {**_KEY, "tgt_pk_att_vals": ["1"]},
+    "build_sql_delete_many": {**_KEY, "tgt": [["1"]]},
+    "build_sql_insert": {**_KEY, "src_pk_att_vals": ["1"], "tgt_pk_att_vals": ["2"]},
+    "build_sql_insert_many": {**_KEY, "src": [["1"]], "tgt": [["2"]]},
+    "build_sql_update": {**_KEY, "src_pk_att_vals": ["1"], "tgt_pk_att_vals": ["2"]},
+    "build_sql_update_many": {**_KEY, "src": [["1"]], "tgt": [["2"]]},
+    "cancel_job": {"handle": HANDLE},
+    "cancel_query": {"connname": None},
+    "close": {"cursor": "c"},
+    "connect": {"connname": "far", "conn_id": "source"},
+    "connect_u": {"connname": "far", "conn_id": "source"},
+    "disconnect": {"connname": None},
+    "drop_result": {"handle": HANDLE},
+    "error_message": {"connname": None},
+    "exec": {"sql": "SELECT %s", "params": ["x"]},
+    "fetch": {"cursor": "c", "howmany": 5},
+    "get_notify": {"connname": None},
+    "get_pkey": {"relname": "item"},
+    "get_result": {"connname": None},
+    "insert_rows": {
+        "table": "item",
+        "rows": [(7, "x")],
+        "target_fields": ["id", "name"],
+        "replace_index": "id",
+    },
+    "is_busy": {"connname": None},
+    "job": {"handle": HANDLE},
+    "open": {"cursor": "c", "sql": "SELECT %s", "params": ["x"]},
+    "prune_jobs": {"older_than": 1, "conn_id": "source"},
+    "query": {"sql": "SELECT %s", "params": ["x"]},
+    "send_job": {"sql": "SELECT %s", "params": ["x"], "name": "n", "session_settings": SETTINGS},
+    "send_query": {"sql": "SELECT %s", "params": ["x"]},
+    "wait_for_job": {"handle": HANDLE, "poll_s": 0.1},
+}
+#: Methods that send nothing that an argument is in.
+NOTHING_SENT = frozenset(
+    {
+        *("atarget", "target", "link", "get_conn", "get_connections", "get_sqlalchemy_engine", "open_direct"),
+        *("remote_sides", "result_link", "counted_result_query", "submission", "test_connection"),
+    }
+)
+
+
+def operator_classes() -> dict[str, type[BaseOperator]]:
+    """Return the provider's operators and sensors by name."""
+    info = get_provider_info()
+    modules = [
+        name for kind in ("operators", "sensors") for each in info[kind] for name in each["python-modules"]
+    ]
+    return {
+        name: kind
+        for module in map(importlib.import_module, modules)
+        for name, kind in vars(module).items()
+        if name.startswith("Dblink") and isinstance(kind, type) and kind.__module__ == module.__name__
+    }
+
+
+def arguments_of(kind: type[BaseOperator]) -> dict[str, str]:
+    """Return the arguments of our own constructors of *kind* that aren't trusted, with their types.
+
+    What the base of all operators takes is the base's: it has one of them stand for all.
+    """
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("airflow_dblink")]
+    if kind.__name__ != "DblinkExecOperator":
+        ours = [base for base in ours if base is not DblinkBaseOperator]
+    return {
+        name: annotation
+        for base in ours
+        if "__init__" in vars(base)
+        for name, annotation in names_of(vars(base)["__init__"]).items()
+    }
+
+
+def hook_methods() -> dict[str, Callable[..., Any]]:
+    """Return the hook's public methods that are our own."""
+    return {
+        name: method
+        for name, method in inspect.getmembers(DblinkHook, inspect.isfunction)
+        if method.__module__.startswith("airflow_dblink") and not name.startswith("_")
+    }
+
+
+def names_of(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the arguments that aren't trusted, with their types."""
+    return {
+        name: str(parameter.annotation)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in _NO_TEXT | TRUSTED
+    }
+
+
+def is_text(annotation: str) -> bool:
+    """Return whether an argument is a text or holds texts; a number or switch can only be one by mistake."""
+    return not any(word in annotation for word in ("bool", "float", "int", "timedelta", "Literal"))
+
+
+def attacks(value: Any, payload: str) -> Iterator[Any]:
+    """Yield what *value* becomes when the payload is put into each place of it that may be text."""
+    if isinstance(value, str):
+        yield value + payload
+    elif isinstance(value, list | tuple):
+        for i, each in enumerate(value):
+            for attacked in attacks(each, payload):
+                changed = [*value]
+                changed[i] = attacked
+                yield changed
+        yield [*value, payload]
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            others = {k: v for k, v in value.items() if k != key}
+            yield {**others, key + payload: each}
+            if key not in TRUSTED:
+                yield from ({**others, key: attacked} for attacked in attacks(each, payload))
+    if not isinstance(value, Mapping):
+        yield payload
