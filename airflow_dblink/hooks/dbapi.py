@@ -8,7 +8,7 @@ from typing import Any
 from airflow_dblink.core.connection import Check, LinkConnection, connect
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.hooks.engine import EngineSide
-from airflow_dblink.hooks.insert import Insert, Row
+from airflow_dblink.hooks.insert import Insert, Row, check_names
 from airflow_dblink.hooks.task import report, task_name
 
 # Arguments of insert_rows that don't reach the statement.
@@ -82,7 +82,9 @@ class DbApiSide(EngineSide):
 
         :param commit_every: rows per transaction; 0 for one transaction (DbApiHook, which says the
             same, then inserts nothing).
+        :raises UsageError: if *table*, *target_fields* or ``replace_index`` holds what is no name.
         """
+        check_names(table, target_fields=target_fields, replace_index=kwargs.get("replace_index"))
         generated = {name: value for name, value in kwargs.items() if name not in _HOW_TO_INSERT}
         arguments = {"target_fields": target_fields, "replace": replace, **generated}
         super().insert_rows(  # type: ignore[no-untyped-call] # Airflow's

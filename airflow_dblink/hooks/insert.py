@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.parameters import Structure, structures_of_parameters
 
 if TYPE_CHECKING:
@@ -16,6 +18,35 @@ if TYPE_CHECKING:
 
 # Only for these does it matter what the column is.
 _DEPENDS = (list, dict, int, float)
+
+_NAME = r'(?:[^\W\d][\w$]*|"(?:[^"\0]|"")+")'
+_TABLE = re.compile(rf"{_NAME}(?:\.{_NAME}){{0,2}}")
+_QUOTED = re.compile(r'"(?:[^"\0]|"")+"')
+
+
+def check_names(table: Any, **columns: Any) -> None:
+    """Raise unless *table* and *columns* are names: Airflow puts them into its statement as they are.
+
+    :param columns: by argument: a name, several, or None. Airflow quotes a name with a special character,
+        but doubles no double quote in it.
+    :raises UsageError: names the argument.
+    """
+    if not isinstance(table, str) or not _TABLE.fullmatch(table):
+        raise UsageError(
+            f"table must be a table's name, got {table!r}",
+            hint='schema.table; a name with other characters in double quotes: shop."My Table"',
+        )
+    if isinstance(columns.get("target_fields"), str):  # would be taken for a list of letters
+        raise UsageError(
+            f"target_fields must be a list of columns, got the text {columns['target_fields']!r}"
+        )
+    for argument, given in columns.items():
+        for name in [given] if isinstance(given, str) else given or ():
+            if not isinstance(name, str) or "\0" in name or ('"' in name and not _QUOTED.fullmatch(name)):
+                raise UsageError(
+                    f"{argument} must hold names of columns, got {name!r}",
+                    hint='a name with a double quote is written whole: "a ""quoted"" name"',
+                )
 
 
 class Insert:

@@ -10,6 +10,7 @@ from airflow.providers.common.sql.operators.generic_transfer import GenericTrans
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 
 from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection
 from tests.databases import Database
@@ -91,8 +92,6 @@ def test_text_that_is_no_json_and_a_table_that_is_not_there_are_the_servers_erro
         hook.insert_rows("item", [([1],)], ["nope"])
     with pytest.raises(psycopg.errors.SyntaxError, match="more expressions than target columns"):
         hook.insert_rows("item", [([1], 2)], ["a"])
-    with pytest.raises(psycopg.errors.SyntaxError, match="multiple commands"):
-        hook.insert_rows("item (n) VALUES (1); DROP TABLE item; INSERT INTO item", [([1],)], ["a"])
     assert tables.rows("SELECT count(*) FROM item") == [(0,)]
 
 
@@ -238,3 +237,38 @@ def test_generic_transfer_of_json_and_arrays(source: Database, warehouse: Databa
     ).execute({})
 
     assert warehouse.rows(as_text) == [row for row in source.rows(as_text) if row[0] < 4]
+
+
+# -- names
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("table", "item (id) VALUES (1); DROP TABLE item; INSERT INTO item"),
+        ("table", 'a"b'),
+        ("table", ""),
+        ("target_fields", ['id", (SELECT 1) AS "x']),
+        ("target_fields", ["id\0"]),
+        ("target_fields", "id"),
+        ("replace_index", 'id"'),
+    ],
+)
+def test_what_is_no_name_is_refused(source: Database, argument: str, value: Any) -> None:
+    source.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    arguments = {"table": "item", "target_fields": ["id"], "replace": True, "replace_index": "id"}
+
+    with pytest.raises(UsageError, match=f"{argument} must "):
+        DblinkHook("source").insert_rows(rows=[(1,)], **{**arguments, argument: value})
+
+    assert source.rows("SELECT * FROM item") == []
+
+
+def test_names_as_they_are_written_in_sql(source: Database) -> None:
+    source.execute(
+        'CREATE SCHEMA "my shop"; CREATE TABLE "my shop"."Item ""1""" ("Id" int PRIMARY KEY, "a b" int)'
+    )
+
+    DblinkHook("source").insert_rows('"my shop"."Item ""1"""', [(1, 2)], target_fields=['"Id"', "a b"])
+
+    assert source.rows('SELECT * FROM "my shop"."Item ""1"""') == [(1, 2)]

@@ -138,7 +138,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 NOTHING_SENT = frozenset(
     {
         *("atarget", "target", "link", "get_conn", "get_connections", "get_sqlalchemy_engine", "open_direct"),
-        *("remote_sides", "result_link", "counted_result_query", "submission", "test_connection"),
+        *("get_uri", "remote_sides", "result_link", "counted_result_query", "submission", "test_connection"),
     }
 )
 

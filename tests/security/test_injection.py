@@ -24,6 +24,7 @@ from tests.security.calls import (
     METHODS,
     NOTHING_SENT,
     OPERATORS,
+    TRUSTED,
     arguments_of,
     attacks,
     hook_methods,
@@ -44,7 +45,8 @@ _METHOD_ARGUMENTS = [
     (name, argument, annotation)
     for name, method in sorted(hook_methods().items())
     if name in METHODS
-    for argument, annotation in names_of(method).items()
+    for argument, annotation in {**dict.fromkeys(METHODS[name], "Any"), **names_of(method)}.items()
+    if argument not in TRUSTED
 ]
 
 
