@@ -35,7 +35,7 @@ TABLE = ("exec", "CREATE TABLE t (a int PRIMARY KEY)")
 TIMEOUT_S = 30.0  # nothing here takes so long, unless it hangs
 LOG = "airflow_dblink"
 # What the server itself says is hidden by dblink and logged by us.
-_SERVERS_MESSAGES = "airflow_dblink.core.connection"
+_SERVERS_MESSAGES = "airflow_dblink.core.notices"
 # Errors of dblink's own and of libpq, to which we add what to do.
 _HINTED = ("08003", "08006", "22023", "2202E", "25P02", "42710", "2F003", "XX000")
 # Notices of dblink's own. Ours are warnings in the log, which have no SQLSTATE, or another.

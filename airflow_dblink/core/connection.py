@@ -323,16 +323,6 @@ async def aconnect(
     return connection
 
 
-def log_notices(connection: LinkConnection, conn_id: str) -> None:
-    """Send the server's messages on *connection* to the log: warnings as such, the rest as info."""
-
-    def to_log(diag: psycopg.errors.Diagnostic) -> None:
-        level = logging.WARNING if diag.severity_nonlocalized == "WARNING" else logging.INFO
-        log.log(level, "%s: %s:  %s", conn_id, diag.severity, diag.message_primary)
-
-    connection.add_notice_handler(to_log)
-
-
 def set_config(settings: Iterable[tuple[str, str]], *, local: bool) -> sql.Composed:
     """Return the statement that sets run-time parameters, *local* to the transaction or for the session."""
     calls = [

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Self
 
-from airflow_dblink.core.connection import Check, connect, log_notices
+from airflow_dblink.core.connection import Check, connect
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.credentials import check_credential
 from airflow_dblink.core.errors import UsageError, without_credentials
 from airflow_dblink.core.link import Link, cut_name
+from airflow_dblink.core.notices import Notices
 from airflow_dblink.core.waits import Observe
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Links:
         self._check = check
         self._observe = observe
         self._links: dict[str | None, Link] = {}
+        self._notices = Notices()
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +70,7 @@ class Links:
             check=self._check,
             observe=self._observe,
         )
-        log_notices(connection, target.conn_id)
+        self._notices.log_those_of(connection, target.conn_id)
         if (replaced := self._links.pop(name, None)) is not None:
             replaced.disconnect()
         self._links[name] = Link(name, target, connection)
@@ -100,7 +102,7 @@ class Links:
             observe=self._observe,
             event="DblinkGetConnect",
         )
-        log_notices(connection, target.conn_id)
+        self._notices.log_those_of(connection, target.conn_id)
         link = Link(None, target, connection)
         try:
             yield link
@@ -152,6 +154,7 @@ class Links:
         """Close every link."""
         while self._links:
             self._links.popitem()[1].disconnect()
+        self._notices.say_left_out()
 
     def abort_all(self) -> None:
         """Cancel what runs on every link and close them, within some seconds; never raises."""
@@ -160,6 +163,7 @@ class Links:
         if links:  # all at the same time: SIGKILL may follow in 5 s
             with ThreadPoolExecutor(len(links), thread_name_prefix="abort") as threads:
                 list(threads.map(Link.abort, links))
+        self._notices.say_left_out()
 
 
 def _cut(connname: str | None, *, warn: bool = False) -> str | None:
