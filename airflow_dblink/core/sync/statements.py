@@ -173,8 +173,9 @@ def _demand_one_each(work: Work) -> None:
     ]
     query = sql.SQL(
         "SELECT 1 AS one FROM {plan} AS plan JOIN {target} AS part ON {same}"
-        " WHERE plan.op IN ('U', 'D') AND plan.op = ANY ({operations})"
-        " GROUP BY plan.n HAVING pg_catalog.count(*) > 1 LIMIT 1"
+        " WHERE plan.op OPERATOR(pg_catalog.=) ANY ('{{U,D}}')"
+        " AND plan.op OPERATOR(pg_catalog.=) ANY ({operations})"
+        " GROUP BY plan.n HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 1 LIMIT 1"
     ).format(
         plan=PLAN,
         target=work.target.identifier,
