@@ -24,7 +24,8 @@ from tests.acceptance.job_page.sites import (
 
 def test_the_link_of_a_task_leads_to_its_job(site: Site) -> None:
     run_id = site.airflow.trigger("linked")
-    assert site.airflow.wait("linked", run_id, timeout_s=240) == "success"
+    state = site.airflow.wait("linked", run_id, timeout_s=240)
+    assert state == "success", site.airflow.log("linked", run_id, "send", 1)
     link = site.airflow.xcom("linked", run_id, "send", key=LINK)
 
     page = site.admin.get(link)
