@@ -120,11 +120,11 @@ def _cut(rows: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
 
 def _size(work: Work) -> sql.Composed:
     """Return the bytes of a staged row's texts, of those that may be long."""
-    found: list[sql.Composable] = [sql.SQL("0::int8")]
+    found: list[sql.Composable] = [sql.SQL("0::pg_catalog.int8")]
     for field in work.fields:
         name, kind = column(field.name, "given"), field.kind.base_name
         if kind not in _SHORT:
-            value = name if kind in _LONG else sql.SQL("{}::text").format(name)
+            value = name if kind in _LONG else sql.SQL("{}::pg_catalog.text").format(name)
             found.append(sql.SQL("coalesce(pg_catalog.octet_length({}), 0)").format(value))
     return sql.SQL(" OPERATOR(pg_catalog.+) ").join(found)
 
@@ -145,7 +145,7 @@ def _large_statement(
     made = with_shape(link, "pg_temp.airflow_dblink_rows", make)
     if made is None:
         return None
-    kept = "CREATE TEMP TABLE airflow_dblink_statement (whole bytea) ON COMMIT DROP;"
+    kept = "CREATE TEMP TABLE airflow_dblink_statement (whole pg_catalog.bytea) ON COMMIT DROP;"
     kept += " ALTER TABLE pg_temp.airflow_dblink_statement ALTER whole SET STORAGE EXTERNAL"  # read by pieces
     side.run(kept, "making a statement")
     count = side.run(sql.SQL(_ENCODE).format(large=_LARGE, made=made), "making a statement")
@@ -220,7 +220,7 @@ def apply_statements(work: Work, link: Wire) -> dict[str, int]:
     """
     done = {"deleted": 0, "updated": 0, "inserted": 0}
     kinds = {b"DELETE": "deleted", b"UPDATE": "updated", b"INSERT": "inserted"}
-    for statement in statements_of_plan(work, link):
+    for statement in statements_of_plan(work, link, runs=True):
         count = work.destination.side.run(statement, "applying a statement")
         done[kinds[statement[:6]]] += count
     return done
