@@ -2,7 +2,7 @@
 
 PENDING = "being mended: "
 _ARRAYS = "A list into a column that is an array"
-_PREPARED = PENDING + "prepared statements"
+_PREPARED = PENDING + "seven runs in one transaction prepare nothing yet"
 _STYLES = "Dates and intervals in other styles"
 
 DIFFERENCES: dict[str, str] = {
@@ -12,7 +12,6 @@ DIFFERENCES: dict[str, str] = {
     "a connection without password": "The worker's own credentials",
     "extra unknown key": "An unknown key in Extra",
     "get conn prepares what comes often": _PREPARED,
-    "get conn prepares when asked to": _PREPARED,
     "get records under datestyle=German": _STYLES,
     "get records under intervalstyle=iso_8601": _STYLES,
     "get uri with extra": "Extra in `get_uri` and `sqlalchemy_url`",
