@@ -32,6 +32,7 @@ from airflow_dblink.embedded.server import Server, servers  # noqa: E402
 from tests.databases import Database, new_database  # noqa: E402
 from tests.debian import closing_line  # noqa: E402
 from tests.stores import MemoryStore  # noqa: E402
+from tests.versions import OTHER_VERSION  # noqa: E402
 
 # The same examples each time, however slow the machine.
 hypothesis.settings.register_profile(
@@ -129,4 +130,5 @@ def _skip_reasons(config: pytest.Config) -> list[str]:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput"):  # one of several processes that run tests
         return []
-    return [str(report.longrepr) for report in reporter.stats.get("skipped", ())]
+    reasons = [str(report.longrepr) for report in reporter.stats.get("skipped", ())]
+    return [reason for reason in reasons if OTHER_VERSION not in reason]

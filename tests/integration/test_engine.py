@@ -91,7 +91,6 @@ def test_query_connect_args_and_listeners(
 def test_get_df_reads_where_the_query_says(
     other: Database, add_connection: AddConnection, hook_class: Any
 ) -> None:
-    pytest.importorskip("pandas")
     add_connection("asked", other, extra={"sqlalchemy_query": OTHER})
     other.execute("INSERT INTO t VALUES (1); INSERT INTO other.t VALUES (2)")
 

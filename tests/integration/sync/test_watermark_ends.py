@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from tests.databases import Database
 from tests.integration.sync.tables import contents
 from tests.integration.sync.test_watermark import ORDERS, WATERMARK, AssetStores, make, sync
+from tests.versions import needs_version
 
 
 @pytest.fixture
@@ -18,13 +19,10 @@ def stores() -> AssetStores:
     return AssetStores(ORDERS)
 
 
-def knows_no_such(database: Database, kind: str) -> None:
-    """Skip where the server has no infinite intervals: they came with 17."""
-    if (
-        kind == "interval"
-        and database.rows("SELECT current_setting('server_version_num')::int < 170000")[0][0]
-    ):
-        pytest.skip("no infinite intervals")
+def knows_infinity(database: Database, kind: str) -> None:
+    """Skip where the server has no infinite intervals."""
+    if kind == "interval":
+        needs_version(database, 17, "infinite intervals")
 
 
 def test_infinity_is_no_watermark(source: Database, warehouse: Database, stores: AssetStores) -> None:
@@ -48,7 +46,7 @@ def test_nothing_comes_after_infinity_so_it_is_no_watermark(
     source: Database, warehouse: Database, stores: AssetStores, kind: str, last: str
 ) -> None:
     one, two = ("1", "2") if kind[:5] != "timed" else ("2026-01-01 00:00+00", "2026-01-02 00:00+00")
-    knows_no_such(source, kind)
+    knows_infinity(source, kind)
     for database in (source, warehouse):
         database.execute("CREATE DOMAIN timed AS timestamptz")
         database.execute(f"CREATE TABLE item (id int PRIMARY KEY, changed {kind})")
@@ -70,7 +68,7 @@ def test_nothing_comes_after_infinity_so_it_is_no_watermark(
 def test_minus_infinity_is_below_all_watermarks_and_read_each_time(
     source: Database, warehouse: Database, stores: AssetStores, kind: str, one: str, two: str, overlaps: bool
 ) -> None:
-    knows_no_such(source, kind)
+    knows_infinity(source, kind)
     for database in (source, warehouse):
         database.execute("CREATE DOMAIN timed AS timestamptz")
         database.execute(f"CREATE TABLE item (id int PRIMARY KEY, changed {kind})")
