@@ -6,9 +6,14 @@ connection) and LDAP. Roles are in ``test_roles_like_dblink.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from tests.oracle import ONE, TAG, Call, Dblinks, Ours, same
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.hooks.dblink import DblinkHook
+from tests.oracle import ONE, TAG, Call, Dblinks, Ours, outcome, same
 
 FOO = "a int, b text, c text[]"
 ALL = "SELECT * FROM foo"
@@ -91,6 +96,10 @@ SCENARIOS: dict[str, list[Call]] = {
         ("build", "insert", "foo", [1, 2, 3, 4], ["0", "a", "{a0,b0,c0}"], ["99", "xyz", "{za0,zb0,zc0}"]),
         ("build", "update", "foo", [1, 2, 3, 4], ["0", "a", "{a0,b0,c0}"], ["99", "xyz", "{za0,zb0,zc0}"]),
         ("build", "delete", "foo", [1, 2, 3, 4], ["0", "a", "{a0,b0,c0}"]),
+        # f3 is in the key's index, but not in the key.
+        ("build", "insert", "foo_1", [1, 2, 3, 4], ["0", "a", "{a0,b0,c0}"], ["99", "xyz", "{za0,zb0,zc0}"]),
+        ("build", "update", "foo_1", [1, 2, 3, 4], ["0", "a", "{a0,b0,c0}"], ["99", "xyz", "{za0,zb0,zc0}"]),
+        ("build", "delete", "foo_1", [1, 2, 3, 4], ["0", "a", "{a0,b0,c0}"]),
     ],
     "dropped columns": [
         ("connect", "x"),
@@ -153,6 +162,24 @@ SCENARIOS: dict[str, list[Call]] = {
         DECLARE,
         ("exec", "ABORT", "myconn"),
         *_cursor("myconn"),
+    ],
+    "an error thrown by fetch": [
+        ("connect", "myconn"),
+        ("open", "rmt_foo_cursor", ALL, "myconn"),
+        ("fetch", "rmt_foobar_cursor", 4, FOO, "myconn"),
+        ("message", "myconn"),
+        ("exec", "ABORT", "myconn"),
+        ("fetch", "rmt_foo_cursor", 4, FOO, "myconn"),
+    ],
+    "results after the last one": [
+        ("connect", "dtest1"),
+        ("send", "SELECT * FROM foo WHERE f1 < 3", "dtest1"),
+        ("result", FOO, "dtest1"),
+        ("result", FOO, "dtest1"),
+        ("result", FOO, "dtest1"),
+        ("send", "SELECT * FROM foo WHERE f1 < 2", "dtest1"),
+        ("result", FOO, "dtest1"),
+        ("result", FOO, "dtest1"),
     ],
     "three asynchronous queries": [
         ("connect", "dtest1"),
@@ -224,3 +251,30 @@ def test_the_same_as_dblink(scenario: list[Call], ours: Ours, dblinks: Dblinks) 
     same(scenario, ours, dblinks)
     foo = "SELECT * FROM foo ORDER BY f1"
     assert ours.database.rows(foo) == dblinks.database.rows(foo)
+
+
+#: Calls of the hook, and the extension's, with the name of no link: dblink and dblink_exec take it for a
+#: connection string, the others refuse it.
+NO_LINK: dict[str, tuple[Callable[[DblinkHook], Any], Call]] = {
+    "query": (lambda hook: hook.query("SELECT 1", connname="nope"), ("query", "SELECT 1", ONE, "nope")),
+    "exec": (lambda hook: hook.exec("SELECT 1", connname="nope"), ("exec", "SELECT 1", "nope")),
+    "open": (lambda hook: hook.open("c", "SELECT 1", connname="nope"), ("open", "c", "SELECT 1", "nope")),
+    "fetch": (lambda hook: hook.fetch("c", 1, connname="nope"), ("fetch", "c", 1, ONE, "nope")),
+    "close": (lambda hook: hook.close("c", connname="nope"), ("close", "c", "nope")),
+    "send_query": (lambda hook: hook.send_query("SELECT 1", connname="nope"), ("send", "SELECT 1", "nope")),
+    "get_result": (lambda hook: hook.get_result("nope"), ("result", ONE, "nope")),
+    "cancel_query": (lambda hook: hook.cancel_query("nope"), ("cancel", "nope")),
+    "error_message": (lambda hook: hook.error_message("nope"), ("message", "nope")),
+    "disconnect": (lambda hook: hook.disconnect("nope"), ("disconnect", "nope")),
+}
+
+
+@pytest.mark.parametrize("function", NO_LINK)
+def test_a_name_that_is_no_link_through_the_hook(function: str, dblinks: Dblinks) -> None:
+    through_hook, call = NO_LINK[function]
+    theirs = outcome(dblinks, call)
+
+    with DblinkHook() as hook, pytest.raises(UsageError) as error:
+        through_hook(hook)
+
+    assert (error.value.sqlstate, error.value.message) == theirs[:2]
