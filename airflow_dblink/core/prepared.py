@@ -52,10 +52,18 @@ class PreparingCursor(psycopg.Cursor[Any]):
             self._conn._prepared.clear()
             super().execute(query, params, prepare=False, **kwargs)
         if connection.undecided and (self.statusmessage or "").startswith(_QUERIES):
+            self._count(connection)
             connection.queries += 1
             if connection.queries >= THRESHOLD:
                 decide(connection)
         return self
+
+    def _count(self, connection: LinkConnection) -> None:
+        # psycopg counts only where it may prepare; what ran before that is known counts, too.
+        if self._query is not None and len(self._results) == 1:  # several in one text can't be prepared
+            manager = connection._prepared
+            key = manager.key(self._query)
+            manager._counts[key] = manager._counts.get(key, 0) + 1
 
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Run a statement many times, prepared where that may be."""

@@ -1,8 +1,6 @@
 """The calls that differ from PostgresHook's, and the row of the how-to's table that says so."""
 
-PENDING = "being mended: "
 _ARRAYS = "A list into a column that is an array"
-_PREPARED = PENDING + "seven runs in one transaction prepare nothing yet"
 _STYLES = "Dates and intervals in other styles"
 
 DIFFERENCES: dict[str, str] = {
@@ -11,7 +9,6 @@ DIFFERENCES: dict[str, str] = {
     "GenericTransfer of scalars in jsonb": "A JSON string or number that was read, into jsonb",
     "a connection without password": "The worker's own credentials",
     "extra unknown key": "An unknown key in Extra",
-    "get conn prepares what comes often": _PREPARED,
     "get records under datestyle=German": _STYLES,
     "get records under intervalstyle=iso_8601": _STYLES,
     "get uri with extra": "Extra in `get_uri` and `sqlalchemy_url`",

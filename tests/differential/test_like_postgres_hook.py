@@ -11,7 +11,7 @@ import pytest
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database, new_database
 from tests.differential import stock_calls_around, stock_calls_conn, stock_calls_operators, stock_calls_rows
-from tests.differential.stock_differences import DIFFERENCES, PENDING
+from tests.differential.stock_differences import DIFFERENCES
 from tests.differential.stock_side import CALLS, both, outcome
 
 HOW_TO = Path(__file__).parents[2] / "docs/how-to/stock-operators.md"
@@ -49,7 +49,6 @@ def test_the_how_tos_table_says_all_that_differs_and_no_more() -> None:
     section = HOW_TO.read_text().partition("\n## What differs from PostgresHook\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (?!what \|)([^|]+) \|", section, re.MULTILINE)
 
-    told = {row for row in DIFFERENCES.values() if not row.startswith(PENDING)}
-    assert sorted(rows) == sorted(told)
+    assert sorted(rows) == sorted(set(DIFFERENCES.values()))
     assert len(rows) == len(set(rows))
     assert set(DIFFERENCES) <= set(CALLS)

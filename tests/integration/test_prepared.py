@@ -24,7 +24,7 @@ def connection(source: Database) -> Iterator[LinkConnection]:
         yield made
 
 
-def _prepared(connection: LinkConnection) -> int:
+def _prepared(connection: psycopg.Connection) -> int:
     row = connection.cursor().execute(PREPARED, prepare=False).fetchone()
     return int(row[0]) if row else -1
 
@@ -44,6 +44,26 @@ def test_what_is_repeated_is_prepared(connection: LinkConnection, autocommit: bo
         assert connection.execute("SELECT %s::int", [number]).fetchone() == (number,)
 
     assert _prepared(connection) == 1
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_the_sixth_run_is_prepared_as_psycopgs(
+    connection: LinkConnection, source: Database, autocommit: bool
+) -> None:
+    connection.autocommit = autocommit
+    with psycopg.connect(source.uri, autocommit=autocommit) as psycopgs:
+        for _ in range(8):
+            counts = []
+            for each in (connection, psycopgs):
+                each.execute("SELECT %s::int", [1])
+                counts.append(_prepared(each))
+            assert counts[0] == counts[1]
+    assert counts == [1, 1]
+
+
+def test_several_statements_in_one_text_are_never_prepared(connection: LinkConnection) -> None:
+    _repeat(connection, "SELECT 1; SELECT 2")
+    assert _prepared(connection) == 0
 
 
 def test_prepare_means_what_it_says(connection: LinkConnection) -> None:
