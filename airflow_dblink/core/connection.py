@@ -35,8 +35,8 @@ from airflow_dblink.core.errors import (
     UsageError,
     context_line,
     from_psycopg,
-    without_credentials,
 )
+from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.prepared import let_prepare
 from airflow_dblink.core.waits import Observe, WaitEvent, waiting
 

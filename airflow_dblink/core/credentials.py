@@ -19,7 +19,9 @@ _UNASKED = ("server did not request an SSL certificate", "server accepted connec
 
 
 def check_credential(target: Target, *, own_identity: bool) -> bool:
-    """Refuse *target*, before connecting, if it needs the worker's own identity; whether it may.
+    """Return whether the worker's own identity may serve; if not, *target* must bring a credential.
+
+    Asked before connecting.
 
     :raises CredentialError: 2F003.
     """

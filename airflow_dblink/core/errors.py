@@ -11,8 +11,7 @@ from typing import ClassVar
 
 import psycopg
 
-from airflow_dblink.core.masking import without_credentials as without_credentials  # read from here, too
-from airflow_dblink.core.masking import without_statements, without_values
+from airflow_dblink.core.masking import without_credentials, without_statements, without_values
 
 # Connection, rollback (serialization, deadlock), resources, operator intervention: the
 # same statement may succeed later. 57014 (query_canceled) is someone's wish and is not here.

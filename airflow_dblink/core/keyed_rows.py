@@ -370,9 +370,7 @@ def _statement(
     columns = range(len(shape.columns))
     new = [f"k.g{j}" if has_tgt[j] else None for j in range(len(positions))]
     values = [new[positions.index(i)] if i in positions else f"t.c{i}" for i in columns]
-    template = render(
-        shape, positions, [_VALUE for _ in columns], [None if value is None else _VALUE for value in new]
-    )
+    template = render(shape, positions, [_VALUE for _ in columns], [value and _VALUE for value in new])
     return _AT_ONCE.format(
         keys=keys,
         statement=sql.SQL(_format(template, [value for value in [*values, *new] if value is not None])),

@@ -11,8 +11,9 @@ from typing import Self
 from airflow_dblink.core.connection import Check, connect
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.credentials import check_credential
-from airflow_dblink.core.errors import UsageError, without_credentials
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link import Link, cut_name
+from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.notices import Notices
 from airflow_dblink.core.waits import Observe
 

@@ -11,7 +11,8 @@ from psycopg import pq
 from psycopg.generators import fetch
 
 from airflow_dblink.core.connection import COPY
-from airflow_dblink.core.errors import RemoteError, UsageError, without_credentials
+from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.wire import Params, Row, Statement, Wire, tag
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from airflow_dblink.core.errors import (
     TransientError,
     UsageError,
     from_psycopg,
-    without_credentials,
 )
+from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.script import Part, parts
 from airflow_dblink.core.waits import waiting
 

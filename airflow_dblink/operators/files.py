@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 from airflow.sdk import ObjectStoragePath
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.operators.arguments import demand_text
 from airflow_dblink.operators.base import DblinkBaseOperator
 
 #: Mode of new files on the worker's disk: nobody else reads them.
@@ -43,12 +44,13 @@ def demand_file(name: str, path: str, conn_id: str | None, base_path: str | None
     :param name: of the argument.
     :param base_path: folder that it must be in.
     :raises UsageError: if it is a directory, ends in a slash, has a scheme that nothing stands for, holds a
-        NUL character, or leads out of *base_path*.
+        NUL character, or leads out of *base_path*; if *base_path* is no text, or empty.
     """
     if "\0" in path:
         raise UsageError(f"{name} holds a NUL character")
     try:
         if base_path is not None:
+            demand_text("base_path", base_path)
             _demand_within(name, path, base_path, conn_id)
         target = ObjectStoragePath(path, conn_id=conn_id)
         is_directory = path.endswith("/") or target.is_dir()

@@ -19,13 +19,13 @@ from airflow_dblink.core.errors import (
     RemoteError,
     StoppedError,
     UsageError,
-    without_credentials,
 )
 from airflow_dblink.core.jobs.draft import Draft, check_statement, draft
 from airflow_dblink.core.jobs.job import Job, JobHandle, missing
 from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.core.jobs.send import Sent, Submission
 from airflow_dblink.core.jobs.watch import demand_session, listens_to
+from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink, job_url

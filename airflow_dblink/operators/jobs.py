@@ -145,8 +145,7 @@ class DblinkJobOperator(FileWritingOperator, DblinkJobWaitingOperator):
     ) -> None:
         super().__init__(deferrable=deferrable, **kwargs)
         self.handler = handler
-        self.path = path
-        self.path_conn_id = path_conn_id
+        self.path, self.path_conn_id = path, path_conn_id
         self.max_xcom_rows = max_xcom_rows
         self.batch_rows = batch_rows
         self.keep_result = keep_result
@@ -251,8 +250,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
         self.handle = self.given_handle = handle
         self.conn_id, self.job_schema = conn_id, job_schema
         self.handler = handler
-        self.path = path
-        self.path_conn_id = path_conn_id
+        self.path, self.path_conn_id = path, path_conn_id
         self.header = header
         self.csv_options = csv_options
         self.max_xcom_rows = max_xcom_rows

@@ -195,9 +195,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
         self.columns = columns
         self.where = where
         self.where_parameters = where_parameters
-        self.insert = insert
-        self.update = update
-        self.delete = delete
+        self.insert, self.update, self.delete = insert, update, delete
         self.method = method
         self.replace_above = replace_above
         self.apply = apply

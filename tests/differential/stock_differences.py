@@ -6,7 +6,7 @@ _STYLES = "Dates and intervals in other styles"
 DIFFERENCES: dict[str, str] = {
     "GenericTransfer of arrays": _ARRAYS,
     "GenericTransfer of jsonb arrays": _ARRAYS,
-    "GenericTransfer of scalars in jsonb": "A JSON string or number that was read, into jsonb",
+    "GenericTransfer of scalars in jsonb": "A number or boolean into `json` or `jsonb`",
     "a connection without password": "The worker's own credentials",
     "extra unknown key": "An unknown key in Extra",
     "get records under datestyle=German": _STYLES,

@@ -104,3 +104,10 @@ def test_a_mode_that_is_none_is_refused(mode: Any, tmp_path: Path) -> None:
 def test_a_nul_in_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AirflowFailException, match="path holds a NUL"):
         operator(DblinkFetchOperator, f"{tmp_path.as_uri()}/a\0b").execute(context())
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize(("base", "why"), [(5, "must be text"), ("", "has no value"), ("/a\0", "holds a")])
+def test_a_base_path_that_is_none_is_refused(base: Any, why: str, tmp_path: Path) -> None:
+    with pytest.raises(AirflowFailException, match=f"base_path {why}"):
+        operator(DblinkFetchOperator, (tmp_path / "x").as_uri(), base_path=base).execute(context())

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from airflow_dblink.core.errors import RemoteError, without_credentials
-from airflow_dblink.core.masking import MAX_TEXT_CHARS
+from airflow_dblink.core.errors import RemoteError
+from airflow_dblink.core.masking import MAX_TEXT_CHARS, without_credentials
 from airflow_dblink.hooks.dblink import DblinkHook
 
 # What is repeated: beginnings of what is looked for, which never end as it does.

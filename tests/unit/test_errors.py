@@ -10,6 +10,7 @@ from psycopg import errors as pg
 
 from airflow_dblink.core import errors
 from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, from_psycopg
+from airflow_dblink.core.masking import without_credentials
 
 CLASSES = [
     value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, DblinkError)
@@ -150,7 +151,7 @@ def test_text_keeps_the_names_that_are_no_values() -> None:
     ],
 )
 def test_credentials_are_masked(text: str) -> None:
-    assert "heim" not in errors.without_credentials(text)
+    assert "heim" not in without_credentials(text)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from airflow_dblink.core.errors import (
     TransientError,
     UsageError,
     from_psycopg,
-    without_credentials,
 )
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.job import Job, standby
@@ -38,6 +37,7 @@ from airflow_dblink.core.jobs.remote import asking_failed
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, until_claimed
 from airflow_dblink.core.jobs.trust import distrust_of, guarded_call
 from airflow_dblink.core.jobs.wait import LISTEN, back_off
+from airflow_dblink.core.masking import without_credentials
 
 log = logging.getLogger(__name__)
 
