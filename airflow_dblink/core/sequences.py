@@ -19,8 +19,9 @@ _SQL = {name: sql.SQL(text.decode()) for name, text in statements("sequences.sql
 def reset_sequences(destination: Side, relation: Relation, given: Collection[str]) -> None:
     """Move the sequences that give columns their values beyond the values that came.
 
-    They belong to the column (serial, identity) or are its default. They keep their steps and bounds, and
-    none moves back. One that cycles is moved to where the most values in a row are free.
+    They belong to the column (serial, identity) or are its default. They keep their steps and bounds, beyond
+    which values don't count, and none moves back. One that cycles is moved to where the most values in a
+    row are free.
 
     :param given: the columns that got values.
     :raises RemoteError: what the server says.
@@ -51,13 +52,14 @@ def _move(destination: Side, relation: Relation, row: Mapping[str, Any]) -> None
         "position": position,
     }
     if row["cycles"]:
-        bounds = {"first": first, "last": last, "lowest": row["lowest"], "highest": row["highest"]}
-        bounds["length"] = row["highest"] - row["lowest"] + 1
-        literals = {name: sql.Literal(str(number)) for name, number in bounds.items()}
+        limits = {"first": first, "last": last, "lowest": row["lowest"], "highest": row["highest"]}
+        limits["length"] = row["highest"] - row["lowest"] + 1
+        literals = {name: sql.Literal(str(number)) for name, number in limits.items()}
         destination.fetch(_SQL["move_cycling"].format(**names, **numbers, **literals), "setting the sequence")
         return
     extreme = sql.SQL("max" if step > 0 else "min")
-    farthest = _SQL["farthest"].format(extreme=extreme, **names)
+    bounds = {name: sql.Literal(str(row[name])) for name in ("lowest", "highest")}
+    farthest = _SQL["farthest"].format(extreme=extreme, **names, **bounds)
     value = destination.fetch(farthest, "looking for the highest value")[0]["value"]
     if value is None:
         return

@@ -34,6 +34,8 @@ def added(warehouse: Database, count: int) -> list[int]:
         ("INCREMENT 2 START 1", "(2), (24)", [25, 27]),  # the other node's numbers are even
         ("INCREMENT 3 START 5 MINVALUE 5", "(1), (4)", [5, 8]),
         ("MINVALUE 100 START 100", "(7)", [100, 101]),
+        ("MAXVALUE 100", "(5), (1001)", [6, 7]),  # the other node's numbers begin at 1001
+        ("INCREMENT -1 MINVALUE -100", "(-5), (-1001)", [-6, -7]),
         ("MAXVALUE 10 CYCLE", "(8), (9), (10), (1), (2)", [3, 4, 5, 6, 7]),
         ("INCREMENT -1 MINVALUE -10 CYCLE", "(-9), (-10), (-1), (-2)", [-3, -4, -5, -6, -7, -8]),
         ("MAXVALUE 100 CYCLE", "(1), (2), (60)", [3, 4]),

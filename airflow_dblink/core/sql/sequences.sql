@@ -54,12 +54,12 @@ SELECT coalesce(pg_catalog.pg_sequence_last_value({oid}::pg_catalog.oid::pg_cata
        pg_catalog.pg_sequence_last_value({oid}::pg_catalog.oid::pg_catalog.regclass) IS NOT NULL AS is_called;
 
 -- name: farthest
--- The last value of the column in the direction of the sequence, of those that a sequence can give: a
--- numeric's NaN and infinity are none.
+-- The last value of the column in the direction of the sequence, of those that the sequence can give: not of
+-- those beyond its bounds, which may be another server's, nor a numeric's NaN and infinity.
 SELECT pg_catalog.{extreme}({column})::pg_catalog.text AS value
   FROM {table}
- WHERE {column} OPERATOR(pg_catalog.>=) '-9223372036854775808'::bigint
-   AND {column} OPERATOR(pg_catalog.<=) '9223372036854775807'::bigint;
+ WHERE {column} OPERATOR(pg_catalog.>=) {lowest}::bigint
+   AND {column} OPERATOR(pg_catalog.<=) {highest}::bigint;
 
 -- name: move
 -- In the sequence's own steps, to the last one that isn't beyond the farthest value, so that the next is; not
