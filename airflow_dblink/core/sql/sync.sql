@@ -132,7 +132,7 @@ WITH RECURSIVE base (name, type, modifier, inner_type, inner_modifier) AS (
       FROM base AS b
       JOIN pg_catalog.pg_type AS t ON t.oid = b.inner_type
 )
-SELECT b.name, pg_catalog.format_type(b.type, b.modifier) AS type_name
+SELECT b.name, b.type, b.modifier
   FROM base AS b
   JOIN pg_catalog.pg_type AS t ON t.oid = b.type
   LEFT JOIN pg_catalog.pg_type AS e ON e.oid = t.typelem AND t.typlen = -1

@@ -64,7 +64,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     inserts = spec.insert or spec.on_conflict == "replace"
     pairs = match(offered, target, spec.columns, source.conn_id, destination.conn_id, inserts=inserts)
     pairs, row_format = route(source, destination, pairs)
-    pairs = _rounded(destination, target, pairs)
+    pairs = _rounded(source, destination, target, pairs)
     key = key_columns(destination, target, spec.key, pairs)
     check_privileges(source, destination, spec, table, target, pairs, key)
     checksum = Checksum.agree(source, destination, spec.plan["seed"] if spec.plan else None)
@@ -117,12 +117,16 @@ def _refuse_drift(spec: Spec, target: Relation, names: set[str], source: Side, d
         )
 
 
-def _rounded(destination: Side, target: Relation, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+def _rounded(source: Side, destination: Side, target: Relation, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """Let the source round values as the destination's columns would, by an explicit cast.
 
     Strings and bits are not for that: there a cast cuts off what the assignment refuses.
     """
-    declared = {row["name"]: str(row["type_name"]) for row in rows_of(destination, "rounded", target)}
+    found = rows_of(destination, "rounded", target)
+    asked = {"types": [row["type"] for row in found], "modifiers": [row["modifier"] for row in found]}
+    # Asked of the source, whose statement it becomes; built-in types are the same there.
+    names = [str(row["format_type"]) for row in source.rows("format_types", asked)]
+    declared = {str(row["name"]): name for row, name in zip(found, names, strict=True)}
     return tuple(
         pair
         if declared.get(pair.destination, pair.type_name) == pair.type_name
