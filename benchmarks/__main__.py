@@ -6,7 +6,18 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import batches, builders, jobs, memory, once_exec, query, report, sync, transfer
+from benchmarks import (
+    batches,
+    builders,
+    jobs,
+    memory,
+    once_exec,
+    query,
+    report,
+    small_statements,
+    sync,
+    transfer,
+)
 from benchmarks.lab import Lab, laboratory
 from benchmarks.measure import BenchmarkError, Outcome
 
@@ -46,6 +57,7 @@ def _benchmarks(options: argparse.Namespace) -> Sequence[Callable[[Lab], Outcome
         "memory": lambda lab: memory.run(lab, rows, large=not options.no_large, say=_say),
         "batches": lambda lab: batches.run(lab, rows, repeat, _say),
         "builders": lambda lab: builders.run(lab, repeat, _say),
+        "small": lambda lab: small_statements.run(lab, repeat, _say),
         "exec": lambda lab: once_exec.run(lab, repeat, _say),
         "jobs": lambda lab: jobs.run(lab, repeat, _say),
     }
@@ -58,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=_positive, default=5, help="rounds, after a discarded one (5)")
     parser.add_argument(
         "--only",
-        choices=["transfer", "sync", "query", "batches", "builders", "exec", "jobs", "memory"],
+        choices=["transfer", "sync", "query", "batches", "builders", "small", "exec", "jobs", "memory"],
         help="run one benchmark; neither README nor results.md is written then",
     )
     parser.add_argument(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 from airflow.providers.common.sql.operators.generic_transfer import GenericTransfer
+from airflow.providers.postgres.hooks.postgres import PostgresHook
 
 from airflow_dblink.core.once import Once
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -146,6 +148,22 @@ def _hook_one(hook: DblinkHook, kind: str, table: str, keys: list[str]) -> list[
     return [build(table, [1], [key], [key]) for key in keys]
 
 
+def small_statements(measured: Meter, *, hook: str, table: str, times: int) -> dict[str, Any]:
+    """Read so many rows of *table* by their key, each with a statement; returns the sum of their keys."""
+    made = PostgresHook(_SOURCE) if hook == "stock" else DblinkHook(dblink_conn_id=_SOURCE)
+    query = f"SELECT id, s, n FROM {table} WHERE id = %s"  # noqa: S608 - a constant
+    with closing(made.get_conn()) as connection, closing(connection.cursor()) as cursor:
+
+        def read() -> int:
+            total = 0
+            for key in range(1, times + 1):
+                cursor.execute(query, [key])
+                total += cursor.fetchall()[0][0]
+            return total
+
+        return measured(read)
+
+
 def exec_round_trips(measured: Meter, *, statement: str) -> dict[str, Any]:
     """Count the round trips of both ways, those of connecting left out."""
     with proxied(_DESTINATION) as (proxy, uri):
@@ -205,6 +223,7 @@ _JOBS = (
     batches,
     get_result,
     builders,
+    small_statements,
     exec_round_trips,
     exec_connected,
     exec_whole,
