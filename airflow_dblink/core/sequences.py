@@ -53,7 +53,7 @@ def _move(destination: Side, relation: Relation, row: Mapping[str, Any]) -> None
     }
     if row["cycles"]:
         limits = {"first": first, "last": last, "lowest": row["lowest"], "highest": row["highest"]}
-        limits["length"] = row["highest"] - row["lowest"] + 1
+        limits |= {"length": row["highest"] - row["lowest"] + 1, "stride": abs(step)}
         literals = {name: sql.Literal(str(number)) for name, number in limits.items()}
         destination.fetch(_SQL["move_cycling"].format(**names, **numbers, **literals), "setting the sequence")
         return

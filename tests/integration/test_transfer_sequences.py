@@ -40,6 +40,9 @@ def added(warehouse: Database, count: int) -> list[int]:
         ("INCREMENT -1 MINVALUE -10 CYCLE", "(-9), (-10), (-1), (-2)", [-3, -4, -5, -6, -7, -8]),
         ("MAXVALUE 100 CYCLE", "(1), (2), (60)", [3, 4]),
         ("CYCLE", "(1), (2), (3)", [4, 5]),
+        ("INCREMENT 2 MAXVALUE 61 CYCLE", "(1), (12), (60)", [13, 15]),  # the other node's are even
+        ("INCREMENT -2 MINVALUE -61 CYCLE", "(-1), (-12), (-60)", [-13, -15]),
+        ("INCREMENT 2 MAXVALUE 60 CYCLE", "(1), (30), (45), (60)", [3, 5]),
         ("MAXVALUE 100 CYCLE", "(100), (2), (50)", [51, 52]),
     ],
 )

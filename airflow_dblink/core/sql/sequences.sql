@@ -75,8 +75,8 @@ SELECT pg_catalog.setval({oid}::pg_catalog.oid::pg_catalog.regclass,
    AND ({bound}::numeric - value) * {sign}::numeric >= 0::numeric;
 
 -- name: move_cycling
--- A sequence that goes round is never beyond all values: it is moved to where the most values in a row are
--- free, unless it has as many before it. Values are turned so that it counts up.
+-- A sequence that goes round is never beyond all values: it is moved, in its own steps, to where the most
+-- values in a row are free, unless it has as many before it. Values are turned so that it counts up.
 WITH state AS ({position}),
      next AS (
          SELECT CASE WHEN value OPERATOR(pg_catalog.>) {last}::numeric THEN {first}::numeric ELSE value END AS value
@@ -96,10 +96,32 @@ WITH state AS ({position}),
                 OPERATOR(pg_catalog.-) value AS size
            FROM taken
      ),
-     longest AS (SELECT value, size FROM gap ORDER BY size DESC, value LIMIT 1)
-SELECT pg_catalog.setval({oid}::pg_catalog.oid::pg_catalog.regclass, (longest.value OPERATOR(pg_catalog.*) {sign}::numeric)::bigint) AS value
-  FROM longest
- CROSS JOIN next
- WHERE (SELECT pg_catalog.min(pg_catalog.mod(
-                   taken.value OPERATOR(pg_catalog.-) next.value OPERATOR(pg_catalog.+) {length}::numeric, {length}::numeric)) FROM taken)
-       OPERATOR(pg_catalog.<) (longest.size OPERATOR(pg_catalog.-) 1::numeric);
+     longest AS (SELECT value FROM gap ORDER BY size DESC, value LIMIT 1),
+     better AS (
+         SELECT CASE WHEN value OPERATOR(pg_catalog.>) {last}::numeric THEN {first}::numeric ELSE value END AS value
+           FROM (SELECT longest.value OPERATOR(pg_catalog.+) {stride}::numeric
+                        OPERATOR(pg_catalog.-) pg_catalog.mod(
+                            pg_catalog.mod(longest.value OPERATOR(pg_catalog.-) next.value, {stride}::numeric)
+                            OPERATOR(pg_catalog.+) {stride}::numeric, {stride}::numeric) AS value
+                   FROM longest CROSS JOIN next) AS stepped
+     ),
+     free AS (
+         SELECT pg_catalog.min(pg_catalog.mod(
+                    taken.value OPERATOR(pg_catalog.-) next.value OPERATOR(pg_catalog.+) {length}::numeric,
+                    {length}::numeric)) AS before,
+                pg_catalog.min(pg_catalog.mod(
+                    taken.value OPERATOR(pg_catalog.-) better.value OPERATOR(pg_catalog.+) {length}::numeric,
+                    {length}::numeric)) AS after
+           FROM taken CROSS JOIN next CROSS JOIN better
+     )
+SELECT CASE WHEN better.value OPERATOR(pg_catalog.-) {stride}::numeric OPERATOR(pg_catalog.>=) {first}::numeric
+            THEN pg_catalog.setval(
+                {oid}::pg_catalog.oid::pg_catalog.regclass,
+                ((better.value OPERATOR(pg_catalog.-) {stride}::numeric)
+                 OPERATOR(pg_catalog.*) {sign}::numeric)::bigint)
+            ELSE pg_catalog.setval(
+                {oid}::pg_catalog.oid::pg_catalog.regclass,
+                (better.value OPERATOR(pg_catalog.*) {sign}::numeric)::bigint, false) END AS value
+  FROM better
+ CROSS JOIN free
+ WHERE free.before OPERATOR(pg_catalog.<) free.after;
