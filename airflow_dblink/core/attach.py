@@ -204,7 +204,7 @@ def _columns(
     """Return names and types of the table's columns, and whether the data can be binary."""
     there = types(source, [column.type for column in offered])
     asked = [column.type_name for column in offered]
-    known = [row["type"] for row in _rows(home, "types_by_name", {"names": asked})]
+    known = [row["type"] for row in home.rows("types_by_name", {"names": asked})]
     here = types(home, [oid for oid in known if oid is not None])
     columns, binary = [], True
     for column, oid in zip(offered, known, strict=True):

@@ -329,14 +329,14 @@ def _route_to_new_table(
     destination: Side, pairs: Sequence[Pair], there: Mapping[int, Type]
 ) -> tuple[tuple[Pair, ...], str]:
     """Keep the types for a table that is created; those it can't have become text."""
-    known = destination.rows("known_types", {"names": [pair.type_name for pair in pairs]})
+    known = destination.rows("types_by_name", {"names": [pair.type_name for pair in pairs]})
     routed: list[Pair] = []
     for pair, row in zip(pairs, known, strict=True):
-        if not row["known"]:
+        if row["type"] is None:
             log.warning(
                 "%s has no type %s: %r becomes text", destination.conn_id, pair.type_name, pair.destination
             )
-        name = pair.type_name if row["known"] else "pg_catalog.text"
+        name = "pg_catalog.text" if row["type"] is None else pair.type_name
         routed.append(replace(pair, type_name=name, cast=_as_is(there[pair.source_type])))
     binary = all(goes_in_binary(there[pair.source_type], there[pair.source_type], None) for pair in pairs)
     return tuple(routed), "binary" if binary else "text"

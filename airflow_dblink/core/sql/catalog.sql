@@ -146,9 +146,37 @@ SELECT pg_catalog.format_type(wanted.type, wanted.modifier)
        WITH ORDINALITY AS wanted (type, modifier, position)
  ORDER BY wanted.position;
 
--- name: known_types
--- Which type names this database knows.
-SELECT pg_catalog.to_regtype(wanted.name) IS NOT NULL AS known
+-- name: types_by_name
+-- The types of those names, which another server gave; NULL for one that this database doesn't know, or that
+-- holds a domain of a stranger's: its CHECK would run as this role.
+SELECT (SELECT pg_catalog.to_regtype(wanted.name)::oid::int8
+         WHERE NOT EXISTS (
+                   WITH RECURSIVE part (oid) AS (
+                       SELECT pg_catalog.to_regtype(wanted.name)::oid
+                        UNION
+                       SELECT inner_type.oid
+                         FROM part
+                         JOIN pg_catalog.pg_type AS t ON t.oid = part.oid
+                        CROSS JOIN LATERAL (
+                                  SELECT t.typelem
+                                   UNION ALL
+                                  SELECT t.typbasetype
+                                   UNION ALL
+                                  SELECT r.rngsubtype FROM pg_catalog.pg_range AS r
+                                   WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+                                   UNION ALL
+                                  SELECT a.atttypid
+                                    FROM pg_catalog.pg_attribute AS a
+                                   WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+                              ) AS inner_type (oid)
+                   )
+                   SELECT FROM part
+                     JOIN pg_catalog.pg_type AS d ON d.oid = part.oid AND d.typtype = 'd'
+                     JOIN pg_catalog.pg_roles AS owner ON owner.oid = d.typowner
+                    WHERE NOT owner.rolsuper AND NOT pg_catalog.pg_has_role(d.typowner, 'USAGE')
+                      AND NOT EXISTS (SELECT FROM pg_catalog.pg_database AS own
+                                       WHERE own.datname = pg_catalog.current_database()
+                                         AND own.datdba = d.typowner))) AS type
   FROM pg_catalog.unnest(%(names)s::text[]) WITH ORDINALITY AS wanted (name, position)
  ORDER BY wanted.position;
 

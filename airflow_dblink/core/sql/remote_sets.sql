@@ -16,12 +16,6 @@ SELECT wanted.name,
 -- name: may_stage
 SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMP') AS may_stage;
 
--- name: types_by_name
--- The types of those names, NULL for a name that this database doesn't know.
-SELECT pg_catalog.to_regtype(wanted.name)::oid::int8 AS type
-  FROM pg_catalog.unnest(%(names)s::text[]) WITH ORDINALITY AS wanted (name, position)
- ORDER BY wanted.position;
-
 -- name: settings
 SELECT wanted.name, pg_catalog.current_setting(wanted.name) AS setting
   FROM pg_catalog.unnest(%(names)s::text[]) AS wanted (name);
