@@ -89,10 +89,12 @@ class Airflow:
         """Make the home and the database, start all components and wait until they are healthy.
 
         :raises RuntimeError: if a component ends; the message has the tail of its log.
-        :raises TimeoutError: if they are not healthy within :data:`START_TIMEOUT_S`.
+        :raises TimeoutError: if tasks aren't answered within :data:`START_TIMEOUT_S`, or the components are
+            not healthy so long after that.
         """
         try:
             self._launch()
+            self._until("Airflow answers tasks", self._answers_tasks, START_TIMEOUT_S)
             self._until("Airflow is healthy", self._healthy, START_TIMEOUT_S)
             self._http.headers["Authorization"] = f"Bearer {self._token()}"
         except BaseException:
@@ -369,6 +371,15 @@ class Airflow:
             name = ended.read_text()
             tail = (self.home / "components" / f"{name}.log").read_text(errors="replace")[-4_000:]
             raise RuntimeError(f"Airflow's {name} has ended; the end of its log:\n{tail}")
+
+    def _answers_tasks(self) -> bool | None:
+        # The api-server builds what answers them at the first call, and answers nobody meanwhile. That takes
+        # seconds, on a busy machine minutes: as the first task's call it would fail the task. Any answer
+        # comes after that; below a path of its own (base_url) it is a 404.
+        with suppress(httpx.TransportError):
+            self._http.get("/execution/health")
+            return True
+        return None
 
     def _healthy(self) -> bool | None:
         with suppress(httpx.TransportError, httpx.HTTPStatusError):

@@ -22,6 +22,12 @@ from tests.acceptance.job_page.sites import (
 # -- in Airflow
 
 
+def test_no_tasks_call_is_the_first_that_airflow_answers(site: Site) -> None:
+    log = (site.airflow.home / "components" / "api-server.log").read_text()
+
+    assert re.findall(r" path=(/execution/\S+)", log)[0] == "/execution/health"
+
+
 def test_the_link_of_a_task_leads_to_its_job(site: Site) -> None:
     run_id = site.airflow.trigger("linked")
     state = site.airflow.wait("linked", run_id, timeout_s=240)
