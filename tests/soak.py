@@ -125,7 +125,7 @@ def terminate_a_backend(here: World, dice: random.Random) -> None:
     """``pg_terminate_backend`` of a session that runs a job."""
     here.rows(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE query LIKE '%CALL run(%' AND state = 'active' LIMIT 1"
+        " WHERE query LIKE '/* CALL run(%' AND state = 'active' LIMIT 1"
     )
 
 

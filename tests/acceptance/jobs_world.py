@@ -66,7 +66,7 @@ class World:
         """Make the table of effects anew, and forget all jobs; those that a test has left running end."""
         self.rows(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE query LIKE '%CALL run(%' AND state = 'active'"
+            " WHERE query LIKE '/* CALL run(%' AND state = 'active'"
         )
         with psycopg.connect(self.warehouse.conninfo(), autocommit=True) as connection:
             connection.execute(SCHEMA.encode())
@@ -94,7 +94,7 @@ class World:
     def active(self) -> list[Row]:
         """Return (query, state) of the sessions that run a job."""
         return self.rows(
-            "SELECT query, state FROM pg_stat_activity WHERE query LIKE '%CALL run(%' AND state = 'active'"
+            "SELECT query, state FROM pg_stat_activity WHERE query LIKE '/* CALL run(%' AND state = 'active'"
         )
 
     def wait_until_watched(self, dag_id: str, run_id: str, *tasks: str) -> None:

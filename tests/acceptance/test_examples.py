@@ -181,7 +181,7 @@ def test_job_whose_waiting_task_never_came_is_cancelled(airflow_env: AirflowEnv)
         assert rows(airflow_env.warehouse, told) == [(state,)]
     assert rows(airflow_env.warehouse, "SELECT run_id FROM report") == [(good,)]
     deadline = time.monotonic() + 10  # a session is seen a moment longer than its job
-    while rows(airflow_env.warehouse, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%CALL run(%'"):
+    while rows(airflow_env.warehouse, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '/* CALL run(%'"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -305,7 +305,7 @@ def test_cancel_on_kill_can_be_switched_off(table: Database, store: MemoryStore)
 
 
 def _kill_when_running(operator: BaseOperator, database: Database) -> Any:
-    return kill_when_active(operator, database, "query LIKE '%%CALL run(%%'")
+    return kill_when_active(operator, database, "query LIKE '/* CALL run(%%'")
 
 
 # -- send, get the result, cancel

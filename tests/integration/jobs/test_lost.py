@@ -205,7 +205,7 @@ def test_a_late_call_that_is_not_answered_is_made_again_and_leaves_no_session(
     holder = client.open()
     holder.execute("BEGIN; SELECT FROM airflow_dblink.job FOR UPDATE")
     blocked = (
-        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%CALL run(%%' AND wait_event_type = 'Lock'"
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '/* CALL run(%%' AND wait_event_type = 'Lock'"
     )
     opened_before = len(client.opened)
     ended: list[Job] = []

@@ -237,7 +237,7 @@ def test_a_triggerer_that_stops_during_a_call_does_not_cancel_the_job(
     job_id = client.insert(f"SELECT pg_sleep(1); {EFFECT}")
     holder = client.open()
     holder.execute("BEGIN; SELECT FROM airflow_dblink.job FOR UPDATE")
-    blocked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%%CALL run(%%' AND wait_event_type = 'Lock'"
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '/* CALL run(%%' AND wait_event_type = 'Lock'"
 
     async def stop() -> None:
         calling = asyncio.create_task(acall(client.target, NAME, client.schema, client.jobs.get(job_id)))
