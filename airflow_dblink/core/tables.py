@@ -102,6 +102,7 @@ class Relation:
     """A relation as one role sees it.
 
     :ivar kind: ``pg_class.relkind``.
+    :ivar may_select: whether the role may read the whole table, where its rows lie (``ctid``) too.
     :ivar may_lock: whether the role may lock it in SHARE ROW EXCLUSIVE MODE.
     :ivar insert_rules: names of the rules that rewrite an INSERT; COPY goes by none.
     :ivar rows: the planner's estimate; 0 where the table was never analyzed.
@@ -111,6 +112,7 @@ class Relation:
     schema_name: str
     name: str
     kind: str
+    may_select: bool
     may_truncate: bool
     may_stage: bool
     may_lock: bool

@@ -166,7 +166,7 @@ def apply_set(work: Work) -> dict[str, int]:
             on=sql.SQL("plan.op OPERATOR(pg_catalog.=) ANY ({})").format(
                 as_array(spec.operations + REMOVED + RENEWED)
             ),
-            there=sql.SQL("{} AND {}").format(matches(work, "part"), _AT_PLACE),
+            there=_planned(work),
             given=matches(work, "given"),
             assignments=comma(assignments),
             names=comma([sql.Identifier(field.name) for field in work.fields]),
@@ -175,6 +175,12 @@ def apply_set(work: Work) -> dict[str, int]:
         "applying the changes",
     )[0]
     return dict(counts)
+
+
+def _planned(work: Work) -> sql.Composed:
+    """Return the condition that a row of the table is the plan's."""
+    key = matches(work, "part")
+    return sql.SQL("{} AND {}").format(key, _AT_PLACE) if work.target.may_select else key
 
 
 def matches(work: Work, alias: str) -> sql.Composed:

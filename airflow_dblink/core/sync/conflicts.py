@@ -10,7 +10,7 @@ from psycopg import sql
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
 from airflow_dblink.core.sync.part import Field, Work, column, comma
-from airflow_dblink.core.sync.plan import PLAN, ROWS, same_place
+from airflow_dblink.core.sync.plan import PLAN, ROWS, named_keys, place, same_place
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
 from airflow_dblink.core.tables import UniqueIndex, unique_indexes
 
@@ -46,11 +46,12 @@ def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
     keys = [column(field.name) for field in work.key]
     named = [sql.SQL("{} AS {}").format(key, sql.Identifier(f"k{i}")) for i, key in enumerate(keys)]
     return sql.SQL(
-        "SELECT DISTINCT {named}, part.tableoid AS place_table, part.ctid AS place FROM {rows} AS given"
+        "SELECT DISTINCT {named}, {place} FROM {rows} AS given"
         " JOIN {plan} AS plan ON {given} AND plan.op OPERATOR(pg_catalog.=) ANY ('{{I,U,S}}') AND {on}"
         " JOIN {target} AS part ON {same} AND NOT ({itself})"
     ).format(
         named=comma(named),
+        place=place(work),
         rows=ROWS,
         plan=PLAN,
         given=matches(work, "given"),
@@ -82,7 +83,7 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
         sql.SQL(
             "UPDATE {} AS plan SET op = 'S' FROM ({}) AS standing"
             " WHERE {} AND plan.op OPERATOR(pg_catalog.=) 'U'"
-        ).format(PLAN, standing, same_place("plan", "standing")),
+        ).format(PLAN, standing, same_place(work, "plan", "standing")),
         "making way for unique values",
     )
     if renewed and (lost := work.not_synced):
@@ -98,7 +99,7 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
         " WHERE op OPERATOR(pg_catalog.=) 'S' AND NOT EXISTS (SELECT FROM {plan} AS twin"
         " WHERE twin.op OPERATOR(pg_catalog.=) 'R' AND {same})"
     )
-    same = same_place("plan", "twin")
+    same = same_place(work, "plan", "twin")
     destination.run(add.format(plan=PLAN, names=names, same=same), "making way for unique values")
     return renewed
 
@@ -111,10 +112,10 @@ def _refuse_twice(work: Work, standing: sql.Composed) -> None:
         " WHERE NOT EXISTS (SELECT FROM {plan} AS plan WHERE {planned}) LIMIT 1"
     ).format(
         standing=standing,
-        rows=part.select(sql.SQL("part.tableoid AS place_table, part.ctid AS place")),
-        same=same_place("here", "standing"),
+        rows=part.select(comma([*named_keys(work), place(work)])),
+        same=same_place(work, "here", "standing"),
         plan=PLAN,
-        planned=same_place("plan", "standing"),
+        planned=same_place(work, "plan", "standing"),
     )
     if part.side.fetch(equal, "making way for unique values"):
         raise UsageError(
@@ -138,7 +139,7 @@ def _displace(work: Work, standing: sql.Composed) -> int:
             plan=PLAN,
             keys=comma([column(f"k{i}", "standing") for i in range(len(work.key))]),
             standing=standing,
-            same=same_place("plan", "standing"),
+            same=same_place(work, "plan", "standing"),
             gone=as_array(gone),
         ),
         "making way for unique values",

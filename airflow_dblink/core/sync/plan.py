@@ -27,6 +27,8 @@ PLAN = sql.Identifier("pg_temp", "airflow_dblink_plan")
 ROWS = sql.Identifier("pg_temp", "airflow_dblink_rows")
 
 _PLACE = sql.SQL("part.tableoid AS place_table, part.ctid AS place")
+# To read those takes SELECT on the whole table. With SELECT on columns a key that is sure has to do.
+_NO_PLACE = sql.SQL("NULL::pg_catalog.oid AS place_table, NULL::pg_catalog.tid AS place")
 _FEW = 0.2  # of the rows: below it an index finds them faster than a scan
 
 _MAKE_PLAN = """\
@@ -192,7 +194,7 @@ def there(work: Work, comparison: Comparison | None) -> sql.Composed:
 
 def here(work: Work, comparison: Comparison | None) -> sql.Composed:
     """Return the SELECT of the destination's keys, hashes and places, of the groups that differ."""
-    what = sql.SQL("{}, {}").format(_keys_and_hash(work), _PLACE)
+    what = sql.SQL("{}, {}").format(_keys_and_hash(work), place(work))
     if comparison is None:
         return work.destination.select(what)
     return comparison.grouping.select(work.destination, what, comparison.differing, few=is_few(comparison))
@@ -205,8 +207,15 @@ def same_key(work: Work, left: str, right: str) -> sql.Composed:
     )
 
 
-def same_place(left: str, right: str) -> sql.SQL:
+def place(work: Work) -> sql.SQL:
+    """Return the columns that say where a row of the destination lies."""
+    return _PLACE if work.target.may_select else _NO_PLACE
+
+
+def same_place(work: Work, left: str, right: str) -> sql.SQL | sql.Composed:
     """Return the condition that two aliases' rows, each of the plan or of its form, lie at one place."""
+    if not work.target.may_select:
+        return same_key(work, left, right)
     return sql.SQL(
         f"{left}.place OPERATOR(pg_catalog.=) {right}.place"
         f" AND {left}.place_table OPERATOR(pg_catalog.=) {right}.place_table"

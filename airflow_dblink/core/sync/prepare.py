@@ -28,7 +28,7 @@ from airflow_dblink.core.tables import (
     types,
     unique_indexes,
 )
-from airflow_dblink.core.transfer_plan import describe_source, source_query
+from airflow_dblink.core.transfer_plan import demand, describe_source, source_query
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,12 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
         watermark_type=next((o.type_name for o in offered if o.name == spec.watermark_column), None),
     )
     check_key_type(work)
+    demand(
+        target.may_select or work.key_is_sure,
+        destination,
+        f"permission denied: no SELECT on {target} as a whole, and more than its columns is needed where rows"
+        " of inheritance children, or keys that only the index tells apart, may share a key",
+    )
     given = {pair.destination for pair in pairs} | {*_others(spec, table, offered, pairs)}
     _check_conditions(work, [c.name for c in target.columns if c.name in given])
     return work

@@ -330,3 +330,15 @@ def test_where_can_not_close_its_parentheses(source: Database, warehouse: Databa
         database.execute("CREATE TABLE item (id int PRIMARY KEY, flag int)")
     warehouse.execute("INSERT INTO item VALUES (1, 2)")
     refused(warehouse, "where: syntax error", where="flag = 1) OR (true")
+
+
+def test_columns_alone_do_not_suffice_where_rows_may_share_a_key(both: tuple[Database, Database]) -> None:
+    source, warehouse = both
+    source.execute("DELETE FROM item WHERE id <= 5")
+    warehouse.execute("CREATE TABLE item_child () INHERITS (item)")
+    role = owned_by_another(warehouse)
+
+    refused(warehouse, "no SELECT on public.item as a whole")
+
+    warehouse.admin(f'GRANT SELECT ON item TO "{role}"')
+    assert sync()["deleted"] == 5
