@@ -230,6 +230,7 @@ with DAG("job_result", schedule=None):
     load = DblinkGetResultOperator(
         task_id="load",
         handle="{{ ti.xcom_pull('send') }}",
+        conn_id="warehouse_db",
         destination_conn_id="source_db",
         destination_table="numbers",
         mode="create",
