@@ -2,7 +2,8 @@
 -- A relation by name, read as PostgreSQL reads it (search_path, quotes). to_regclass gives
 -- NULL for an unknown name instead of an error. What the role may do is asked here, before
 -- anything is moved. reltuples is -1 where it was never analyzed; partitions are summed up.
--- tgtype 7: for each row, before, insert. "may_lock": in SHARE ROW EXCLUSIVE MODE.
+-- tgtype 7: for each row, before, insert. "may_select": all columns, ctid too. "may_lock": LOCK TABLE in SHARE
+-- ROW EXCLUSIVE MODE needs one of three privileges on the whole table.
 SELECT c.oid::int8 AS oid,
        n.nspname AS schema_name,
        c.relname AS name,

@@ -1,7 +1,6 @@
 -- name: table_facts
--- What a sync must know of its destination, beyond what a transfer asks. LOCK TABLE in SHARE ROW
--- EXCLUSIVE MODE needs one of three privileges on the whole table. Who owns the table and all that belong
--- to it (partitions, inheritance children) may disable their triggers.
+-- What a sync must know of its destination, beyond what a transfer asks. Who owns the table and all that
+-- belong to it (partitions, inheritance children) may disable their triggers.
 WITH RECURSIVE part (relid) AS (
     SELECT %(oid)s::oid
      UNION
@@ -9,9 +8,6 @@ WITH RECURSIVE part (relid) AS (
 )
 SELECT pg_catalog.pg_is_in_recovery() AS is_standby,
        pg_catalog.has_table_privilege(%(oid)s::oid, 'DELETE') AS may_delete,
-       pg_catalog.has_table_privilege(%(oid)s::oid, 'UPDATE')
-           OR pg_catalog.has_table_privilege(%(oid)s::oid, 'DELETE')
-           OR pg_catalog.has_table_privilege(%(oid)s::oid, 'TRUNCATE') AS may_lock,
        (SELECT pg_catalog.bool_and(pg_catalog.pg_has_role(c.relowner, 'USAGE'))
           FROM part JOIN pg_catalog.pg_class AS c ON c.oid = part.relid) AS owns,
        EXISTS (SELECT FROM pg_catalog.pg_rewrite AS rule WHERE rule.ev_class = %(oid)s::oid) AS has_rules;

@@ -59,7 +59,7 @@ SELECT *
 _AT_PLACE = sql.SQL(
     "pg_catalog.tideq(part.ctid, plan.place) AND pg_catalog.oideq(part.tableoid, plan.place_table)"
 )
-# In place of what is off: to be allowed a statement needs its privilege, and to be read its columns.
+# Replaces a switched-off operation: the real statement would still need its privilege and readable columns.
 _NOTHING = "SELECT 1 WHERE false"
 
 
@@ -166,7 +166,7 @@ def apply_set(work: Work) -> dict[str, int]:
             on=sql.SQL("plan.op OPERATOR(pg_catalog.=) ANY ({})").format(
                 as_array(spec.operations + REMOVED + RENEWED)
             ),
-            there=_planned(work),
+            there=_is_row_of_plan(work),
             given=matches(work, "given"),
             assignments=comma(assignments),
             names=comma([sql.Identifier(field.name) for field in work.fields]),
@@ -177,14 +177,14 @@ def apply_set(work: Work) -> dict[str, int]:
     return dict(counts)
 
 
-def _planned(work: Work) -> sql.Composed:
-    """Return the condition that a row of the table is the plan's."""
+def _is_row_of_plan(work: Work) -> sql.Composed:
+    """Return the condition that a row of the table is the plan's row itself."""
     key = matches(work, "part")
-    return sql.SQL("{} AND {}").format(key, _AT_PLACE) if work.target.may_select else key
+    return sql.SQL("{} AND {}").format(key, _AT_PLACE) if work.sees_places else key
 
 
 def matches(work: Work, alias: str) -> sql.Composed:
-    """Return the condition that a row of *alias* is the plan's."""
+    """Return the condition that a row of *alias* has the key of the plan's row."""
     return sql.SQL(" AND ").join(
         field.same(column(field.name, alias), column(f"k{i}", "plan")) for i, field in enumerate(work.key)
     )

@@ -10,7 +10,7 @@ from psycopg import sql
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.apply import REMOVED, RENEWED, as_array, matches
 from airflow_dblink.core.sync.part import Field, Work, column, comma
-from airflow_dblink.core.sync.plan import PLAN, ROWS, named_keys, place, same_place
+from airflow_dblink.core.sync.plan import PLAN, ROWS, named_keys, place, same_row
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
 from airflow_dblink.core.tables import UniqueIndex, unique_indexes
 
@@ -83,7 +83,7 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
         sql.SQL(
             "UPDATE {} AS plan SET op = 'S' FROM ({}) AS standing"
             " WHERE {} AND plan.op OPERATOR(pg_catalog.=) 'U'"
-        ).format(PLAN, standing, same_place(work, "plan", "standing")),
+        ).format(PLAN, standing, same_row(work, "plan", "standing")),
         "making way for unique values",
     )
     if renewed and (lost := work.not_synced):
@@ -99,7 +99,7 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
         " WHERE op OPERATOR(pg_catalog.=) 'S' AND NOT EXISTS (SELECT FROM {plan} AS twin"
         " WHERE twin.op OPERATOR(pg_catalog.=) 'R' AND {same})"
     )
-    same = same_place(work, "plan", "twin")
+    same = same_row(work, "plan", "twin")
     destination.run(add.format(plan=PLAN, names=names, same=same), "making way for unique values")
     return renewed
 
@@ -113,9 +113,9 @@ def _refuse_twice(work: Work, standing: sql.Composed) -> None:
     ).format(
         standing=standing,
         rows=part.select(comma([*named_keys(work), place(work)])),
-        same=same_place(work, "here", "standing"),
+        same=same_row(work, "here", "standing"),
         plan=PLAN,
-        planned=same_place(work, "plan", "standing"),
+        planned=same_row(work, "plan", "standing"),
     )
     if part.side.fetch(equal, "making way for unique values"):
         raise UsageError(
@@ -139,7 +139,7 @@ def _displace(work: Work, standing: sql.Composed) -> int:
             plan=PLAN,
             keys=comma([column(f"k{i}", "standing") for i in range(len(work.key))]),
             standing=standing,
-            same=same_place(work, "plan", "standing"),
+            same=same_row(work, "plan", "standing"),
             gone=as_array(gone),
         ),
         "making way for unique values",

@@ -141,6 +141,11 @@ class Work:
         return self.spec.fingerprint(*ids, self.checksum.seed)
 
     @property
+    def sees_places(self) -> bool:
+        """Whether the role may read where rows of the destination lie; if not, ``key_is_sure`` holds."""
+        return self.target.may_select
+
+    @property
     def not_synced(self) -> list[str]:
         """The destination's columns that are not kept equal, but for those that it generates."""
         given = {field.name for field in self.fields}

@@ -52,7 +52,7 @@ def check_privileges(
     if spec.delete and not spec.is_incremental:
         demand(bool(facts["may_delete"]), destination, f"permission denied: no DELETE on {target}")
     message = f"permission denied: {target} can't be locked without UPDATE, DELETE or TRUNCATE on it"
-    demand(bool(facts["may_lock"]), destination, message)
+    demand(target.may_lock, destination, message)
     demand(target.may_stage, destination, "permission denied: no TEMP on the database, for staging")
     _check_table(destination, spec, target, facts, [c.name for c in columns if c.always_identity], key)
 
@@ -138,6 +138,20 @@ def _check_replace(destination: Side, spec: Spec, target: Relation) -> None:
             destination.conn_id,
             hint="use on_conflict='error'",
         )
+
+
+def check_places(work: Work) -> None:
+    """Refuse a role that can't read where rows lie, where several rows may have one key.
+
+    :raises UsageError: 42501.
+    """
+    demand(
+        work.sees_places or work.key_is_sure,
+        work.destination.side,
+        f"permission denied: no SELECT on {work.target} as a whole. SELECT on its columns does not suffice:"
+        " several rows may have the same key, since the table has inheritance children, or its unique index"
+        " has an = of its own",
+    )
 
 
 def check_key_type(work: Work) -> None:

@@ -4,7 +4,8 @@ Three temporary tables of the destination's transaction: ``airflow_dblink_there`
 with their rows' hashes, ``airflow_dblink_plan`` what is to be done, ``airflow_dblink_rows`` whole
 rows of the source. Keys have the destination's types, so its own ``=`` says which row is which. A row that
 is to be changed or deleted is known by its place: no writer moves it while the table is locked, and its key
-may be another row's as well, that nobody has asked for (an inheritance child's, outside of *where*).
+may be another row's as well, that nobody has asked for (an inheritance child's, outside of *where*). A role
+with SELECT on columns alone can't read places: then it is known by its key, which no other row may have.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ PLAN = sql.Identifier("pg_temp", "airflow_dblink_plan")
 ROWS = sql.Identifier("pg_temp", "airflow_dblink_rows")
 
 _PLACE = sql.SQL("part.tableoid AS place_table, part.ctid AS place")
-# To read those takes SELECT on the whole table. With SELECT on columns a key that is sure has to do.
 _NO_PLACE = sql.SQL("NULL::pg_catalog.oid AS place_table, NULL::pg_catalog.tid AS place")
 _FEW = 0.2  # of the rows: below it an index finds them faster than a scan
 
@@ -208,13 +208,13 @@ def same_key(work: Work, left: str, right: str) -> sql.Composed:
 
 
 def place(work: Work) -> sql.SQL:
-    """Return the columns that say where a row of the destination lies."""
-    return _PLACE if work.target.may_select else _NO_PLACE
+    """Return the columns that say where a row of the destination lies; NULL where the role can't see it."""
+    return _PLACE if work.sees_places else _NO_PLACE
 
 
-def same_place(work: Work, left: str, right: str) -> sql.SQL | sql.Composed:
-    """Return the condition that two aliases' rows, each of the plan or of its form, lie at one place."""
-    if not work.target.may_select:
+def same_row(work: Work, left: str, right: str) -> sql.SQL | sql.Composed:
+    """Return the condition that two aliases, each of the plan or of its form, mean one row."""
+    if not work.sees_places:
         return same_key(work, left, right)
     return sql.SQL(
         f"{left}.place OPERATOR(pg_catalog.=) {right}.place"

@@ -13,7 +13,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.catalog import rows_of
 from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.part import Field, Part, Work, column
-from airflow_dblink.core.sync.permissions import check_key_type, check_privileges
+from airflow_dblink.core.sync.permissions import check_key_type, check_places, check_privileges
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import watermark, window
 from airflow_dblink.core.sync.where import check_where, condition
@@ -28,7 +28,7 @@ from airflow_dblink.core.tables import (
     types,
     unique_indexes,
 )
-from airflow_dblink.core.transfer_plan import demand, describe_source, source_query
+from airflow_dblink.core.transfer_plan import describe_source, source_query
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +96,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
         watermark_type=next((o.type_name for o in offered if o.name == spec.watermark_column), None),
     )
     check_key_type(work)
-    demand(
-        target.may_select or work.key_is_sure,
-        destination,
-        f"permission denied: no SELECT on {target} as a whole, and more than its columns is needed where rows"
-        " of inheritance children, or keys that only the index tells apart, may share a key",
-    )
+    check_places(work)
     given = {pair.destination for pair in pairs} | {*_others(spec, table, offered, pairs)}
     _check_conditions(work, [c.name for c in target.columns if c.name in given])
     return work

@@ -252,7 +252,7 @@ def _is_first_load(work: Work, outcome: Outcome) -> bool:
         return False
     if work.target.row_security:  # PostgreSQL copies into no such table
         return False
-    if spec.where is not None and not work.key_is_sure:  # a row outside of it may have a key that comes
+    if spec.where is not None and not work.key_is_sure:  # a row outside of where may have the same key
         return False
     return work.spec.apply == "set" and not _has_rows(work.destination)
 

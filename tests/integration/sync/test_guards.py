@@ -237,6 +237,18 @@ def test_the_privileges_of_rows_suffice(both: tuple[Database, Database], apply: 
     assert (result["inserted"], result["updated"], result["deleted"]) == (6, 10, 5)
 
 
+@METHODS
+def test_the_privileges_of_rows_suffice_to_make_way(both: tuple[Database, Database], method: str) -> None:
+    """Two rows swap a unique value, and one outside of the part holds a new row's."""
+    source, warehouse = both
+    source.execute("UPDATE item SET v = CASE id WHEN 1 THEN 'v2' ELSE 'v1' END WHERE id < 3")
+    source.execute("INSERT INTO item VALUES (101, 'new', 1)")
+    warehouse.execute("ALTER TABLE item ADD UNIQUE (v); INSERT INTO item VALUES (102, 'new', 100)")
+    owned_by_another(warehouse)
+    result = settled(source, warehouse, method=method, where="flag < 100", on_conflict="replace")
+    assert (result["inserted"], result["updated"], result["deleted"], result["displaced"]) == (1, 2, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("on", "revoked"),
     [
@@ -257,6 +269,18 @@ def test_no_other_privilege_is_needed_for_one_kind_of_change(
     given: dict[str, Any] = {name: name == on for name in ("insert", "update", "delete")}
     result = sync(apply=apply, **given)
     assert result[{"insert": "inserted", "update": "updated", "delete": "deleted"}[on]] > 0
+
+
+def test_columns_alone_do_not_suffice_where_rows_may_share_a_key(both: tuple[Database, Database]) -> None:
+    source, warehouse = both
+    source.execute("DELETE FROM item WHERE id <= 5")
+    warehouse.execute("CREATE TABLE item_child () INHERITS (item)")
+    role = owned_by_another(warehouse)
+
+    refused(warehouse, "no SELECT on public.item as a whole")
+
+    warehouse.admin(f'GRANT SELECT ON item TO "{role}"')
+    assert sync()["deleted"] == 5
 
 
 @pytest.mark.parametrize(
@@ -330,15 +354,3 @@ def test_where_can_not_close_its_parentheses(source: Database, warehouse: Databa
         database.execute("CREATE TABLE item (id int PRIMARY KEY, flag int)")
     warehouse.execute("INSERT INTO item VALUES (1, 2)")
     refused(warehouse, "where: syntax error", where="flag = 1) OR (true")
-
-
-def test_columns_alone_do_not_suffice_where_rows_may_share_a_key(both: tuple[Database, Database]) -> None:
-    source, warehouse = both
-    source.execute("DELETE FROM item WHERE id <= 5")
-    warehouse.execute("CREATE TABLE item_child () INHERITS (item)")
-    role = owned_by_another(warehouse)
-
-    refused(warehouse, "no SELECT on public.item as a whole")
-
-    warehouse.admin(f'GRANT SELECT ON item TO "{role}"')
-    assert sync()["deleted"] == 5
