@@ -9,9 +9,8 @@ import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.embedded.server import servers
-from tests.databases import Database, new_database
-from tests.debian import postgres_bindir
+from tests.databases import Database
+from tests.integration.sync.tables import caseless_databases, system_server
 from tests.transfers import transfer
 
 
@@ -56,25 +55,14 @@ def test_a_table_of_nothing_but_the_key_gets_it_too(source: Database, warehouse:
 
 @pytest.fixture
 def with_icu(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Database, Database]]:
-    """Give two databases of the system's PostgreSQL: the embedded one has no ICU."""
-    with (
-        servers("system", bindir=postgres_bindir()) as (server,),
-        new_database(server, "source") as source,
-        new_database(server, "warehouse") as warehouse,
-    ):
-        monkeypatch.setenv("AIRFLOW_CONN_SOURCE", source.uri)
-        monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", warehouse.uri)
-        for database in (source, warehouse):
-            database.execute(
-                "CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
-            )
-        yield source, warehouse
+    with system_server("icu") as server, caseless_databases(server, monkeypatch) as databases:
+        yield databases
 
 
 def test_a_text_key_under_a_nondeterministic_collation_gets_the_sources_form(
     with_icu: tuple[Database, Database],
 ) -> None:
-    upserted(*with_icu, "text COLLATE loose", "'a'", "'A'")
+    upserted(*with_icu, "text COLLATE caseless", "'a'", "'A'")
 
 
 def test_rows_that_others_refer_to_by_a_text_key_are_not_locked_against_them(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -45,24 +46,31 @@ SELECT p.proname, p.prokind, p.proretset, r.typname,
 Signature = tuple[str, tuple[str, ...]]
 
 
-def plant(server: Server, dbname: str) -> None:
-    """Fill ``public`` of a database as a role that may create there, and nothing else."""
-    with psycopg.connect(server.conninfo(dbname=dbname, superuser=True), autocommit=True) as admin:
+@contextmanager
+def as_stranger(admin_conninfo: str) -> Iterator[psycopg.Connection]:
+    """Give a session of a role that may create in ``public`` of a database, and nothing else."""
+    with psycopg.connect(admin_conninfo, autocommit=True) as admin:
         if not admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [STRANGER]).rowcount:
             admin.execute(SQL("CREATE ROLE {}").format(Identifier(STRANGER)))
         admin.execute(SQL("GRANT CREATE, USAGE ON SCHEMA public TO {}").format(Identifier(STRANGER)))
         admin.execute("GRANT USAGE ON SCHEMA public TO PUBLIC")
         admin.execute(SQL("SET ROLE {}").format(Identifier(STRANGER)))
-        admin.execute("SET search_path = pg_catalog")
-        admin.execute("SET check_function_bodies = off")
-        built_in = admin.execute(_BUILT_IN, [_names()]).fetchall()
-        catalogs = admin.execute(
+        yield admin
+
+
+def plant(server: Server, dbname: str) -> None:
+    """Fill ``public`` of a database as the stranger."""
+    with as_stranger(server.conninfo(dbname=dbname, superuser=True)) as stranger:
+        stranger.execute("SET search_path = pg_catalog")
+        stranger.execute("SET check_function_bodies = off")
+        built_in = stranger.execute(_BUILT_IN, [_names()]).fetchall()
+        catalogs = stranger.execute(
             "SELECT relname FROM pg_class"
             " WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind IN ('r', 'v')"
         ).fetchall()
         statements = [*_operators(), *_functions(built_in), *_casts(), *_types(), *_relations(catalogs)]
         for first in range(0, len(statements), 500):
-            admin.execute("; ".join(statements[first : first + 500]).encode())
+            stranger.execute("; ".join(statements[first : first + 500]).encode())
 
 
 def called(server: Server, offset: int, dbname: str) -> list[str]:

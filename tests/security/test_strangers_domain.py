@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import psycopg
 import pytest
-from psycopg.sql import SQL, Identifier
 
 from airflow_dblink.core.remote_sets import Remote
 from tests.databases import Database
 from tests.queries import run as query
-from tests.security.planted import STRANGER
+from tests.security.planted import as_stranger
 from tests.transfers import transfer
 
 _DOMAIN = """
@@ -45,13 +43,9 @@ def test_its_check_does_not_run(
         "pair": "'(sad,1)'::pair AS pair",
     }
     source.execute(f"CREATE TABLE item AS SELECT 1 AS id, {values[column]}")
-    with psycopg.connect(warehouse.admin_conninfo, autocommit=True) as admin:
-        if not admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [STRANGER]).rowcount:
-            admin.execute(SQL("CREATE ROLE {}").format(Identifier(STRANGER)))
-        admin.execute(SQL("GRANT CREATE, USAGE ON SCHEMA public TO {}").format(Identifier(STRANGER)))
-        admin.execute("GRANT CREATE, USAGE ON SCHEMA public TO PUBLIC")
-        admin.execute(SQL("SET ROLE {}").format(Identifier(STRANGER)))
-        admin.execute(_DOMAIN)
+    warehouse.admin("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    with as_stranger(warehouse.admin_conninfo) as stranger:
+        stranger.execute(_DOMAIN)
 
     way()
 

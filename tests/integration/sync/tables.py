@@ -3,7 +3,7 @@
 # ruff: noqa: S608 - names that the tests themselves made
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from psycopg.sql import SQL, Identifier
 
 from airflow_dblink.core.errors import DblinkError
 from airflow_dblink.embedded.server import Server, servers
-from tests.databases import Database, Row
+from tests.databases import Database, Row, new_database
 from tests.debian import postgres_bindir
 from tests.syncs import sync
 
@@ -23,6 +23,8 @@ FORMS = (
     "-c timezone=UTC -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
     " -c lc_monetary=C -c xmloption=content"
 )
+#: A collation to which upper and lower case are the same, where PostgreSQL was built with ICU.
+CASELESS = "CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
 
 
 def contents(database: Database, table: str = "item") -> list[str]:
@@ -34,6 +36,16 @@ def contents(database: Database, table: str = "item") -> list[str]:
 def versions(database: Database, table: str = "item") -> list[Row]:
     """Return where each row's version lies and which transaction wrote it: a rewritten row has another."""
     return sorted(database.admin(f"SELECT tableoid::regclass::text, ctid::text, xmin::text FROM {table}"))
+
+
+def planned(result: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return how many rows a sync found to be missing, changed and extra."""
+    return result["missing"], result["changed"], result["extra"]
+
+
+def done(result: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return how many rows a sync inserted, updated and deleted."""
+    return result["inserted"], result["updated"], result["deleted"]
 
 
 def differences(source: Database, warehouse: Database, table: str, columns: Sequence[str]) -> tuple[int, int]:
@@ -89,7 +101,7 @@ def settled(
     assert differences(source, warehouse, f"ONLY {table}" if alone else table, columns) == (0, 0)
     before = versions(warehouse, table)
     again = sync(table, **arguments)
-    assert (again["missing"], again["changed"], again["extra"]) == (0, 0, 0)
+    assert planned(again) == (0, 0, 0)
     assert versions(warehouse, table) == before
     return result
 
@@ -122,3 +134,16 @@ def system_server(name: str) -> Iterator[Server]:
     """Run a server of the system's PostgreSQL, which has ICU and is of another version than the embedded."""
     with servers(name, bindir=postgres_bindir()) as (server,):
         yield server
+
+
+@contextmanager
+def caseless_databases(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Database, Database]]:
+    """Give ``source`` and ``warehouse`` on *server*, both with :data:`CASELESS`."""
+    with new_database(server, "source") as source, new_database(server, "warehouse") as warehouse:
+        for database in (source, warehouse):
+            database.admin("GRANT ALL ON SCHEMA public TO PUBLIC")
+            database.execute(CASELESS)
+            monkeypatch.setenv(f"AIRFLOW_CONN_{database.conn_id.upper()}", database.uri)
+        yield source, warehouse

@@ -8,8 +8,15 @@ from collections.abc import Iterator
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from tests.databases import Database, new_database
-from tests.integration.sync.tables import contents, refused, refused_by_server, settled, system_server
+from tests.databases import Database
+from tests.integration.sync.tables import (
+    caseless_databases,
+    contents,
+    refused,
+    refused_by_server,
+    settled,
+    system_server,
+)
 from tests.syncs import sync
 
 METHODS = pytest.mark.parametrize("method", ["difference", "reload"])
@@ -205,20 +212,8 @@ def test_keys_of_two_columns(source: Database, warehouse: Database, method: str,
 
 @pytest.fixture
 def icu(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Database, Database]]:
-    """Give two databases that know a collation to which upper and lower case are the same."""
-    with (
-        system_server("system") as server,
-        new_database(server, "source") as source,
-        new_database(server, "warehouse") as warehouse,
-    ):
-        for database in (source, warehouse):
-            database.admin("GRANT ALL ON SCHEMA public TO PUBLIC")
-            database.execute(
-                "CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2',"
-                " deterministic = false)"
-            )
-            monkeypatch.setenv(f"AIRFLOW_CONN_{database.conn_id.upper()}", database.uri)
-        yield source, warehouse
+    with system_server("system") as server, caseless_databases(server, monkeypatch) as databases:
+        yield databases
 
 
 def test_texts_that_a_collation_calls_equal(icu: tuple[Database, Database]) -> None:

@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from airflow_dblink.embedded.server import Server
-from tests.databases import Database, new_database
-from tests.integration.sync.tables import contents, refused, refused_by_server, system_server, versions
+from tests.databases import Database
+from tests.integration.sync.tables import (
+    caseless_databases,
+    contents,
+    done,
+    planned,
+    refused,
+    refused_by_server,
+    system_server,
+    versions,
+)
 from tests.integration.sync.test_watermark import ORDERS, AssetStores
 from tests.integration.sync.test_watermark import sync as new
 from tests.syncs import sync
@@ -28,12 +38,18 @@ def heirs(source: Database, warehouse: Database, rows: str = "(1, 'x', 'new'), (
     warehouse.execute("INSERT INTO heir VALUES (1, 'y', 'kept'), (2, 'y', 'kept'), (4, 'y', 'kept')")
 
 
-def outside(database: Database) -> list[Any]:
-    """Return the rows outside of the part, and where they lie."""
-    return database.admin(
-        f"SELECT tableoid::regclass::text, ctid::text, xmin::text, item.* FROM item"
-        f" WHERE NOT {PART} ORDER BY id"
-    )
+def within(database: Database) -> list[str]:
+    """Return the rows of the part."""
+    return [row for row in contents(database) if ",x," in row]
+
+
+@contextmanager
+def nothing_outside_is_touched(database: Database) -> Iterator[None]:
+    """Fail if a row outside of the part isn't afterwards what and where it was."""
+    rows = f"SELECT tableoid::regclass, ctid::text, xmin::text, item.* FROM item WHERE NOT {PART} ORDER BY id"
+    before = database.admin(rows)
+    yield
+    assert database.admin(rows) == before
 
 
 @METHODS
@@ -41,12 +57,10 @@ def test_a_childs_rows_with_the_same_keys_are_not_touched(
     source: Database, warehouse: Database, method: str
 ) -> None:
     heirs(source, warehouse)
-    before = outside(warehouse)
-    result = sync(method=method, where=PART, max_delete_fraction=None)
-    assert (result["missing"], result["changed"], result["extra"]) == (1, 1, 1)
-    assert (result["inserted"], result["updated"], result["deleted"]) == (1, 1, 1)
-    assert outside(warehouse) == before
-    assert [row for row in contents(warehouse) if ",x," in row] == contents(source)
+    with nothing_outside_is_touched(warehouse):
+        result = sync(method=method, where=PART, max_delete_fraction=None)
+    assert planned(result) == done(result) == (1, 1, 1)
+    assert within(warehouse) == within(source)
 
 
 @METHODS
@@ -55,19 +69,16 @@ def test_a_childs_rows_are_not_touched_by_some_kinds_of_change(
     source: Database, warehouse: Database, method: str, off: dict[str, Any]
 ) -> None:
     heirs(source, warehouse)
-    before = outside(warehouse)
-    result = sync(method=method, where=PART, max_delete_fraction=None, **off)
-    wanted = [int(on) for on in ("insert" not in off, "update" not in off, "delete" not in off)]
-    assert [result["inserted"], result["updated"], result["deleted"]] == wanted
-    assert outside(warehouse) == before
+    with nothing_outside_is_touched(warehouse):
+        result = sync(method=method, where=PART, max_delete_fraction=None, **off)
+    assert done(result) == tuple(int(kind not in off) for kind in ("insert", "update", "delete"))
 
 
 def test_a_childs_rows_are_not_touched_by_an_incremental_sync(source: Database, warehouse: Database) -> None:
     heirs(source, warehouse)
-    before = outside(warehouse)
-    result = new(AssetStores(ORDERS), where=PART, watermark_column="id")
-    assert (result["inserted"], result["updated"], result["deleted"]) == (1, 1, 0)
-    assert outside(warehouse) == before
+    with nothing_outside_is_touched(warehouse):
+        result = new(AssetStores(ORDERS), where=PART, watermark_column="id")
+    assert done(result) == (1, 1, 0)
 
 
 @METHODS
@@ -76,12 +87,11 @@ def test_statements_that_would_write_a_childs_rows_too_are_refused(
 ) -> None:
     heirs(source, warehouse)
     words = ["key (id)", "in common", "public.item", "21000", "apply='set'"]
-    refused(warehouse, *words, where=PART, apply="statements", method=method, max_delete_fraction=None)
+    arguments: dict[str, Any] = {"apply": "statements", "method": method, "max_delete_fraction": None}
+    refused(warehouse, *words, where=PART, **arguments)
     warehouse.execute("DELETE FROM heir WHERE id < 3")
-    before = outside(warehouse)
-    result = sync(where=PART, apply="statements", method=method, max_delete_fraction=None)
-    assert (result["inserted"], result["updated"], result["deleted"]) == (1, 1, 1)
-    assert outside(warehouse) == before
+    with nothing_outside_is_touched(warehouse):
+        assert done(sync(where=PART, **arguments)) == (1, 1, 1)
 
 
 @METHODS
@@ -113,8 +123,8 @@ def test_a_trigger_that_moves_rows_into_children_may_do_so(
         "CREATE TRIGGER send BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION send()"
     )
     result = sync(where=PART, method=method, apply=apply, max_delete_fraction=None)
-    assert (result["inserted"], result["updated"], result["deleted"]) == (0, 1, 1)
-    assert [row for row in contents(warehouse) if ",x," in row] == contents(source)
+    assert done(result) == (0, 1, 1)
+    assert within(warehouse) == within(source)
     assert [row[0] for row in versions(warehouse)].count("heir") == 2
 
 
@@ -146,20 +156,14 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def icu(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Database, Database]]:
-    """Give two databases that know a collation to which upper and lower case are the same."""
-    with new_database(server, "source") as source, new_database(server, "warehouse") as warehouse:
-        for database in (source, warehouse):
-            database.admin("GRANT ALL ON SCHEMA public TO PUBLIC")
-            database.execute(
-                "CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2',"
-                " deterministic = false)"
-            )
-            monkeypatch.setenv(f"AIRFLOW_CONN_{database.conn_id.upper()}", database.uri)
-        yield source, warehouse
+    with caseless_databases(server, monkeypatch) as databases:
+        yield databases
 
 
-CASELESS = "CREATE TABLE item (id text COLLATE caseless NOT NULL, region text, v text)"
-FINER = f'{CASELESS}; CREATE UNIQUE INDEX ON item (id COLLATE "C")'
+FINER = """
+CREATE TABLE item (id text COLLATE caseless NOT NULL, region text, v text);
+CREATE UNIQUE INDEX ON item (id COLLATE "C")
+"""
 
 
 @METHODS
@@ -176,12 +180,10 @@ def test_the_index_says_which_key_is_whose_not_the_column(
         warehouse.execute(
             "INSERT INTO item VALUES ('A', 'y', 'kept'), ('B', 'y', 'kept'), ('d', 'y', 'kept')"
         )
-    before = outside(warehouse)
-    result = sync(method=method, where=where, key=["id"], max_delete_fraction=None)
-    assert (result["missing"], result["changed"], result["extra"]) == (1, 1, 1)
-    assert (result["inserted"], result["updated"], result["deleted"]) == (1, 1, 1)
-    assert outside(warehouse) == before
-    assert [row for row in contents(warehouse) if ",x," in row] == contents(source)
+    with nothing_outside_is_touched(warehouse):
+        result = sync(method=method, where=where, key=["id"], max_delete_fraction=None)
+    assert planned(result) == done(result) == (1, 1, 1)
+    assert within(warehouse) == within(source)
 
 
 @METHODS
@@ -225,11 +227,10 @@ def test_an_index_with_an_equality_of_its_own(
         database.execute("CREATE UNIQUE INDEX ON item (id record_image_ops)")
     source.execute("INSERT INTO item VALUES (ROW(1.0), 'x', 'new')")
     warehouse.execute("INSERT INTO item VALUES (ROW(1.0), 'x', 'old'), (ROW(1.00), 'y', 'kept')")
-    before = outside(warehouse)
     if apply == "statements":  # they can't name such a key
         refused(warehouse, "composite", where=PART, key=["id"], method=method, apply=apply)
         return
-    assert sync(method=method, where=PART, key=["id"])["updated"] == 1
-    assert outside(warehouse) == before
+    with nothing_outside_is_touched(warehouse):
+        assert sync(method=method, where=PART, key=["id"])["updated"] == 1
     warehouse.execute("UPDATE item SET region = 'x'")
     refused(warehouse, "same key", where=PART, key=["id"], method=method, max_delete_fraction=None)
