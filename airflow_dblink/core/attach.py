@@ -161,9 +161,7 @@ def _about(name: str) -> Iterator[None]:
     try:
         yield
     except (UsageError, RemoteError) as error:
-        message = f"remote set {name!r}: {error.message}"
-        rest = (error.connname, error.sqlstate, error.detail, error.hint, error.context)
-        raise type(error)(message, *rest) from None
+        raise error.but(message=f"remote set {name!r}: {error.message}") from None
 
 
 def _check_columns(source: Side, offered: Sequence[ResultColumn]) -> None:

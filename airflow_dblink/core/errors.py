@@ -7,7 +7,7 @@ the values out: ``Key (id)=(...) already exists``. See :mod:`airflow_dblink.core
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import psycopg
 
@@ -48,6 +48,11 @@ class DblinkError(Exception):
         self.detail = detail
         self.hint = hint
         self.context = context
+
+    def but(self, *, message: str | None = None, hint: str | None = None) -> Self:
+        """Return the same error with another message or hint."""
+        rest = (self.connname, self.sqlstate, self.detail, hint or self.hint, self.context)
+        return type(self)(message or self.message, *rest)
 
     def __str__(self) -> str:
         parts = [without_credentials(without_values(self.message, self.sqlstate))]

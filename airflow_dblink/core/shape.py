@@ -290,9 +290,7 @@ def succeed(link: Wire, results: Sequence[pq.abc.PGresult]) -> None:
         if error.sqlstate != "42883":
             raise
         # A type without "=", such as json: in dblink's words, whose operator has no schema.
-        message = error.message.replace(" pg_catalog.= ", " = ")
-        rest = (error.connname, error.sqlstate, error.detail, error.hint, error.context)
-        raise RemoteError(message, *rest) from None
+        raise error.but(message=error.message.replace(" pg_catalog.= ", " = ")) from None
 
 
 def texts(link: Wire, result: pq.abc.PGresult, row: int) -> list[str | None]:

@@ -200,4 +200,4 @@ def _explained(error: RemoteError) -> RemoteError:
     if error.hint or error.sqlstate not in ("2D000", "25001") or "SET TRANSACTION" in error.message:
         return error
     hint = "use transaction=False; it is then run at least once, not exactly once"
-    return type(error)(error.message, error.connname, error.sqlstate, error.detail, hint, error.context)
+    return error.but(hint=hint)
