@@ -165,7 +165,10 @@ class DblinkJobBaseOperator(DblinkBaseOperator):
                 direct=True,
                 check=time_limit(self.conn_id, _CANCEL_S),
             ) as connection:
-                job = Jobs(connection, self.conn_id, submission.schema).cancel(job_id)
+                jobs = Jobs(connection, self.conn_id, submission.schema)
+                if not submission.has_sent(jobs.get(job_id)):
+                    raise UsageError("it is another task's", self.conn_id)
+                job = jobs.cancel(job_id)
             self.log.info("Cancelled job %s on %s: %s", job_id, self.conn_id, job.state)
         except Exception as error:  # noqa: BLE001 - what has ended the task is what counts
             self.log.warning("Cancelling job %s failed: %s", job_id, without_credentials(str(error)))

@@ -182,7 +182,8 @@ class Submission:
         :param make: checks and returns what is to be sent, if anything is.
         :raises UsageError: what *make* refuses; nothing is sent then.
         :raises InstallationError: if the database isn't ready for jobs, and this role can't make it so.
-        :raises OutcomeUnknownError: if the server doesn't know the job that an earlier try has sent.
+        :raises OutcomeUnknownError: if the server doesn't know the job that an earlier try has sent, or the
+            stored id is another task's job.
         :raises RemoteError: what the server says.
         :raises Exception: what the store raises for a superseded try; nothing is sent then.
         """
@@ -218,6 +219,11 @@ class Submission:
         state = self._state or self.store.get(self.key) or {}
         self._note({**state, "life": self.life, "ended": True})
 
+    def has_sent(self, job: Job) -> bool:
+        """Return whether this task has sent the job; who may write its state could put any id there."""
+        ours = {name: value for name, value in task_params(self.task).items() if name != "try_number"}
+        return all(getattr(job, name) == value for name, value in ours.items())
+
     @property
     def job_id(self) -> UUID | None:
         """The id of the job that this task has sent, or was about to send."""
@@ -234,10 +240,11 @@ class Submission:
         found = jobs.installation()
         here = found.server == state["server"] and found.version is not None
         job = jobs.find(UUID(state["job_id"])) if here else None
-        if job is not None and not job.has_ended and self.cancels:
+        is_over = job is None or job.has_ended or not self.has_sent(job)
+        if job is not None and not is_over and self.cancels:
             log.info("The task was cleared: cancelling job %s.", job.id)
             jobs.cancel(job.id)
-        elif state.get("ended") and (job is None or job.has_ended):
+        elif state.get("ended") and is_over:
             return None  # the user has seen the end
         return state
 
@@ -251,6 +258,8 @@ class Submission:
         job = jobs.find(job_id) if found.version is not None else None
         if job is None and state["sent"]:
             raise self._unknown(state, "the server no longer knows it")
+        if job is not None and not self.has_sent(job):
+            raise self._unknown(state, "what is stored of it is another task's job")
         if job is not None and job.state == "running" and job.cancel_requested_at is not None:
             job = jobs.cancel(job_id)
             if not job.has_ended:

@@ -24,8 +24,11 @@ from airflow_dblink.core.jobs.steps import Step
 from airflow_dblink.core.jobs.wait import wait_for_end
 from airflow_dblink.core.jobs.watch import listens_to
 from tests.databases import Database, Row
+from tests.integration.tasks import TASK
 from tests.stores import MemoryStore
 
+#: Whose the jobs are.
+TRY = {**TASK, "try_number": 1}
 #: A job that is there until it is cancelled.
 SLEEP = "SELECT pg_sleep(600)"
 #: As the fixture ``client`` makes its table; :func:`effects` counts them.
@@ -75,7 +78,7 @@ class Client:
             self.schema,
             self.open,
             MemoryStore() if store is None else store,
-            task or {"dag_id": "dag", "task_id": "task", "run_id": "run", "map_index": -1, "try_number": 1},
+            task or TRY,
             life=life,
         )
 
@@ -125,7 +128,7 @@ class Client:
         self.jobs.ready()
         made = self.draft(sql)
         params: dict[str, Any] = {
-            **task_params({}),
+            **task_params(TRY),
             **vars(made),
             "settings": Jsonb({}),
             "id": uuid4(),

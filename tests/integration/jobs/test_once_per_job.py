@@ -195,7 +195,8 @@ class Store:
         file.with_suffix(".new").rename(file)
 
 target = Target("source", json.loads(sys.argv[1]))
-submission = Submission("source", "airflow_dblink", lambda: connect(target), Store())
+task = {"dag_id": "dag", "task_id": "task", "run_id": "run", "map_index": -1, "try_number": 1}
+submission = Submission("source", "airflow_dblink", lambda: connect(target), Store(), task)
 print("ready", flush=True)
 submission.submit(lambda connection: draft(connection, "source", sys.argv[3])).call.wait(60)
 """
