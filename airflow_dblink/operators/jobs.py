@@ -14,6 +14,7 @@ from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.core.jobs.vocabulary import demand_kept_rows
 from airflow_dblink.core.once import KEY as ONCE_KEY
 from airflow_dblink.core.once import Store
+from airflow_dblink.core.tickets import read as read_ticket
 from airflow_dblink.core.transfer_plan import Mode, Spec
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink
@@ -299,13 +300,12 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
         table, conn_id = self.destination_table, self.destination_conn_id
         if table is None or conn_id is None:
             raise UsageError("no destination", handle.conn_id)
-        store: Store = context["task_state_store"]
-        loaded: Any = store.get(ONCE_KEY)
+        loaded = read_ticket(context["task_state_store"].get(ONCE_KEY))
         with ExitStack() as held:
             query = ""
             if job.result_table is not None:
                 query = held.enter_context(hook.counted_result_query(handle, job))
-            elif not isinstance(loaded, dict) or loaded["life"] < context["ti"].max_tries:  # cleared since
+            elif loaded is None or loaded.life < context["ti"].max_tries:  # cleared since
                 demand_kept_rows(handle, job)
             spec = Spec(destination_table=table, source_sql=query, mode=self.mode, key=self.key)
             return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)
