@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -65,22 +66,31 @@ class Step:
         :param trusted_owners: of the connection; see :mod:`airflow_dblink.core.jobs.trust`.
         :param read_only: of its transaction.
         """
-        named = statements("jobs.sql")
-        # What is no statement of jobs.sql is read for placeholders, too.
-        parts: dict[str, sql.Composable] = {
-            name: _without_placeholders(part)
-            for name, part in {**fragments(schema, trusted_owners), **self.parts}.items()
+        named, owners = statements("jobs.sql"), tuple(trusted_owners)
+        parts = {
+            **_fragments(schema, owners),
+            **{name: _without_placeholders(part) for name, part in self.parts.items()},
         }
-        for fragment in ("result_place", "columns", "its_session"):
-            parts[fragment] = sql.SQL(named[fragment].decode()).format(**parts)
         mode = sql.SQL(", READ ONLY" if read_only else "")
         # For pg_stat_activity, which cuts what is long.
         head = f"/* airflow_dblink jobs: {', '.join(self.names)} */ "
         texts: list[sql.Composable] = [sql.SQL(head) + sql.SQL(_FIRST).format(read_only=mode)]
         if self.is_guarded:
-            texts.append(_without_placeholders(sql.SQL(guard(schema, tuple(trusted_owners)))))
+            texts.append(_without_placeholders(sql.SQL(guard(schema, owners))))
         texts += [sql.SQL(named[name].decode()).format(**parts) for name in self.names]
         return sql.SQL(";\n").join(texts)
+
+
+@lru_cache
+def _fragments(schema: str, trusted_owners: tuple[str, ...]) -> Mapping[str, sql.Composable]:
+    """Return what the statements of jobs.sql are made of; the triggerer looks often."""
+    # What is no statement of jobs.sql is read for placeholders, too.
+    parts: dict[str, sql.Composable] = {
+        name: _without_placeholders(part) for name, part in fragments(schema, trusted_owners).items()
+    }
+    for name in ("result_place", "columns", "its_session"):
+        parts[name] = sql.SQL(statements("jobs.sql")[name].decode()).format(**parts)
+    return parts
 
 
 def _without_placeholders(part: sql.Composable) -> sql.SQL:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -33,7 +33,8 @@ class InstallationError(UsageError):
     """The database isn't ready for jobs, and this role can't make it so. A DBA can."""
 
 
-def fragments(schema: str, trusted_owners: Sequence[str]) -> dict[str, sql.Composable]:
+@lru_cache
+def fragments(schema: str, trusted_owners: tuple[str, ...]) -> Mapping[str, sql.Composable]:
     """Return the names, and the parts of statements, that SQL about the job schema is made of."""
     named = {
         name: sql.SQL(_COMMENT.sub("", text.decode())) for name, text in statements("jobs_trust.sql").items()
@@ -52,7 +53,7 @@ def fragments(schema: str, trusted_owners: Sequence[str]) -> dict[str, sql.Compo
     return parts
 
 
-@cache
+@lru_cache
 def guard(schema: str, trusted_owners: tuple[str, ...]) -> str:
     """Return the statement that fails unless all of the schema is trusted.
 
@@ -67,7 +68,7 @@ def guarded_call(schema: str, job_id: str, trusted_owners: Sequence[str]) -> str
 
     Its beginning says which job: ``pg_stat_activity.query`` is searched for it, and may be cut.
     """
-    parts = {**fragments(schema, trusted_owners), "job_id": sql.Literal(job_id)}
+    parts = {**fragments(schema, tuple(trusted_owners)), "job_id": sql.Literal(job_id)}
     body = sql.SQL(statements("jobs_trust.sql")["guarded_call"].decode()).format(**parts).as_string()
     return f"/* CALL run({job_id}) */ " + sql.SQL("DO {}").format(sql.Literal(body)).as_string()
 
@@ -98,9 +99,15 @@ def distrust(finding: Mapping[str, Any], conn_id: str, schema: str) -> Installat
         hint = "a DBA should end that: ALTER TABLE ... NO INHERIT"
     elif kind in ("TRIGGER", "REFERENCES"):
         message = f"role {role!r} has the right {kind} on the job table of {schema!r}, and {could}"
-        hint = "a DBA should REVOKE TRIGGER, REFERENCES ON the table FROM it"
+        grantee = "PUBLIC" if role == "PUBLIC" else sql.Identifier(str(role)).as_string()
+        table = sql.Identifier(schema, "job").as_string()
+        hint = f"a DBA should run: REVOKE TRIGGER, REFERENCES ON {table} FROM {grantee}"
     else:
-        what = f"schema {name!r}" if kind == "schema" else f"{kind} {name!r} {where}"
+        what = {
+            1: f"schema {name!r}",
+            5: f"{kind} {name!r}, which the job table of {schema!r} uses,",
+            8: f"{kind} {name!r}, which refers to the job table of {schema!r},",
+        }.get(finding.get("place", 0), f"{kind} {name!r} {where}")
         message = f"{what} belongs to role {role!r}, who {could}"
         hint += "; to trust that role, with all of its members, name it in trusted_owners of the connection"
     return InstallationError(message, conn_id, hint=hint)

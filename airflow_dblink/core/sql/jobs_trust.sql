@@ -12,7 +12,7 @@ coalesce(r.rolsuper
 
 -- name: distrusted
 -- The first thing found by which a role that isn't trusted could run code as this one, as JSON: kind, name,
--- and role; NULL where there is none. Needs pg_catalog as search_path.
+-- role, and place in the list below; NULL where there is none. Needs pg_catalog as search_path.
 WITH space AS (
     SELECT n.oid, n.nspname, n.nspowner FROM pg_namespace AS n WHERE n.nspname = {schema_name}
 ), job AS (
@@ -61,13 +61,13 @@ WITH space AS (
     UNION ALL SELECT 7, a.privilege_type, j.relname::text, a.grantee
       FROM job AS j JOIN pg_attribute AS c ON c.attrelid = j.oid CROSS JOIN LATERAL aclexplode(c.attacl) AS a
      WHERE a.privilege_type = 'REFERENCES'
-    UNION ALL SELECT 8, 'foreign key of', c.oid::regclass::text, c.relowner
+    UNION ALL SELECT 8, 'table', c.oid::regclass::text, c.relowner
       FROM pg_constraint AS f JOIN job AS j ON j.oid = f.confrelid JOIN pg_class AS c ON c.oid = f.conrelid
     -- Changes of the table reach its children, and their triggers.
     UNION ALL SELECT 9, 'child', i.inhrelid::regclass::text, NULL
       FROM pg_inherits AS i JOIN job AS j ON j.oid = i.inhparent
 )
-SELECT json_build_object('kind', f.kind, 'name', f.name, 'me', CURRENT_USER,
+SELECT json_build_object('kind', f.kind, 'name', f.name, 'place', f.place, 'me', CURRENT_USER,
                          'role', CASE f.owner WHEN 0 THEN 'PUBLIC' ELSE r.rolname::text END)
   FROM finding AS f LEFT JOIN pg_roles AS r ON r.oid = f.owner
  WHERE NOT {is_trusted}

@@ -35,7 +35,10 @@ def _as_dba(*statements: str) -> Callable[[Attacker, Database], None]:
 
 
 HUNG: dict[str, tuple[str, Callable[[Attacker, Database], None]]] = {
-    "trigger": ("lair.steal", _as_attacker(TRIGGER)),
+    "trigger": (
+        r"function 'lair\.steal\(\)', which the job table of 'airflow_dblink' uses,",
+        _as_attacker(TRIGGER),
+    ),
     "condition": (
         "WHEN condition",
         _as_attacker(
@@ -45,7 +48,7 @@ HUNG: dict[str, tuple[str, Callable[[Attacker, Database], None]]] = {
         ),
     ),
     "foreign key": (
-        "lair.ref",
+        "table 'lair.ref', which refers to the job table of 'airflow_dblink',",
         _as_attacker("CREATE TABLE lair.ref (a uuid REFERENCES airflow_dblink.job ON DELETE CASCADE)"),
     ),
     "right to trigger": ("TRIGGER", _as_dba("GRANT TRIGGER ON airflow_dblink.job TO ATTACKER")),
