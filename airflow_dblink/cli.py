@@ -76,7 +76,7 @@ _ROLE = _argument(
 _RESULTS = _argument(
     "--results",
     action="store_true",
-    help="Let the roles keep the results of jobs, too: CREATE on the schema",
+    help="Let the roles keep the results of jobs, too: CREATE on the schema for results",
 )
 _SCHEMA = _argument(
     "--schema",

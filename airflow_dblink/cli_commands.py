@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import wraps
+from shlex import quote
 
 from airflow.cli.simple_table import AirflowConsole
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -219,7 +220,14 @@ def install(args: Namespace) -> None:
             found.is_ready(args.conn_id)
         elif roles:
             why = "is newer than this airflow-dblink" if is_newer else "is not this role's to grant"
-            raise UsageError(f"schema {found.schema!r} {why} (role {found.role!r})", args.conn_id)
+            by_whom = "of a newer airflow-dblink" if is_newer else "for a DBA to run"
+            options = " ".join(f"--role {quote(role)}" for role in roles)
+            options += " --results" if args.results else ""
+            raise UsageError(
+                f"schema {found.schema!r} {why} (role {found.role!r})",
+                args.conn_id,
+                hint=f"the SQL {by_whom} is printed by: airflow dblink sql {args.conn_id} {options}",
+            )
     _say(f"Version {found.version} is there: schema {found.schema!r} in database {found.database!r}.")
 
 
@@ -269,7 +277,11 @@ def cancel_job(args: Namespace) -> None:
     with _installed_jobs(args.conn_id) as jobs:
         job = jobs.cancel(job_id)
     if not job.has_ended:
-        raise SystemExit(f"Job {job_id} was told to stop, but still is {job.state} (pid {job.pid}).")
+        raise SystemExit(
+            f"Job {job_id} was told to stop, but still is {job.state} (pid {job.pid})."
+            f"\nHINT:  look again: airflow dblink show-job {args.conn_id} {job_id};"
+            " pg_stat_activity says what it waits for"
+        )
     _say(f"Job {job_id}: {job.state}.")
 
 

@@ -51,11 +51,11 @@ class Installation:
         """Return what a row of the statement ``installation`` says."""
         said = _VERSION.fullmatch(row["comment"] or "")
         version = int(said[1]) if said and row["is_complete"] else None
+        if version is not None and version >= VERSION and not row["has_results"]:
+            version = None
         return cls(
             schema=schema,
-            version=None
-            if version is not None and version >= VERSION and not row["has_results"]
-            else version,
+            version=version,
             server={"system_identifier": row["system_identifier"], "database": row["database_oid"]},
             **{
                 name: row[name]
@@ -89,7 +89,8 @@ class Installation:
         if keep_result and not self.may_keep_results:
             raise self._for_dba(
                 conn_id,
-                "does not let this role keep results, nor so hand rows on (GRANT CREATE)",
+                "does not let this role keep results, as handing on rows needs"
+                f" (USAGE and CREATE on schema {results_schema(self.schema)!r})",
                 " --results",
             )
         return True

@@ -132,15 +132,17 @@ class Jobs:
 
         Another role that may make tables there could give one of its own that name, once ours is dropped.
 
-        :raises UsageError: if the table isn't there any more, or isn't to be trusted.
-        :raises RemoteError: what the server says.
+        :raises UsageError: if the table's owner isn't trusted.
+        :raises RemoteError: what the server says; 42P01 if the table is gone.
         """
         place = {"result_schema": job.result_schema or "", "result_table": job.result_table or ""}
         parts = {name: sql.Identifier(value) for name, value in place.items()}
         rows = self.run(Step(("lock_result", "result_is_trusted"), place, parts, is_guarded=False))
         if not rows or not rows[0]["is_trusted"]:
             raise UsageError(
-                f"table {job.result_table} does not hold the result of job {job.id}", self.conn_id
+                f"table {job.result_table} does not hold the result of job {job.id}",
+                self.conn_id,
+                hint="somebody has put it in the place of the result: send the job anew",
             )
         return sql.SQL("SELECT * FROM {}").format(sql.Identifier(*place.values()))
 

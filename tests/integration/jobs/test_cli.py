@@ -131,7 +131,9 @@ def test_install_does_not_make_a_newer_version_old(source: Database, run: Run, f
     source.execute(f"COMMENT ON SCHEMA {SCHEMA} IS 'airflow-dblink jobs, version 99'")
 
     assert run("install", "source").startswith("Version 99 is there")
-    assert "is newer than this airflow-dblink" in fails("install", "source", "--role", "someone")
+    said = fails("install", "source", "--role", "some one")
+    assert "is newer than this airflow-dblink" in said
+    assert said.endswith("a newer airflow-dblink is printed by: airflow dblink sql source --role 'some one'")
 
 
 def test_an_incomplete_installation_is_repaired(source: Database, run: Run, fails: Run) -> None:
@@ -158,7 +160,9 @@ def test_install_grants_to_a_role(source: Database, other: str, run: Run, fails:
     assert send("SELECT 1") in run("list-jobs", "source")
     assert run("list-jobs", "other", "-o", "json") == "[]\n"  # that job isn't its own
     assert run("install", "other").startswith(f"Version {VERSION} is there")
-    assert "is not this role's to grant" in fails("install", "other", "--role", other)
+    said = fails("install", "other", "--role", other, "--results")
+    assert "is not this role's to grant" in said
+    assert said.endswith(f"for a DBA to run is printed by: airflow dblink sql other --role {other} --results")
     (may_create,) = source.rows("SELECT has_schema_privilege(%s, %s, 'CREATE')", other, SCHEMA)
     assert may_create == (False,)
 
