@@ -287,6 +287,7 @@ class Once:
     def run(self, script: str) -> list[str]:
         """Run *script* and commit, as one message that the server finishes even if we die.
 
+        The script is the DAG author's own SQL, with its parameters bound as literals; it goes as it is.
         Rows are read and thrown away.
 
         :returns: the command tags, one per statement.
@@ -294,7 +295,8 @@ class Once:
         :raises RemoteError: what the server says; everything is rolled back.
         """
         check_script(script, self.conn_id)
-        # On a line of its own: a comment at the end of the script would swallow it.
+        # On a line of its own: a comment at the end of the script would swallow it. A quote or comment that
+        # is left open swallows it, too; the server then refuses the whole message.
         tags = self.execute(f"{script}\n; COMMIT")
         if not tags or tags.pop() != "COMMIT":
             raise UsageError("the script ended its own transaction", self.conn_id)

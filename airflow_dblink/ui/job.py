@@ -89,13 +89,13 @@ def job_page(dag_id: str, conn_id: str, job_id: UUID, user: GetUserDep, schema: 
     may_read = may_read_connection(user, conn_id)
     if not may_read and not uses_connection(dag_id, conn_id):
         raise HTTPException(HTTPStatus.NOT_FOUND)
+    handle = JobHandle(conn_id, str(job_id), schema)
     if not _places.acquire(blocking=False):
         return PlainTextResponse(
             "Servers are being asked for other pages of jobs. Try again in some seconds.\n",
             HTTPStatus.SERVICE_UNAVAILABLE,
             {"Retry-After": "5", "Cache-Control": "no-store"},
         )
-    handle = JobHandle(conn_id, str(job_id), schema)
     try:
         found = _find(handle, dag_id)
     except DblinkError as error:

@@ -147,8 +147,12 @@ class JobVocabulary(Vocabulary):
     def prune_jobs(self, older_than: timedelta, *, conn_id: str | None = None) -> int:
         """Delete jobs that ended longer ago, with their results; returns how many.
 
+        A job that can't be deleted keeps no others.
+
         :param conn_id: Airflow connection of the database; the hook's own by default.
-        :raises RemoteError: what the server says; what was deleted before stays so.
+        :raises RemoteError: for jobs that can't be deleted: how many were, which couldn't, and why.
+        :raises InstallationError: if not all of the job schema is trusted.
+        :raises TransientError: if the connection is lost; what was deleted before stays so.
         """
         target = self.target(conn_id)
         with closing(self.open_direct(target.conn_id)) as connection:
