@@ -74,10 +74,10 @@ class LinkConnection(psycopg.Connection[TupleRow]):
     trusted_owners: Sequence[str] = ()
 
     @classmethod
-    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
+    def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
         """Log in at one host, asking meanwhile what :func:`connect` was given."""
         check, allowance = _meanwhile.get()
-        gen = super()._connect_gen(conninfo)
+        gen = super()._connect_gen(conninfo, **kwargs)  # before psycopg 3.3.6 it takes the timeout
         if allowance is not None:
             gen = allowance.counted(gen)
         return gen if check is None else watched(gen, check)
