@@ -239,7 +239,8 @@ def connect(
     :param most_bytes: that the server may send in all; ``None``: as many as it likes.
     :param keeps_encoding: the session's is the connection's ``client_encoding``, if it has one; else UTF8.
     :param prepares: statements that are repeated, where no pooler that shares sessions is in between;
-        ``prepare_threshold`` of the connection or of *arguments* comes before it.
+        ``prepare_threshold`` of the connection or of *arguments* comes before it, and so does a
+        ``cursor_factory``.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
@@ -283,7 +284,7 @@ def connect(
         connection.close()
         raise
     styles.register(connection)
-    if prepares and "prepare_threshold" not in given:
+    if prepares and not {"prepare_threshold", "cursor_factory"}.intersection(given):
         let_prepare(target, connection, direct=direct)
     connection.observe = observe
     connection.trusted_owners = target.trusted_owners

@@ -88,6 +88,15 @@ def test_query_connect_args_and_listeners(
 
 
 @pytest.mark.parametrize("hook_class", HOOKS)
+def test_a_cursor_factory_is_taken(source: Database, add_connection: AddConnection, hook_class: Any) -> None:
+    add_connection("shop", source)
+    with engine_of(hook_class("shop"), connect_args={"cursor_factory": psycopg.ClientCursor}) as engine:
+        raw = engine.raw_connection()
+        assert type(raw.cursor()) is psycopg.ClientCursor
+        raw.close()
+
+
+@pytest.mark.parametrize("hook_class", HOOKS)
 def test_get_df_reads_where_the_query_says(
     other: Database, add_connection: AddConnection, hook_class: Any
 ) -> None:
