@@ -82,9 +82,11 @@ class DbApiSide(EngineSide):
 
         :param commit_every: rows per transaction; 0 for one transaction (DbApiHook, which says the
             same, then inserts nothing).
-        :raises UsageError: if *table*, *target_fields* or ``replace_index`` holds what is no name.
+        :raises UsageError: if *table*, *target_fields*, ``replace_index`` or ``replace_target`` holds what is
+            no name. Of ``upsert_rows`` the last two are ``conflict_fields`` and ``update_fields``.
         """
-        check_names(table, target_fields=target_fields, replace_index=kwargs.get("replace_index"))
+        replaced = {name: kwargs.get(name) for name in ("replace_index", "replace_target")}
+        check_names(table, target_fields=target_fields, **replaced)
         generated = {name: value for name, value in kwargs.items() if name not in _HOW_TO_INSERT}
         arguments = {"target_fields": target_fields, "replace": replace, **generated}
         super().insert_rows(  # type: ignore[no-untyped-call] # Airflow's
@@ -99,7 +101,7 @@ class DbApiSide(EngineSide):
     @classmethod
     def _serialize_cells(cls, row: Any, conn: Any = None) -> tuple[Any, ...]:
         if isinstance(row, Row):
-            return row.insert.adapted(row.cells, conn)
+            return row.insert.adapted(row, conn)
         cells: tuple[Any, ...] = super()._serialize_cells(row, conn)
         return cells
 

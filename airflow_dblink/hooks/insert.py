@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
@@ -63,7 +62,7 @@ class Insert:
 
     def rows(self, rows: Iterable[Iterable[Any]]) -> Iterator[Row]:
         """Yield *rows* with what adapts their values."""
-        return (Row(tuple(row), self) for row in rows)
+        return (Row(row, self) for row in rows)
 
     def adapted(self, cells: tuple[Any, ...], connection: Any) -> tuple[Any, ...]:
         """Return *cells* as psycopg has to get them for their columns."""
@@ -100,12 +99,13 @@ class Insert:
             return ()  # the INSERT itself says what is wrong, as ever
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(tuple[Any, ...]):
     """A row, and the insert that it belongs to."""
 
-    cells: tuple[Any, ...]
     insert: Insert
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.cells)
+    def __new__(cls, cells: Iterable[Any], insert: Insert) -> Self:
+        """Make one of *cells*."""
+        row = super().__new__(cls, cells)
+        row.insert = insert
+        return row

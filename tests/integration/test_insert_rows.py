@@ -206,8 +206,15 @@ def test_a_subclass_serializes_its_own_values(tables: Database) -> None:
         def _serialize_cell(cell: object, conn: Any = None) -> Any:
             return "a point" if isinstance(cell, Point) else DblinkHook._serialize_cell(cell, conn)
 
-    Own("source").insert_rows("item", [([1], [1], Point())], ["a", "b", "x"])
-    assert tables.rows("SELECT a, b, x FROM item") == [([1], [1], "a point")]
+    class OwnRows(Own):
+        @classmethod
+        def _serialize_cells(cls, row: Any, conn: Any = None) -> tuple[Any, ...]:
+            assert row[2] is row[-1]
+            return super()._serialize_cells(row, conn)
+
+    for hook_class in (Own, OwnRows):
+        hook_class("source").insert_rows("item", [([1], [1], Point())], ["a", "b", "x"])
+    assert tables.rows("SELECT a, b, x FROM item") == [([1], [1], "a point")] * 2
 
 
 # -- GenericTransfer
@@ -252,6 +259,7 @@ def test_generic_transfer_of_json_and_arrays(source: Database, warehouse: Databa
         ("target_fields", ["id\0"]),
         ("target_fields", "id"),
         ("replace_index", 'id"'),
+        ("replace_target", ['id" = (SELECT 1/0) --']),
     ],
 )
 def test_what_is_no_name_is_refused(source: Database, argument: str, value: Any) -> None:
