@@ -72,8 +72,8 @@ class TargetSide(PostgresHook):
 
         :raises AirflowNotFoundException: see :meth:`target`.
         """
-        conn_id, connection = self.conn_id, self._connection
-        if connection is None or self._looked_up not in (None, conn_id):
+        conn_id, connection = self.conn_id, self._known
+        if connection is None:
             with _what_to_do(conn_id):
                 connection = self.get_connection(conn_id)
             self._connection, self._looked_up = connection, conn_id
@@ -82,6 +82,11 @@ class TargetSide(PostgresHook):
     @connection.setter
     def connection(self, connection: Any) -> None:
         self._connection, self._looked_up = connection, None
+
+    @property
+    def _known(self) -> Any:
+        """The hook's own connection if it was given, or looked up by the id that counts now; else None."""
+        return self._connection if self._looked_up in (None, self.conn_id) else None
 
     def target(self, conn_id: str | None = None) -> Target:
         """Return where and how *conn_id* connects (default: the hook's connection).
@@ -101,10 +106,9 @@ class TargetSide(PostgresHook):
         conn_id = self.conn_id if conn_id is None else conn_id
         if conn_id != self.conn_id:
             connection = await self._alook_up(conn_id)
-        else:
-            if self._connection is None or self._looked_up not in (None, conn_id):
-                self._connection, self._looked_up = await self._alook_up(conn_id), conn_id
-            connection = self.connection
+        elif (connection := self._known) is None:
+            connection = await self._alook_up(conn_id)
+            self._connection, self._looked_up = connection, conn_id
         if connection.extra_dejson.get("iam", False):  # asks a cloud for a token, and blocks
             return await asyncio.to_thread(self._target, conn_id, connection)
         return self._target(conn_id, connection)
