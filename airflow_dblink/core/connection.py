@@ -48,8 +48,9 @@ Check = Callable[[], None]
 _CANCEL_S = 2.0  # of each of two; Airflow's supervisor follows SIGTERM with SIGKILL after 5 s
 _CANCEL_AGAIN_S = 0.1
 _LOOK_S = 0.1
+#: What is done with ``session_settings``, in the context of an error.
+SETTING = "applying session_settings"
 COPY = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
-
 
 # What :func:`connect` is to ask and to count meanwhile: psycopg has no argument for them.
 _meanwhile: ContextVar[tuple[Check | None, Allowance | None]] = ContextVar("_meanwhile", default=(None, None))
@@ -239,8 +240,7 @@ def connect(
     :param most_bytes: that the server may send in all; ``None``: as many as it likes.
     :param keeps_encoding: the session's is the connection's ``client_encoding``, if it has one; else UTF8.
     :param prepares: statements that are repeated, where no pooler that shares sessions is in between;
-        ``prepare_threshold`` of the connection or of *arguments* comes before it, and so does a
-        ``cursor_factory``.
+        ``prepare_threshold``, of the connection or of *arguments*, and ``cursor_factory`` come before it.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
@@ -369,26 +369,32 @@ def _apply_settings(target: Target, connection: BaseConnection[Any]) -> PQGen[No
     :raises RemoteError: what the server says.
     :raises ConnectError: 08001 if it says nothing within ``connect_timeout`` seconds.
     """
-    pgconn, action = connection.pgconn, "applying session_settings"
-    patience_s = timeout_from_conninfo(conninfo_to_dict(**_patience(target)))
+    pgconn = connection.pgconn
     statement = set_config(target.session_settings.items(), local=False)
     try:
         pgconn.send_query(statement.as_bytes(connection))
-        results = yield from watched(execute(pgconn), _after(patience_s))
+        results = yield from watched(execute(pgconn), _after(settings_patience_s(target)))
         if results[-1].status == pq.ExecStatus.FATAL_ERROR:
             raise error_from_result(results[-1], encoding=connection.info.encoding)
     except psycopg.Error as error:
-        raise from_psycopg(error, target.conn_id, action) from None
+        raise from_psycopg(error, target.conn_id, SETTING) from None
     except TimeoutError:
-        raise ConnectError(
-            f"the server let us in, but did not answer within {patience_s} s",
-            target.conn_id,
-            "08001",
-            hint="is it, or the pooler before it, out of sessions? connect_timeout in Extra is the limit",
-            context=context_line(action, target.conn_id),
-        ) from None
+        raise settings_unanswered(target) from None
 
 
-def _patience(target: Target) -> dict[str, str]:
+def settings_patience_s(target: Target) -> int:
+    """Return how long an answer to ``session_settings`` is awaited: ``connect_timeout``, as for the login."""
     value = target.params.get("connect_timeout")
-    return {} if value is None or value == "" else {"connect_timeout": str(value)}
+    given = {} if value is None or value == "" else {"connect_timeout": str(value)}
+    return timeout_from_conninfo(conninfo_to_dict(**given))
+
+
+def settings_unanswered(target: Target) -> ConnectError:
+    """Return the error for a server that gives none in that time."""
+    return ConnectError(
+        f"the server let us in, but did not answer within {settings_patience_s(target)} s",
+        target.conn_id,
+        "08001",
+        hint="is it, or the pooler before it, out of sessions? connect_timeout in Extra is the limit",
+        context=context_line(SETTING, target.conn_id),
+    )

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import replace
+from threading import Event, Timer
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_dblink.core.connection import LinkConnection, set_config
+from airflow_dblink.core.connection import (
+    SETTING,
+    LinkConnection,
+    set_config,
+    settings_patience_s,
+    settings_unanswered,
+)
 from airflow_dblink.core.conninfo import PSYCOPG_ARGUMENTS, SECRETS, Target
 from airflow_dblink.core.credentials import (
     check_credential,
@@ -20,11 +30,11 @@ from airflow_dblink.core.credentials import (
     is_certificate_unasked,
     not_asked_for,
 )
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.errors import UsageError, context_line, kind_of
 from airflow_dblink.hooks.task import task_name
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.engine import URL, Dialect, Engine
 
 # SQLAlchemy's drivers that are made from libpq, and take its parameters. "" is the one it chooses itself.
 _OF_LIBPQ = ("", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi")
@@ -147,6 +157,9 @@ class EngineSide(PostgresHook):
         connection that somebody else makes: a ``creator``, a ``pool``, or a listener to ``do_connect``
         that returns one.
 
+        As with :meth:`connect` a server that lets us in and then doesn't answer to the session settings is
+        left after ``connect_timeout``, with the drivers of libpq.
+
         :param engine_kwargs: of :func:`sqlalchemy.create_engine`.
         :raises UsageError: as :attr:`sqlalchemy_url`.
         """
@@ -157,44 +170,54 @@ class EngineSide(PostgresHook):
         drivers_own = dialect.connect
         password = engine.url.password
 
-        def connect_with_psycopg(*cargs: Any, **cparams: Any) -> Any:
+        def target_of(cparams: dict[str, Any]) -> Target:
             target = self.target()  # a token is asked for anew
-            if cparams.get("password") == password:
+            if password is not None and cparams.get("password") == password:
                 cparams["password"] = target.params.get("password")
+            return target
+
+        def connect_with_psycopg(*cargs: Any, **cparams: Any) -> Any:
+            target = target_of(cparams)
             arguments = {name: cparams.pop(name) for name in PSYCOPG_ARGUMENTS.intersection(cparams)}
             return self._new_connection(_merged(target, cargs, cparams), arguments)
 
         def connect_with_another(*cargs: Any, **cparams: Any) -> Any:
-            target = self.target()
-            if dialect.driver in _OF_LIBPQ:
-                name = task_name()
-                cparams = {**self._secrets(target), **({"application_name": name} if name else {}), **cparams}
-            merged = _merged(target, cargs, cparams)
-            if target.session_settings and target.pooling_mode == "transaction":
-                raise UsageError(
-                    "session_settings do not survive a pooler in transaction mode",
-                    self.conn_id,
-                    hint="use postgresql+psycopg with direct_host or direct_port in the connection",
-                )
-            free = check_credential(merged, own_identity=False)
-            if not free and dialect.driver in _OF_LIBPQ:
-                merged = demanding(merged)
-                if mode := merged.params.get("sslcertmode"):
-                    cparams["sslcertmode"] = mode
-            connection = _connected(merged, drivers_own, *cargs, **cparams)
-            try:
-                if not free:
-                    _check_used(merged, connection)
-                _apply(target, connection)
-            except BaseException:
-                connection.close()
-                raise
-            return connection
+            return self._connect_by(dialect, drivers_own, target_of(cparams), cargs, cparams)
 
         # Not a creator: SQLAlchemy would then leave out query, connect_args and listeners, silently.
         is_psycopg = dialect.driver == "psycopg" and not dialect.is_async
         dialect.connect = connect_with_psycopg if is_psycopg else connect_with_another  # type: ignore[method-assign]
         return engine
+
+    def _connect_by(
+        self, dialect: Dialect, connect: Any, target: Target, cargs: tuple[Any, ...], cparams: dict[str, Any]
+    ) -> Any:
+        """Return a connection of a driver that isn't psycopg, by its own *connect*, under the rule."""
+        if dialect.driver in _OF_LIBPQ:
+            name = task_name()
+            cparams = {**self._secrets(target), **({"application_name": name} if name else {}), **cparams}
+        merged = _merged(target, cargs, cparams)
+        if target.session_settings and target.pooling_mode == "transaction":
+            raise UsageError(
+                "session_settings do not survive a pooler in transaction mode",
+                self.conn_id,
+                hint="use postgresql+psycopg with direct_host or direct_port in the connection",
+            )
+        free = check_credential(merged, own_identity=False)
+        if not free and dialect.driver in _OF_LIBPQ:
+            merged = demanding(merged)
+            if mode := merged.params.get("sslcertmode"):
+                cparams["sslcertmode"] = mode
+        connection = _connected(merged, connect, *cargs, **cparams)
+        try:
+            if not free:
+                _check_used(merged, connection)
+            if target.session_settings:
+                _apply_settings(merged, connection, dialect.loaded_dbapi)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @staticmethod
     def _secrets(target: Target) -> dict[str, str]:
@@ -240,10 +263,49 @@ def _check_used(target: Target, connection: Any) -> None:
         check_used_credential(target, pgconn)
 
 
-def _apply(target: Target, connection: Any) -> None:
-    if not target.session_settings:
+def _apply_settings(target: Target, connection: Any, dbapi: Any) -> None:
+    """Apply ``session_settings`` by the driver *dbapi*, with the same patience as for the login.
+
+    :raises RemoteError: what the server says.
+    :raises OperationalError: the driver's, which SQLAlchemy makes its own, if the server says nothing.
+    """
+    statement = set_config(target.session_settings.items(), local=False).as_string(None)
+    with _ended_after(settings_patience_s(target), connection) as is_over:
+        try:
+            cursor = connection.cursor()
+            cursor.execute(statement)
+            cursor.close()
+            connection.commit()
+        except dbapi.Error as error:
+            if is_over.is_set():
+                raise dbapi.OperationalError(str(settings_unanswered(target))) from None
+            sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "08006"
+            where = context_line(SETTING, target.conn_id)
+            raise kind_of(sqlstate)(str(error).strip(), target.conn_id, sqlstate, context=where) from None
+
+
+@contextmanager
+def _ended_after(seconds: float, connection: Any) -> Iterator[Event]:
+    """Shut *connection*'s socket if the block takes longer: psycopg2 waits for a silent server without end.
+
+    Drivers that don't show their socket are left alone. They have limits of their own, or an event loop's.
+    """
+    is_over = Event()
+    theirs = getattr(connection, "driver_connection", connection)
+    if not hasattr(theirs, "fileno"):
+        yield is_over
         return
-    cursor = connection.cursor()
-    cursor.execute(set_config(target.session_settings.items(), local=False).as_string(None))
-    cursor.close()
-    connection.commit()
+
+    def end() -> None:
+        is_over.set()
+        with suppress(OSError):  # it has just ended by itself
+            shared.shutdown(socket.SHUT_RDWR)
+
+    with socket.socket(fileno=os.dup(theirs.fileno())) as shared:
+        timer = Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield is_over
+        finally:
+            timer.cancel()

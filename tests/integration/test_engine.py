@@ -11,9 +11,10 @@ import psycopg
 import pytest
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from sqlalchemy import Engine, NullPool, create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from airflow_dblink.core.errors import CredentialError, UsageError
+from airflow_dblink.core.errors import CredentialError, RemoteError, UsageError
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection
 from tests.databases import Database
@@ -145,6 +146,38 @@ def test_session_settings_and_options_are_in_every_engine(
     hook = DblinkHook("shop", sqlalchemy_scheme=scheme)
     assert first(hook, "SHOW work_mem") == "9MB"
     assert first(hook, "SHOW application_name") == "mine"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql+psycopg2"])
+def test_an_error_of_session_settings_names_the_connection(
+    source: Database, add_connection: AddConnection, scheme: str
+) -> None:
+    add_connection("shop", source, conn_type="dblink", extra={"session_settings": {"work_mem": "much"}})
+
+    with pytest.raises(RemoteError, match=r"(?s)'shop': .*work_mem.* 22023") as caught:
+        first(DblinkHook("shop", sqlalchemy_scheme=scheme))
+
+    assert "applying session_settings" in (caught.value.context or "")
+    assert source.wait_until_left() == []
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql+psycopg2"])
+def test_a_token_is_asked_for_at_each_connecting(
+    source: Database, add_connection: AddConnection, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    add_connection("shop", source, extra={"iam": True})
+    tokens = ["expired", source.server.role_password]
+
+    def token(hook: DblinkHook, connection: Any) -> tuple[str, str, int]:
+        return connection.login, tokens[0], connection.port
+
+    monkeypatch.setattr(DblinkHook, "get_iam_token", token)
+    with engine_of(DblinkHook("shop", sqlalchemy_scheme=scheme), poolclass=NullPool) as engine:
+        with pytest.raises(OperationalError):
+            engine.connect()
+        tokens.pop(0)
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT current_database()")).scalar() == source.name
 
 
 def test_a_driver_that_is_not_libpqs_leaves_nothing_out_that_matters(

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from airflow_dblink.core.connection import aconnect, connect
 from airflow_dblink.core.conninfo import Target
@@ -154,18 +155,31 @@ def test_cancelling_a_job_of_a_silent_server_ends(silent: HostileServer) -> None
     silent.wait_until(lambda: silent.at_once == 0)
 
 
-def test_the_connection_test_ends(silent: HostileServer, add_connection: AddConnection) -> None:
-    add_connection(
+def _add_silent(silent: HostileServer, add_connection: AddConnection) -> str:
+    return add_connection(
         "silent",
         conn_type="dblink",
         host="127.0.0.1",
         port=silent.port,
         login="u",
         password="p",
-        extra='{"sslmode": "disable", "connect_timeout": 2, "session_settings": {"work_mem": "1MB"}}',
+        schema="d",
+        extra={"sslmode": "disable", "connect_timeout": 2, "session_settings": SETTINGS},
     )
 
-    ok, message = _ends(DblinkHook(dblink_conn_id="silent").test_connection)
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_an_engine_gives_up(silent: HostileServer, add_connection: AddConnection, driver: str) -> None:
+    hook = DblinkHook(_add_silent(silent, add_connection), sqlalchemy_scheme=f"postgresql+{driver}")
+
+    with pytest.raises(OperationalError, match=r"'silent': the server let us in, .* within 2 s"):
+        _ends(hook.get_sqlalchemy_engine().connect)
+
+    silent.wait_until(lambda: silent.at_once == 0)
+
+
+def test_the_connection_test_ends(silent: HostileServer, add_connection: AddConnection) -> None:
+    ok, message = _ends(DblinkHook(_add_silent(silent, add_connection)).test_connection)
 
     assert not ok
     assert "did not answer within 2 s" in message
