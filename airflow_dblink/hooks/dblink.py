@@ -29,7 +29,7 @@ from airflow_dblink.core.vocabulary import given_text
 from airflow_dblink.hooks.attach import AttachSide
 from airflow_dblink.hooks.dbapi import DbApiSide
 from airflow_dblink.hooks.target import TargetSide
-from airflow_dblink.hooks.task import report, task_name
+from airflow_dblink.hooks.task import report, task_key, task_name
 
 
 class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
@@ -207,13 +207,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
             schema,
             lambda: self.open_direct(conn_id),
             context["task_state_store"],
-            task={
-                "dag_id": ti.dag_id,
-                "task_id": ti.task_id,
-                "run_id": ti.run_id,
-                "map_index": -1 if ti.map_index is None else ti.map_index,
-                "try_number": ti.try_number,
-            },
+            task={**task_key(ti), "try_number": ti.try_number},
             key=KEY if name is None else f"{KEY}_{name}",
             # Clearing a finished task raises max_tries: retries within one life don't.
             life=ti.max_tries,
