@@ -133,6 +133,15 @@ def test_the_arguments_that_are_attacked_work_as_they_are(name: str) -> None:
             _run(kind, {**OPERATORS[name], **others})
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_arguments_of_the_hook_that_are_attacked_work_as_they_are(
+    databases: list[Database], name: str
+) -> None:
+    databases[0].execute("INSERT INTO item VALUES (1, 'row 1') ON CONFLICT DO NOTHING")
+    databases[0].execute("DELETE FROM item WHERE id = 9")
+    _call(databases[0], name, METHODS[name])
+
+
 def test_no_operator_is_forgotten() -> None:
     assert set(OPERATORS) == set(operator_classes())
 
