@@ -227,6 +227,7 @@ for _name, _call in {
     "with fast executemany": _insert("bare", _ROWS, _ID_NAME, fast_executemany=True),
     "in autocommit": _insert("item", _ROWS, _ID_NAME, autocommit=True),
     "into no table": _insert("nope", _ROWS),
+    "into a table with an alias": _insert("bare AS b", _ROWS),
     "into no column": _insert("bare", _ROWS, ["id", "nope"]),
     "of rows with too many fields": _insert("bare", [(1, "a", 2)]),
     "of a mixed-case column": _insert("pair", [(1, 2, "x")], ["a", "b", '"Full Name"']),

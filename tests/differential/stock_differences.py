@@ -1,6 +1,7 @@
 """The calls that differ from PostgresHook's, and the row of the how-to's table that says so."""
 
 _ARRAYS = "A list into a column that is an array"
+_NAMES = "SQL in the place of a table's or column's name in `insert_rows`"
 _STYLES = "Dates and intervals in other styles"
 
 DIFFERENCES: dict[str, str] = {
@@ -20,6 +21,7 @@ DIFFERENCES: dict[str, str] = {
     "insert a list of dicts into jsonb array": _ARRAYS,
     "insert a list of lists into an array": _ARRAYS,
     "insert an empty list into an array": _ARRAYS,
+    "insert rows into a table with an alias": _NAMES,
     "insert rows with commit every 0": "`insert_rows(commit_every=0)`",
     "url with a wrong sqlalchemy query": "`sqlalchemy_query` in Extra that is no object",
 }
