@@ -25,10 +25,10 @@ _MODE = re.compile(r"0?[0-7]{3}")
 
 
 class FileWritingOperator(DblinkBaseOperator):
-    """Base of the operators that may write a file, *path*; not one itself.
+    """Base of the operators that may write a file, *path* or *statements_path*; not one itself.
 
-    :param base_path: folder that *path* must be in, a URL like it. Not templated: a *path* that comes
-        from ``dag_run.conf`` then can't lead elsewhere.
+    :param base_path: folder that the file must be in, a URL like the file's. Not templated: a path that
+        comes from ``dag_run.conf`` then can't lead elsewhere.
     :param file_mode: permissions of a file on the worker's disk, octal; object storage has its own.
     """
 
@@ -89,7 +89,7 @@ def _place(path: ObjectStoragePath) -> tuple[str, str | None, str]:
 
 
 @contextmanager
-def new_file(path: str, conn_id: str | None, mode: int = int(OWN, 8)) -> Iterator[IO[bytes]]:
+def new_file(path: str, conn_id: str | None, mode: int) -> Iterator[IO[bytes]]:
     """Give a file to write to; it becomes *path*, replacing what was there, when the block ends well.
 
     :param path: URL on Airflow's object storage; what is written is compressed if it ends in ``.gz``.

@@ -15,8 +15,7 @@ from airflow_dblink.core.sync.watermark import is_higher
 from airflow_dblink.core.tables import Side
 from airflow_dblink.core.wire import Wire
 from airflow_dblink.operators.arguments import demand_columns, flag, number, plan_of
-from airflow_dblink.operators.base import DblinkBaseOperator
-from airflow_dblink.operators.files import demand_file, new_file
+from airflow_dblink.operators.files import FileWritingOperator, demand_file, demand_mode, new_file
 from airflow_dblink.operators.lineage import transfer_lineage
 from airflow_dblink.operators.watermark import watermark_key, watermark_store
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Asset, Context
 
 
-class DblinkSyncOperator(DblinkBaseOperator):
+class DblinkSyncOperator(FileWritingOperator):
     """Make a table equal to a table or query of another database, moving only the difference.
 
     Compare: both servers reckon checksums of groups of keys, at the same time; only groups that differ
@@ -91,6 +90,8 @@ class DblinkSyncOperator(DblinkBaseOperator):
     :param reset_sequences: move the sequences of serial and identity columns beyond inserted values.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and done again.
+    :param kwargs: of the base operators; also ``base_path``, a folder that *statements_path* must be in, and
+        ``file_mode``, the permissions of that file on the worker's disk (``0600``).
 
     :returns: (XCom) ``source_rows`` and ``destination_rows`` that were compared; ``missing``, ``changed``
         and ``extra`` rows found; ``inserted``, ``updated``, ``deleted`` and ``displaced`` (to make way,
@@ -185,16 +186,13 @@ class DblinkSyncOperator(DblinkBaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.source_conn_id = source_conn_id
-        self.destination_conn_id = destination_conn_id
+        self.source_conn_id, self.destination_conn_id = source_conn_id, destination_conn_id
         self.destination_table = destination_table
         self.source_table = source_table
-        self.source_sql = source_sql
-        self.source_parameters = source_parameters
+        self.source_sql, self.source_parameters = source_sql, source_parameters
         self.key = key
         self.columns = columns
-        self.where = where
-        self.where_parameters = where_parameters
+        self.where, self.where_parameters = where, where_parameters
         self.insert, self.update, self.delete = insert, update, delete
         self.method = method
         self.replace_above = replace_above
@@ -203,10 +201,8 @@ class DblinkSyncOperator(DblinkBaseOperator):
         self.plan_only = plan_only
         self.plan = plan
         self._has_plan = plan is not None  # whatever a template makes of it
-        self.statements_path = statements_path
-        self.statements_conn_id = statements_conn_id
-        self.max_delete_fraction = max_delete_fraction
-        self.max_change_fraction = max_change_fraction
+        self.statements_path, self.statements_conn_id = statements_path, statements_conn_id
+        self.max_delete_fraction, self.max_change_fraction = max_delete_fraction, max_change_fraction
         self.allow_empty_source = allow_empty_source
         self.on_conflict = on_conflict
         self.triggers = triggers
@@ -251,11 +247,7 @@ class DblinkSyncOperator(DblinkBaseOperator):
                 self._settings(source.connection, source.conn_id),
                 self._settings(destination.connection, destination.conn_id),
             )
-            path = self.statements_path
-            use = self._writer(link, path) if path is not None else None
-            if path is not None:  # an earlier run's statements must not be taken for this one's
-                with new_file(path, self.statements_conn_id):
-                    pass
+            use = self._statements_writer(link)
             if self._is_dry:
                 result = dry_run(session, spec, use)
                 self._report(result, "Would be done, by a dry run")
@@ -314,9 +306,16 @@ class DblinkSyncOperator(DblinkBaseOperator):
             )
         return found
 
-    def _writer(self, link: Wire, path: str) -> Callable[[Work], None]:
+    def _statements_writer(self, link: Wire) -> Callable[[Work], None] | None:
+        path, conn_id = self.statements_path, self.statements_conn_id
+        if path is None:
+            return None
+        mode = demand_mode(self.file_mode)
+        with new_file(path, conn_id, mode):  # an earlier run's statements must not be taken for this one's
+            pass
+
         def write(work: Work) -> None:
-            with new_file(path, self.statements_conn_id) as file:
+            with new_file(path, conn_id, mode) as file:
                 for statement in statements_of_plan(work, link):
                     self._check()
                     file.write(statement)
@@ -333,7 +332,8 @@ class DblinkSyncOperator(DblinkBaseOperator):
                 "statements_path doesn't go together with replacing rows: no statement would show that",
                 hint="leave one of them out",
             )
-        demand_file("statements_path", self.statements_path, self.statements_conn_id)
+        demand_mode(self.file_mode)
+        demand_file("statements_path", self.statements_path, self.statements_conn_id, self.base_path)
 
     # -- the watermark
 

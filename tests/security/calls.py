@@ -78,7 +78,7 @@ _SOURCE_SQL = {
     "source_sql": "SELECT id, name FROM item WHERE name <> %s",
     "source_parameters": ["x"],
 }
-_FILE_ARGUMENTS = ("path", "path_conn_id", "header", "base_path")
+_FILE_ARGUMENTS = ("path", "path_conn_id", "header", "base_path", "file_mode")
 _WITH_FILES = ("DblinkFetchOperator", "DblinkGetResultOperator", "DblinkQueryOperator")
 #: What else must be given for an argument to be read; ``None`` takes one away.
 INSTEAD: Mapping[tuple[str, str], Mapping[str, Any]] = {
@@ -88,7 +88,10 @@ INSTEAD: Mapping[tuple[str, str], Mapping[str, Any]] = {
     **{("DblinkGetResultOperator", name): {"max_xcom_rows": None, **_TABLE} for name in _TABLE},
     ("DblinkTransferOperator", "source_parameters"): _SOURCE_SQL,
     ("DblinkSyncOperator", "source_parameters"): _SOURCE_SQL,
-    ("DblinkSyncOperator", "statements_path"): {"apply": "statements", "statements_path": "made.sql"},
+    **{
+        ("DblinkSyncOperator", name): {"apply": "statements", "statements_path": "made.sql"}
+        for name in ("statements_path", "base_path", "file_mode")
+    },
     **{
         ("DblinkSyncOperator", name): _WATERMARK
         for name in ("watermark_column", "watermark_overlap", "watermark_until")

@@ -14,21 +14,27 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from airflow_dblink.operators.jobs import DblinkGetResultOperator, DblinkJobOperator
 from airflow_dblink.operators.query import DblinkQueryOperator
+from airflow_dblink.operators.sync import DblinkSyncOperator
+from tests.databases import Database
 from tests.integration.tasks import context
+from tests.syncs import sync_operator
 
 FETCHES = (DblinkFetchOperator, DblinkQueryOperator)
+KINDS = (*FETCHES, DblinkJobOperator, DblinkGetResultOperator, DblinkSyncOperator)
 HANDLE = {"conn_id": "source", "job_id": "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "schema": "s"}
 
 
 def operator(kind: Callable[..., Any], path: str, **arguments: Any) -> Any:
-    """Return an operator that writes one row to *path*."""
+    """Return an operator that writes to *path*."""
+    if kind is DblinkSyncOperator:
+        return sync_operator(statements_path=path, **arguments)
     if kind is DblinkGetResultOperator:
         return kind(task_id="t", handle=HANDLE, path=path, **arguments)
     return kind(task_id="t", conn_id="source", sql="SELECT 1 AS a", path=path, **arguments)
 
 
 @pytest.mark.usefixtures("source")
-@pytest.mark.parametrize("kind", [*FETCHES, DblinkJobOperator, DblinkGetResultOperator])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_path_out_of_base_path_is_refused_before_anything_is_sent(
     kind: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -60,8 +66,24 @@ def test_a_path_within_base_path_is_written(kind: Callable[..., Any], tmp_path: 
         assert path.resolve().read_text() == "a\n1\n"
 
 
+def test_the_statements_of_a_sync_are_written_within_base_path(
+    source: Database, warehouse: Database, tmp_path: Path
+) -> None:
+    for database in (source, warehouse):
+        database.execute("CREATE TABLE item (id int PRIMARY KEY)")
+    source.execute("INSERT INTO item VALUES (1)")
+    path = tmp_path / "new" / "made.sql"
+    task = operator(
+        DblinkSyncOperator, path.as_uri(), base_path=tmp_path.as_uri(), file_mode="0640", plan_only=True
+    )
+    task.execute(context())
+
+    assert path.read_text() == "INSERT INTO item(id) VALUES('1');\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
 def test_base_path_is_no_template() -> None:
-    for kind in (*FETCHES, DblinkJobOperator, DblinkGetResultOperator):
+    for kind in KINDS:
         assert "base_path" not in kind.template_fields
 
 
