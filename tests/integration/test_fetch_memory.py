@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import airflow_dblink
-
-ROOT = Path(airflow_dblink.__file__).parents[1]
-MB = 1024 * 1024
+from tests.own_process import MB, last_line
 
 # Peak of the resident memory, first after the imports and a file of one row, then after the big one.
 RUN = """
-import json, re, sys
-from pathlib import Path
+import json, sys
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from tests.integration.tasks import context
-
-def peak():  # of this process: ru_maxrss begins with what its parent had when it forked
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+from tests.own_process import peak
 
 def fetch(query):
     operator = DblinkFetchOperator(task_id="t", conn_id="source", sql=query, path=sys.argv[1])
@@ -39,17 +30,7 @@ print(json.dumps({"rows": result["rows"], "grown": peak() - before}))
 def fetched(path: Path, rows: int, chars: int) -> int:
     """Return the memory that it took."""
     query = f"SELECT repeat('x', {chars}) FROM generate_series(1, {rows})"  # noqa: S608 - numbers
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, path.as_uri(), query],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout.splitlines()[-1])
+    result = json.loads(last_line(RUN, path.as_uri(), query))
     assert result["rows"] == rows
     assert path.stat().st_size == rows * (chars + 1) + len("repeat\n")
     return int(result["grown"])

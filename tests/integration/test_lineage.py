@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import airflow_dblink
 from tests.databases import Database
+from tests.own_process import last_line
 from tests.transfers import operator
-
-ROOT = Path(airflow_dblink.__file__).parents[1]
 
 WITHOUT_PROVIDER = """
 import sys
@@ -75,15 +69,5 @@ def test_a_query_that_the_parser_does_not_understand_breaks_nothing(
 def test_without_the_provider_nothing_breaks(source: Database, warehouse: Database) -> None:
     source.execute("CREATE TABLE item AS SELECT 1 AS id")
     warehouse.execute("CREATE TABLE item (id int)")
-    run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_PROVIDER],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1] == "lineage: None"
+    assert last_line(WITHOUT_PROVIDER) == "lineage: None"
     assert warehouse.rows("TABLE item") == [(1,)]

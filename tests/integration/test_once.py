@@ -24,6 +24,7 @@ from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
 from tests.integration.tasks import WAITS
 from tests.oracle import wait_until
+from tests.own_process import last_line
 from tests.stores import MemoryStore, StaleTryError
 from tests.transfers import meanwhile, sleeping
 
@@ -498,11 +499,11 @@ def test_a_connection_lost_midway_is_transient(
 
 
 MEMORY = """
-import json, re, sys
-from pathlib import Path
+import json, sys
 from airflow_dblink.core.connection import connect
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.once import Once
+from tests.own_process import peak
 
 class Store:
     get = set = lambda self, key, value=None: value
@@ -510,17 +511,15 @@ class Store:
 once = Once(connect(Target("source", json.loads(sys.argv[1]))), "source", Store())
 once.begin()
 once.run(f"SELECT repeat('x', 1000) FROM generate_series(1, {sys.argv[2]})")
-# Not getrusage(), whose peak begins with what the parent had when it made the process.
-print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+print(peak())
 """
 
 
 def test_a_big_select_is_thrown_away_in_constant_memory(source: Database) -> None:
-    def peak_kb(rows: int) -> int:
-        command = [sys.executable, "-c", MEMORY, json.dumps(source.params), str(rows)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    def peak_of(rows: int) -> int:
+        return int(last_line(MEMORY, json.dumps(source.params), str(rows)))
 
-    assert peak_kb(100_000) - peak_kb(1_000) < 20_000  # of 100 MB
+    assert peak_of(100_000) - peak_of(1_000) < 20_000_000  # of 100 MB
 
 
 def _round_trips(target_port: int, work: Callable[[int], None]) -> int:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import airflow_dblink
-
-ROOT = Path(airflow_dblink.__file__).parents[1]
-MB = 1024 * 1024
+from tests.own_process import MB, last_line
 
 # Peak of the resident memory, first after the imports and sets of one row, then after the big ones. Three
 # sets of two servers, so that they are loaded by turns.
 RUN = """
-import json, re, sys
-from pathlib import Path
+import json, sys
 from airflow_dblink.core.remote_sets import Remote
+from tests.own_process import peak
 from tests.queries import run
-
-def peak():  # of this process: ru_maxrss begins with what its parent had when it forked
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 def sets(query):
     return {"a": Remote("source", query), "b": Remote("warehouse", query), "c": Remote("source", query)}
@@ -39,17 +29,7 @@ SERIES = "SELECT generate_series(1::bigint, {}) AS id, {} AS filler"
 
 def fetched(query: str) -> tuple[int, int]:
     """Return the rows of all sets, and the memory that they took."""
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, query],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout.splitlines()[-1])
+    result = json.loads(last_line(RUN, query))
     return sum(result["rows"].values()), result["grown"]
 
 

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import airflow_dblink
 from tests.databases import Database
+from tests.own_process import MB, last_line
 
-ROOT = Path(airflow_dblink.__file__).parents[1]
-MB = 1024 * 1024
 LIMIT = 64 * MB  # over what the imports take
 
 # Peak of the resident memory, first after the imports and a transfer of one row, then after the big one.
 RUN = """
-import json, re, sys
-from pathlib import Path
+import json, sys
+from tests.own_process import peak
 from tests.transfers import transfer
-
-def peak():  # of this process: ru_maxrss begins with what its parent had when it forked
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 transfer(source_sql="SELECT 0::bigint AS id, '' AS filler")
 before = peak()
@@ -39,17 +30,7 @@ def item(source: Database, warehouse: Database) -> None:
 
 
 def moved(query: str, mode: str = "replace") -> dict[str, int]:
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, query, mode],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    result: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    result: dict[str, int] = json.loads(last_line(RUN, query, mode))
     return result
 
 

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import airflow_dblink
 from tests.databases import Database
+from tests.own_process import MB, last_line
 
-ROOT = Path(airflow_dblink.__file__).parents[1]
-MB = 1024 * 1024
-
-
-# -- memory, in a process of its own
-
-# Not getrusage(), whose peak begins with what the parent had when it made the process.
 RUN = """
-import json, re, sys
+import json, sys
 from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.links import Links
-
-def peak():
-    with open("/proc/self/status") as status:
-        return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1]) * 1024
+from tests.own_process import peak
 
 with Links() as links:
     links.connect("x", Target("source", dict(json.loads(sys.argv[1]))))
@@ -42,17 +28,7 @@ with Links() as links:
 
 
 def _measured(source: Database, expression: str) -> dict[str, int]:
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(source.params), expression],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    measured: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    measured: dict[str, int] = json.loads(last_line(RUN, json.dumps(source.params), expression))
     return measured
 
 

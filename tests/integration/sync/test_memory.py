@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import airflow_dblink
 from tests.databases import Database
+from tests.own_process import MB, last_line
 
-ROOT = Path(airflow_dblink.__file__).parents[1]
-MB = 1024 * 1024
 LIMIT = 64 * MB  # over what the imports take
 FEW, MANY = 300_000, 3_000_000
 
 # Peak of the resident memory, first after the imports and a sync of one row, then after the big one.
 RUN = """
-import json, re, sys
-from pathlib import Path
+import json, sys
+from tests.own_process import peak
 from tests.syncs import sync
-
-def peak():  # of this process: ru_maxrss begins with what its parent had when it forked
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 sync("small")
 before = peak()
@@ -33,17 +24,7 @@ print(json.dumps({**result, "grown": peak() - before}))
 
 
 def synced(table: str, **arguments: object) -> dict[str, int]:
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, table, json.dumps(arguments)],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    result: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    result: dict[str, int] = json.loads(last_line(RUN, table, json.dumps(arguments)))
     return result
 
 
