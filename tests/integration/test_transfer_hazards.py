@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -12,6 +10,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from tests.databases import Database
+from tests.oracle import wait_until
 from tests.transfers import transfer
 
 ITEM = "CREATE TABLE item (id int, name text)"
@@ -133,13 +132,6 @@ WAITING = (
 )
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
 @pytest.mark.parametrize(("lock", "rows"), [(True, 3), (False, 6)])
 def test_two_that_delete_and_load_the_same_rows_at_once_double_them_without_the_lock(
@@ -160,7 +152,7 @@ def test_two_that_delete_and_load_the_same_rows_at_once_double_them_without_the_
         gate.execute("SELECT pg_advisory_xact_lock(%s)", [GATE])
         for number, thread in enumerate(threads, 1):
             thread.start()
-            wait_for(lambda number=number: len(warehouse.admin(WAITING)) == number)  # type: ignore[misc]
+            wait_until(lambda number=number: len(warehouse.admin(WAITING)) == number)  # type: ignore[misc]
         waits = sorted(event for (event,) in warehouse.admin(WAITING))
         assert waits == (["advisory", "relation"] if lock else ["advisory", "advisory"])
     for thread in threads:
