@@ -1,4 +1,4 @@
-"""What two sessions must have in common, so that values are written by one as the other reads them."""
+"""The run-time parameters that shape values as text: the same in two sessions, and for all rows handed on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ TEXT_FORMS = {
     "lc_monetary": "C",
     "xmloption": "content",  # read by binary input too
 }
+#: For a transaction whose rows are handed on. The order of day and month stays the session's: it decides how
+#: the query's own ``'01/02/2026'`` is read. All rows are read, so the planner must not favour the first, as
+#: it does for cursors.
+HANDED_ON = {**TEXT_FORMS, "datestyle": "ISO", "cursor_tuple_fraction": "1"}
 
 
 def set_local(side: Side, settings: Mapping[str, str]) -> None:

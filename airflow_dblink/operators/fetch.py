@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.session import set_local
+from airflow_dblink.core.session import HANDED_ON, set_local
 from airflow_dblink.core.tables import Side
 from airflow_dblink.operators.files import FileWritingOperator
 from airflow_dblink.operators.rows import Handler, RowSink
@@ -102,9 +102,7 @@ class DblinkFetchOperator(FileWritingOperator):
                 side = Side(link.connection, self.conn_id)
                 # What a query deletes would be gone, and its rows lost to a retry.
                 side.run("BEGIN READ ONLY", "beginning the transaction")
-                # All rows are read: the planner should not favour the first, as it does for cursors.
-                settings = self._settings(link.connection, self.conn_id, cursor_tuple_fraction="1")
-                set_local(side, settings)
+                set_local(side, self._settings(link.connection, self.conn_id, **HANDED_ON))
                 result = sink.deliver(link, self.sql, self.parameters)
                 side.run("COMMIT", "ending the transaction")
             self.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])

@@ -15,7 +15,7 @@ from airflow_dblink.core.link import Link
 from airflow_dblink.core.once import Once, check_script
 from airflow_dblink.core.remote_sets import QUERIES, Remote, remotes_by_table
 from airflow_dblink.core.script import Part, parts
-from airflow_dblink.core.session import TEXT_FORMS, set_local
+from airflow_dblink.core.session import HANDED_ON, set_local
 from airflow_dblink.core.tables import Side
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -203,9 +203,7 @@ class DblinkQueryOperator(FileWritingOperator):
         self, hook: DblinkHook, once: Once, remotes: Mapping[str, Remote], *, for_cursor: bool
     ) -> dict[str, int]:
         """Begin the transaction and bring the remote sets into it; returns their rows."""
-        # All rows are read: the planner should not favour the first, as it does for cursors.
-        # And they are written in the same forms, whatever the database's settings are.
-        more = {**TEXT_FORMS, "cursor_tuple_fraction": "1"} if for_cursor else {}
+        more = HANDED_ON if for_cursor else {}
         settings = self._settings(once.connection, self.conn_id, **more)
         home = Side(once.connection, self.conn_id)
         started = time.monotonic()

@@ -72,6 +72,19 @@ def test_a_handler_gets_exact_numbers() -> None:
     assert seen[0][:2] == (1.5, 0.1)
 
 
+@pytest.mark.parametrize(("order", "day"), [("DMY", "2026-02-01"), ("MDY", "2026-01-02")])
+@pytest.mark.parametrize("kind", [DblinkFetchOperator, DblinkQueryOperator])
+def test_the_order_of_day_and_month_is_the_sessions(
+    source: Database, kind: Operator, order: str, day: str
+) -> None:
+    """It decides what a query means."""
+    source.admin(f"ALTER DATABASE {source.name} SET datestyle = 'SQL, {order}'")
+    sql = "SELECT '01/02/2026'::date"
+    kept = kind(task_id="t", conn_id="source", sql=sql, max_xcom_rows=1).execute(context())
+
+    assert kept["data"] == [[day]]
+
+
 @pytest.mark.usefixtures("odd")
 def test_the_time_zone_is_the_sessions(source: Database, tmp_path: Path) -> None:
     """It decides what a query means (``now()::date``), and the text of a timestamptz tells the offset."""

@@ -401,7 +401,7 @@ def test_what_shapes_text_is_pinned_for_the_load_only(source: Database, warehous
     run(f"CREATE TABLE seen AS {query}", sets)
     assert warehouse.rows("TABLE seen") == [(True, "02/01/2026", "SQL, MDY")]
     # Delivered, they are written as by all that delivers rows.
-    assert rows(query, sets) == [[True, "2026-02-01", "ISO, YMD"]]
+    assert rows(query, sets) == [[True, "2026-02-01", "ISO, MDY"]]
     german = {"DateStyle": "German"}
     assert rows(query, sets, session_settings=german) == [[True, "01.02.2026", "German, DMY"]]
 
