@@ -47,7 +47,7 @@ def main() -> int:
         place = suite()
     except NotFetchedError as error:
         sys.stdout.write(f"test-stock: the providers' tests are not here and can't be fetched: {error}\n")
-        return int(os.environ.get("CI") == "true")
+        return int(bool(os.environ.get("CI")))
     use_memory()
     with servers("stock") as (server,), ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
         databases = {hook: stack.enter_context(new_database(server, hook)) for hook in _HOOKS}

@@ -48,7 +48,7 @@ def test_a_run_without_a_program_skips_its_tests_and_says_so_in_one_line() -> No
     assert told[0].startswith("not tested: ")
 
 
-def test_ci_skips_nothing() -> None:
+def test_a_skipped_test_fails_ci() -> None:
     run = _run(CI="true")
 
     assert run.returncode == 1, run.stdout
