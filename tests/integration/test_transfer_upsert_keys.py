@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from tests.databases import Database
 from tests.integration.sync.tables import caseless_databases, system_server
 from tests.transfers import transfer
+from tests.versions import needs_version
 
 
 def upserted(source: Database, warehouse: Database, key_type: str, old: str, new: str) -> None:
@@ -80,6 +81,7 @@ def test_rows_that_others_refer_to_by_a_text_key_are_not_locked_against_them(
 
 
 def test_null_is_a_key_where_nulls_are_not_distinct(source: Database, warehouse: Database) -> None:
+    needs_version(warehouse, 15, "NULLS NOT DISTINCT")
     table = "CREATE TABLE item (a text, b int, v text, UNIQUE NULLS NOT DISTINCT (a, b))"
     source.execute(f"{table}; INSERT INTO item VALUES (NULL, 1, 'new'), ('x', NULL, 'x'), (NULL, NULL, 'n')")
     warehouse.execute(f"{table}; INSERT INTO item VALUES (NULL, 1, 'old')")

@@ -8,6 +8,7 @@ import pytest
 
 from tests.databases import Database
 from tests.integration.sync.tables import done, refused_by_server, settled
+from tests.versions import needs_version
 
 METHODS = pytest.mark.parametrize("method", ["difference", "reload"])
 ITEM = """
@@ -19,6 +20,11 @@ INSERT INTO item VALUES (1, 'x', 1), (2, NULL, 2), (3, NULL, NULL), (4, 'y', NUL
 def made(source: Database, warehouse: Database, nulls: str = "NULLS NOT DISTINCT") -> None:
     for database in (source, warehouse):
         database.execute(ITEM.format(nulls))
+
+
+@pytest.fixture(autouse=True)
+def _has_the_constraint(warehouse: Database) -> None:
+    needs_version(warehouse, 15, "NULLS NOT DISTINCT")
 
 
 @METHODS
