@@ -39,7 +39,7 @@ class FileWritingOperator(DblinkBaseOperator):
 
 
 def demand_file(name: str, path: str, conn_id: str | None, base_path: str | None = None) -> None:
-    """Refuse a *path* that can't be a file's: to be asked before anything is done.
+    """Raise unless *path* can be a file's; to be called before anything is done.
 
     :param name: of the argument.
     :param base_path: folder that it must be in.

@@ -66,7 +66,7 @@ class RowSink:
         return [name for name in ("handler", "path", "max_xcom_rows") if getattr(self, name) is not None]
 
     def demand_one(self) -> None:
-        """Refuse none and several places, a path that can't be a file, and options that no CSV has.
+        """Raise unless exactly one place is given, its path can be a file's, and all CSV options exist.
 
         :raises UsageError: says which.
         """

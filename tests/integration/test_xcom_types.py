@@ -117,3 +117,15 @@ def test_each_type(source: Database, *, odd: bool) -> None:
 
     for (sql, expected), value in zip(VALUES, row, strict=True):
         assert (sql, value, type(value)) == (sql, expected, type(expected))
+
+
+def test_each_text_is_read_back_as_the_same_value(source: Database) -> None:
+    source.execute(TYPES)
+    for sql, text in VALUES:
+        if not isinstance(text, str):
+            continue
+        kind = source.rows(f"SELECT pg_typeof({sql})::text")[0][0]
+        if kind == "record":  # PostgreSQL reads no row without a type
+            continue
+        kind = {"character": "bpchar", "bit": "varbit"}.get(kind, kind)  # these two mean a length of 1
+        assert source.rows(f"SELECT (%s::{kind})::text = ({sql})::text", text) == [(True,)], sql
