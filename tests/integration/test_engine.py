@@ -93,7 +93,7 @@ def test_a_cursor_factory_is_taken(source: Database, add_connection: AddConnecti
     add_connection("shop", source)
     with engine_of(hook_class("shop"), connect_args={"cursor_factory": psycopg.ClientCursor}) as engine:
         raw = engine.raw_connection()
-        assert type(raw.cursor()) is psycopg.ClientCursor
+        assert isinstance(raw.cursor(), psycopg.ClientCursor)
         raw.close()
 
 

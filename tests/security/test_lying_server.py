@@ -1,7 +1,13 @@
-"""A destination whose catalogs lie, to get its own SQL into what our role runs on the source."""
+"""Servers that lie: to get their own SQL into what our role runs elsewhere, or to break who reads them."""
 
 from __future__ import annotations
 
+import json
+
+import psycopg
+import pytest
+
+from airflow_dblink.core.jobs.trust import SQLSTATE, InstallationError, distrust_of
 from tests.databases import Database
 from tests.syncs import sync
 
@@ -25,3 +31,31 @@ def test_the_name_of_a_type_is_no_sql_for_the_source(source: Database, warehouse
     sync("item")
 
     assert warehouse.rows("SELECT price::text FROM item") == [("2.50",)]
+
+
+FOUND = {"kind": "table", "name": "job", "me": "me", "role": "other", "place": 3}
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        "no JSON",
+        "[" * 100_000,
+        "[1]",
+        "null",
+        json.dumps({**FOUND, "place": [1]}),
+        json.dumps({**FOUND, "role": "a\0b"}),
+        json.dumps({**FOUND, "name": "n" * 10_000}),
+        json.dumps({**FOUND, "kind": {"a": 1}}),
+    ],
+)
+def test_a_finding_of_the_guard_that_is_none_is_said_to_be_unreadable(source: Database, detail: str) -> None:
+    raising = f"BEGIN RAISE 'no' USING ERRCODE = '{SQLSTATE}', DETAIL = $said${detail}$said$; END"
+    with pytest.raises(psycopg.Error) as raised:
+        source.execute(psycopg.sql.SQL("DO {}").format(psycopg.sql.Literal(raising)).as_string())
+
+    error = distrust_of(raised.value, "shop", "airflow_dblink")
+
+    assert isinstance(error, InstallationError)
+    assert "can't be read from the server's answer" in str(error)
+    assert len(str(error)) < 500

@@ -14,4 +14,5 @@ def test_psycopg_before_3_3_6_hands_the_time_limit_to_the_login(monkeypatch: pyt
 
     monkeypatch.setattr(psycopg.Connection, "_connect_gen", classmethod(login))
 
-    assert list(LinkConnection._connect_gen("", timeout=7.0)) == [7.0]
+    waits: list[object] = list(LinkConnection._connect_gen("", timeout=7.0))
+    assert waits == [7.0]

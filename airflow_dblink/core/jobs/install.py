@@ -40,7 +40,7 @@ class Installation:
     may_keep_results: bool
     may_upgrade: bool
     may_create: bool
-    distrusted: Mapping[str, Any] | None
+    distrusted: object
     role: str
     database: str
     server: Mapping[str, str]

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import psycopg
 from psycopg import sql
@@ -26,6 +26,7 @@ from airflow_dblink.core.sqlfiles import statements
 #: Of the guard's refusal; no other error of a server has it.
 SQLSTATE = "ADJ01"
 
+_NAME = re.compile(r"[^\0]{0,300}", re.DOTALL)  # with its schema, and both quoted
 _COMMENT = re.compile(r"[ ]*--.*")  # why is for who reads the file: the guard goes over the wire each time
 
 
@@ -77,11 +78,29 @@ def distrust_of(error: psycopg.Error, conn_id: str, schema: str) -> Installation
     """Return the guard's refusal as our error, ``None`` if *error* is none."""
     if error.diag.sqlstate != SQLSTATE:
         return None
-    return distrust(json.loads(error.diag.message_detail or "{}"), conn_id, schema)
+    try:
+        finding = json.loads(error.diag.message_detail or "")
+    except (ValueError, RecursionError):
+        finding = None
+    return distrust(finding, conn_id, schema)
 
 
-def distrust(finding: Mapping[str, Any], conn_id: str, schema: str) -> InstallationError:
+def _is_finding(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether *value* is what the statement ``distrusted`` gives; a hostile server gives anything."""
+    if not isinstance(value, dict) or not isinstance(value.get("place"), int):
+        return False
+    texts = [value.get(name) for name in ("kind", "name", "role", "me")]
+    return all(text is None or (isinstance(text, str) and _NAME.fullmatch(text)) for text in texts)
+
+
+def distrust(finding: object, conn_id: str, schema: str) -> InstallationError:
     """Return the error for what the statement ``distrusted`` has found."""
+    if not _is_finding(finding):
+        return InstallationError(
+            f"who owns the schema for jobs {schema!r} can't be read from the server's answer",
+            conn_id,
+            hint="is it PostgreSQL, and is it the server that the connection means?",
+        )
     kind, name, role = finding.get("kind"), finding.get("name"), finding.get("role")
     could = f"could make role {finding.get('me')!r} run anything"
     where = f"in the schema for jobs {schema!r}"
@@ -107,7 +126,7 @@ def distrust(finding: Mapping[str, Any], conn_id: str, schema: str) -> Installat
             1: f"schema {name!r}",
             5: f"{kind} {name!r}, which the job table of {schema!r} uses,",
             8: f"{kind} {name!r}, which refers to the job table of {schema!r},",
-        }.get(finding.get("place", 0), f"{kind} {name!r} {where}")
+        }.get(finding["place"], f"{kind} {name!r} {where}")
         message = f"{what} belongs to role {role!r}, who {could}"
         hint += "; to trust that role, with all of its members, name it in trusted_owners of the connection"
     return InstallationError(message, conn_id, hint=hint)

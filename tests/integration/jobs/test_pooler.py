@@ -229,7 +229,7 @@ def test_in_transaction_mode_nobody_listens_and_asking_is_enough(pooled: Client,
 
     assert async_job is not None
     assert (async_job.state, job.state) == ("succeeded", "succeeded")
-    assert "statement: CALL" in _said(source.server.log, source)
+    assert "statement: /* CALL run(" in _said(source.server.log, source)
     assert "LISTEN" not in _said(source.server.log, source)
 
 
