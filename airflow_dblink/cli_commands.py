@@ -21,9 +21,9 @@ from airflow.utils.providers_configuration_loader import providers_configuration
 from psycopg import sql as pg
 
 from airflow_dblink.core.errors import DblinkError, UsageError
+from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.install import VERSION, install_script
 from airflow_dblink.core.jobs.job import SCHEMA, Job, parse_job_id, results_schema
-from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.hooks.dblink import DblinkHook
 

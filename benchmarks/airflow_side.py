@@ -12,7 +12,7 @@ import psycopg
 from airflow.providers.common.sql.operators.generic_transfer import GenericTransfer
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 
-from airflow_dblink.core.once import Once
+from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.query import DblinkQueryOperator, Remote

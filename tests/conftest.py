@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-from airflow_dblink.core.links import Links  # noqa: E402
+from airflow_dblink.core.link.registry import Links  # noqa: E402
 from airflow_dblink.embedded.server import Server, servers  # noqa: E402
 from tests.databases import Database, new_database  # noqa: E402
 from tests.debian import closing_line  # noqa: E402

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
-from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server
 
 Row = tuple[Any, ...]

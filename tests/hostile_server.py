@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
-from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.server.target import Target
 
 PASSWORD = "hostile-password-2718"
 

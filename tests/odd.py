@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from airflow_dblink.core.link import Link
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.link.registry import Links
 from tests.databases import Database
 
 WAYS = ["role", "database", "session", "session_settings"]

@@ -16,10 +16,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from airflow_dblink.core import builders
-from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.builders import statements
 from airflow_dblink.core.errors import DblinkError
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 
 Outcome = tuple[Any, ...]
@@ -35,7 +35,7 @@ TABLE = ("exec", "CREATE TABLE t (a int PRIMARY KEY)")
 TIMEOUT_S = 30.0  # nothing here takes so long, unless it hangs
 LOG = "airflow_dblink"
 # What the server itself says is hidden by dblink and logged by us.
-_SERVERS_MESSAGES = "airflow_dblink.core.notices"
+_SERVERS_MESSAGES = "airflow_dblink.core.server.notices"
 # Errors of dblink's own and of libpq, to which we add what to do.
 _HINTED = ("08003", "08006", "22023", "2202E", "25P02", "42710", "2F003", "XX000")
 # Notices of dblink's own. Ours are warnings in the log, which have no SQLSTATE, or another.
@@ -186,10 +186,10 @@ class Ours(_Side):
     # -- of the table where the builders are: the link's here, the session's there
 
     def pkey(self, relname: str) -> list[Any]:
-        return [tuple(field) for field in builders.get_pkey(self.links.get("x"), relname)]
+        return [tuple(field) for field in statements.get_pkey(self.links.get("x"), relname)]
 
     def build(self, kind: str, relname: str, attnums: list[int], *keys: list[str]) -> str:
-        build = getattr(builders, f"build_sql_{kind}")
+        build = getattr(statements, f"build_sql_{kind}")
         return str(build(self.links.get("x"), relname, attnums, *keys))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from airflow_dblink.core.conninfo import PoolingMode
+from airflow_dblink.core.server.target import PoolingMode
 from airflow_dblink.embedded.programs import account_for_servers
 from airflow_dblink.embedded.server import Server
 from tests.debian import pgbouncer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_dblink.core.remote_sets import Remote
+from airflow_dblink.core.remote_sets.remote import Remote
 from airflow_dblink.operators.query import DblinkQueryOperator
 from tests.integration.tasks import context
 from tests.stores import MemoryStore

@@ -11,8 +11,12 @@ from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import get_current_context
 from airflow.sdk.log import mask_secret
 
-from airflow_dblink.core.connection import LinkConnection, connect
-from airflow_dblink.core.conninfo import (
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.jobs.send import KEY, Submission
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server.connection import LinkConnection, connect
+from airflow_dblink.core.server.target import (
     OWN_OPTIONS,
     PSYCOPG_ARGUMENTS,
     SECRETS,
@@ -20,16 +24,12 @@ from airflow_dblink.core.conninfo import (
     is_conninfo,
     target_from_conninfo,
 )
-from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.jobs.send import KEY, Submission
-from airflow_dblink.core.jobs.vocabulary import JobVocabulary
-from airflow_dblink.core.link import Link
-from airflow_dblink.core.links import Links
-from airflow_dblink.core.vocabulary import given_text
-from airflow_dblink.hooks.attach import AttachSide
-from airflow_dblink.hooks.dbapi import DbApiSide
-from airflow_dblink.hooks.target import TargetSide
-from airflow_dblink.hooks.task import report, task_key, task_name
+from airflow_dblink.hooks.parts.attach import AttachSide
+from airflow_dblink.hooks.parts.dbapi import DbApiSide
+from airflow_dblink.hooks.parts.functions import given_text
+from airflow_dblink.hooks.parts.job_functions import JobVocabulary
+from airflow_dblink.hooks.parts.target import TargetSide
+from airflow_dblink.hooks.parts.task import report, task_key, task_name
 
 
 class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):

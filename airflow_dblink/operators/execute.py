@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.connection import set_config
 from airflow_dblink.core.errors import RemoteError, StoppedError, UsageError
 from airflow_dblink.core.jobs.job import Job
-from airflow_dblink.core.link import Link
-from airflow_dblink.core.once import Once, check_script
-from airflow_dblink.core.script import parts
-from airflow_dblink.core.tables import Side
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.once.transaction import Once, check_script
+from airflow_dblink.core.server.connection import set_config
+from airflow_dblink.core.sqltext.lexer import parts
+from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.job_base import DblinkJobWaitingOperator
+from airflow_dblink.operators.common.job_base import DblinkJobWaitingOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.session import HANDED_ON, set_local
-from airflow_dblink.core.tables import Side
-from airflow_dblink.operators.files import FileWritingOperator
-from airflow_dblink.operators.rows import Handler, RowSink
+from airflow_dblink.core.server.settings import HANDED_ON, set_local
+from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.operators.common.files import FileWritingOperator
+from airflow_dblink.operators.common.rows import Handler, RowSink
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -35,7 +35,7 @@ class DblinkFetchOperator(FileWritingOperator):
     :param header: whether the file begins with the column names.
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
-        PostgreSQL's own text; see :mod:`airflow_dblink.core.json_values`.
+        PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
     :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
         ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 

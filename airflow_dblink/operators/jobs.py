@@ -11,19 +11,19 @@ from airflow.sdk.configuration import conf
 
 from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
 from airflow_dblink.core.jobs.job import Job, JobHandle
-from airflow_dblink.core.jobs.vocabulary import demand_kept_rows
-from airflow_dblink.core.once import KEY as ONCE_KEY
-from airflow_dblink.core.once import Store
-from airflow_dblink.core.tickets import read as read_ticket
-from airflow_dblink.core.transfer_plan import Mode, Spec
+from airflow_dblink.core.once.tickets import read as read_ticket
+from airflow_dblink.core.once.transaction import KEY as ONCE_KEY
+from airflow_dblink.core.once.transaction import Store
+from airflow_dblink.core.transfer.plan import Mode, Spec
 from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.hooks.parts.job_functions import demand_kept_rows
 from airflow_dblink.links.job import DblinkJobLink
-from airflow_dblink.operators.arguments import demand_columns
-from airflow_dblink.operators.base import DblinkBaseOperator
-from airflow_dblink.operators.files import FileWritingOperator
-from airflow_dblink.operators.handles import TakesHandle, handles_of
-from airflow_dblink.operators.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
-from airflow_dblink.operators.rows import Handler, RowSink
+from airflow_dblink.operators.common.arguments import demand_columns
+from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.files import FileWritingOperator
+from airflow_dblink.operators.common.handles import TakesHandle, handles_of
+from airflow_dblink.operators.common.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
+from airflow_dblink.operators.common.rows import Handler, RowSink
 from airflow_dblink.operators.transfer import MovingOperator
 
 if TYPE_CHECKING:

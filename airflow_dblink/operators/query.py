@@ -8,19 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.attach import attach, prepare
-from airflow_dblink.core.conninfo import parse_session_settings
 from airflow_dblink.core.errors import StoppedError, UsageError
-from airflow_dblink.core.link import Link
-from airflow_dblink.core.once import Once, check_script
-from airflow_dblink.core.remote_sets import QUERIES, Remote, remotes_by_table
-from airflow_dblink.core.script import Part, parts
-from airflow_dblink.core.session import HANDED_ON, set_local
-from airflow_dblink.core.tables import Side
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.once.transaction import Once, check_script
+from airflow_dblink.core.remote_sets.attach import attach, prepare
+from airflow_dblink.core.remote_sets.remote import QUERIES, Remote, remotes_by_table
+from airflow_dblink.core.server.settings import HANDED_ON, set_local
+from airflow_dblink.core.server.target import parse_session_settings
+from airflow_dblink.core.sqltext.lexer import Part, parts
+from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.files import FileWritingOperator
-from airflow_dblink.operators.rows import Handler, RowSink
+from airflow_dblink.operators.common.files import FileWritingOperator
+from airflow_dblink.operators.common.rows import Handler, RowSink
 
 if TYPE_CHECKING:
     import jinja2
@@ -55,8 +55,8 @@ class DblinkQueryOperator(FileWritingOperator):
         like. (templated)
     :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
     :param remotes: remote sets by the name of their table, read as in SQL: folded to lower case unless in
-        double quotes. Each a :class:`~airflow_dblink.core.remote_sets.Remote` or a dict with its fields
-        ``conn_id``, ``sql``, ``parameters``, ``indexes``. (templated)
+        double quotes. Each a :class:`~airflow_dblink.core.remote_sets.remote.Remote` or a dict with its
+        fields ``conn_id``, ``sql``, ``parameters``, ``indexes``. (templated)
     :param analyze: ANALYZE the temporary tables, so that the planner knows them.
     :param batch_rows: rows per batch, at least 1.
     :param handler: called with each batch, a list of tuples typed by psycopg.
@@ -66,7 +66,7 @@ class DblinkQueryOperator(FileWritingOperator):
     :param header: whether the file begins with the column names.
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
-        PostgreSQL's own text; see :mod:`airflow_dblink.core.json_values`.
+        PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and run again.
     :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and

@@ -7,17 +7,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.sync.part import Work
+from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.sync.changes.statements import statements_of_plan
 from airflow_dblink.core.sync.run import Session, dry_run, run
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
-from airflow_dblink.core.sync.statements import statements_of_plan
 from airflow_dblink.core.sync.watermark import is_higher
-from airflow_dblink.core.tables import Side
-from airflow_dblink.core.wire import Wire
-from airflow_dblink.operators.arguments import demand_columns, flag, number, plan_of
-from airflow_dblink.operators.files import FileWritingOperator, demand_file, demand_mode, new_file
-from airflow_dblink.operators.lineage import transfer_lineage
-from airflow_dblink.operators.watermark import watermark_key, watermark_store
+from airflow_dblink.core.sync.work import Work
+from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.operators.common.arguments import demand_columns, flag, number, plan_of
+from airflow_dblink.operators.common.files import FileWritingOperator, demand_file, demand_mode, new_file
+from airflow_dblink.operators.common.lineage import transfer_lineage
+from airflow_dblink.operators.common.watermark import watermark_key, watermark_store
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.tables import Side
-from airflow_dblink.core.transfer import prepare, run
-from airflow_dblink.core.transfer_plan import Mode, Spec
-from airflow_dblink.operators.arguments import demand_columns
-from airflow_dblink.operators.base import DblinkBaseOperator
-from airflow_dblink.operators.lineage import transfer_lineage
+from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.transfer.plan import Mode, Spec
+from airflow_dblink.core.transfer.run import prepare, run
+from airflow_dblink.operators.common.arguments import demand_columns
+from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.lineage import transfer_lineage
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage

@@ -17,7 +17,7 @@ from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.exceptions import DblinkJobError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink
-from airflow_dblink.operators.handles import TakesHandle
+from airflow_dblink.operators.common.handles import TakesHandle
 from airflow_dblink.triggers.job import DblinkJobTrigger
 
 if TYPE_CHECKING:

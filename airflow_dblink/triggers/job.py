@@ -13,10 +13,10 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, UsageError
 from airflow_dblink.core.jobs.job import SCHEMA
 from airflow_dblink.core.jobs.watch import Watcher, acancel
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.hooks.dblink import DblinkHook
 
 _NAME = "airflow-dblink triggerer"

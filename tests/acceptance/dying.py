@@ -13,7 +13,7 @@ import psycopg
 from airflow.sdk import BaseHook
 from psycopg.conninfo import make_conninfo
 
-from airflow_dblink.hooks.task import task_name
+from airflow_dblink.hooks.parts.task import task_name
 
 #: Advisory lock that jobs pass one after the other in shared mode, unless a test holds it shut.
 GATE = 4711

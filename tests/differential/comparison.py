@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from psycopg import pq
 
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.registry import Links
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database, new_database
 from tests.differential.calls import DATABASE, RAISING, Call, Change, calls, changes, resolved

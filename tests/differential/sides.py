@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
-from airflow_dblink.core import builders
+from airflow_dblink.core.builders import statements
 from airflow_dblink.core.errors import DblinkError
-from airflow_dblink.core.link import Link
+from airflow_dblink.core.link.link import Link
 from tests.differential.kinds import Value
 
 Outcome = tuple[Any, ...]
@@ -62,17 +62,17 @@ class Ours:
         self.connection: psycopg.Connection[Any] = link.connection
 
     def get_pkey(self, relname: str) -> Outcome:
-        return self._outcome(lambda: [tuple(field) for field in builders.get_pkey(self.link, relname)])
+        return self._outcome(lambda: [tuple(field) for field in statements.get_pkey(self.link, relname)])
 
     def build(self, function: str, relname: str, attnums: tuple[int, ...], key: Key) -> Outcome:
-        build: Callable[..., str] = getattr(builders, f"build_sql_{function}")
+        build: Callable[..., str] = getattr(statements, f"build_sql_{function}")
         arguments = key[1:] if function == "delete" else key
         return self._outcome(lambda: [(build(self.link, relname, list(attnums), *map(list, arguments)),)])
 
     def build_many(
         self, function: str, relname: str, attnums: tuple[int, ...], keys: tuple[Key, ...], query: str | None
     ) -> Outcome:
-        build: Callable[..., list[str]] = getattr(builders, f"build_sql_{function}")
+        build: Callable[..., list[str]] = getattr(statements, f"build_sql_{function}")
         src, tgt = ([list(key[i]) for key in keys] for i in (0, 1))
         arguments: tuple[Any, ...] = (src, tgt)
         if query is not None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import CredentialError, DblinkError
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server, servers
 from tests.databases import Database
 from tests.oracle import ONE, Dblinks, Ours, outcome, wait_until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_dblink.core.errors import RemoteError, StoppedError, TransientError, UsageError
-from airflow_dblink.core.remote_sets import Remote
+from airflow_dblink.core.remote_sets.remote import Remote
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection
 from tests.databases import Database

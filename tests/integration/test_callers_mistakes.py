@@ -11,7 +11,7 @@ import pytest
 from psycopg.adapt import Dumper
 from psycopg.pq import TransactionStatus
 
-from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.databases import Database
 from tests.transfers import TimeIsUp, alarm, sleeping

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import CredentialError, RemoteError, TransientError, UsageError
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server, servers
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.certificates import use_tls
@@ -292,8 +292,8 @@ def test_session_settings_need_a_way_around_a_transaction_pooler(
 
 MEMORY = """
 import json, sys
-from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.server.target import Target
+from airflow_dblink.core.link.registry import Links
 from tests.own_process import peak
 
 with Links() as links:

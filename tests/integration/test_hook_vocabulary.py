@@ -15,7 +15,7 @@ from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
 
 from airflow_dblink.core.errors import CredentialError, DblinkError, TransientError, UsageError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from tests.conftest import AddConnection
@@ -380,7 +380,7 @@ def test_waits_are_timers_tagged_with_the_connection(
         "airflow.DblinkGetConnect,conn_id=warehouse",
     ]
     assert told[1][1] >= 100
-    messages = [r.getMessage() for r in caplog.records if r.name == "airflow_dblink.core.waits"]
+    messages = [r.getMessage() for r in caplog.records if r.name == "airflow_dblink.core.server.wait_events"]
     assert [message.split(" took ")[0] for message in messages] == [
         "source: DblinkConnect",
         "source: DblinkGetResult",

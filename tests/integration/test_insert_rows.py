@@ -9,8 +9,8 @@ import pytest
 from airflow.providers.common.sql.operators.generic_transfer import GenericTransfer
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 
-from airflow_dblink.core.connection import LinkConnection
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection
 from tests.databases import Database

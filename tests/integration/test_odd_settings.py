@@ -13,9 +13,9 @@ import pytest
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import DblinkError, RemoteError, UsageError
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection

@@ -16,9 +16,9 @@ from psycopg import sql
 from psycopg.pq import Format
 from psycopg.types.composite import CompositeInfo, register_composite
 
-from airflow_dblink.core import styles
 from airflow_dblink.core.errors import RemoteError
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server import text_styles as styles
 from airflow_dblink.embedded.server import Server
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection

@@ -16,9 +16,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from airflow_dblink.core.connection import LinkConnection, connect
 from airflow_dblink.core.errors import OutcomeUnknownError, RemoteError, TransientError, UsageError
-from airflow_dblink.core.once import KEY, Once, check_script
+from airflow_dblink.core.once.transaction import KEY, Once, check_script
+from airflow_dblink.core.server.connection import LinkConnection, connect
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
@@ -167,9 +167,9 @@ def test_the_server_finishes_and_commits_what_a_dead_worker_began(
 
 RUN = """
 import json, sys
-from airflow_dblink.core.connection import connect
-from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.once import Once
+from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.target import Target
+from airflow_dblink.core.once.transaction import Once
 
 class Store:
     def get(self, key, default=None):
@@ -500,9 +500,9 @@ def test_a_connection_lost_midway_is_transient(
 
 MEMORY = """
 import json, sys
-from airflow_dblink.core.connection import connect
-from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.once import Once
+from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.target import Target
+from airflow_dblink.core.once.transaction import Once
 from tests.own_process import peak
 
 class Store:

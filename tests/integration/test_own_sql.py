@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from airflow_dblink.core.connection import LinkConnection, connect
-from airflow_dblink.core.own_sql import ask
+from airflow_dblink.core.server.connection import LinkConnection, connect
+from airflow_dblink.core.server.own_sql import ask
 from tests.databases import Database
 
 # "oid = regclass" has no operator of its own.

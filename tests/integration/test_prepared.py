@@ -8,7 +8,7 @@ from contextlib import closing
 import psycopg
 import pytest
 
-from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection
 from tests.databases import Database

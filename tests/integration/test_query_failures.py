@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core import gather
 from airflow_dblink.core.errors import RemoteError, TransientError
-from airflow_dblink.core.once import KEY
-from airflow_dblink.core.remote_sets import Remote
+from airflow_dblink.core.once.transaction import KEY
+from airflow_dblink.core.remote_sets.remote import Remote
+from airflow_dblink.core.streams import fan_in as gather
 from airflow_dblink.embedded.server import Server
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from tests.conftest import AddConnection

@@ -12,7 +12,7 @@ from tests.own_process import MB, last_line
 # sets of two servers, so that they are loaded by turns.
 RUN = """
 import json, sys
-from airflow_dblink.core.remote_sets import Remote
+from airflow_dblink.core.remote_sets.remote import Remote
 from tests.own_process import peak
 from tests.queries import run
 

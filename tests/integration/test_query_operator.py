@@ -13,9 +13,9 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
-from airflow_dblink.core import gather
 from airflow_dblink.core.errors import RemoteError, UsageError
-from airflow_dblink.core.remote_sets import Remote
+from airflow_dblink.core.remote_sets.remote import Remote
+from airflow_dblink.core.streams import fan_in as gather
 from airflow_dblink.embedded.server import Server
 from tests.conftest import AddConnection
 from tests.databases import Database, new_database

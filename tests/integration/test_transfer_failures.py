@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.connection import connect
 from airflow_dblink.core.errors import RemoteError, TransientError
-from airflow_dblink.core.once import Once
-from airflow_dblink.core.tables import Side
-from airflow_dblink.core.transfer import prepare, run
-from airflow_dblink.core.transfer_plan import Spec
+from airflow_dblink.core.once.transaction import Once
+from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.transfer.plan import Spec
+from airflow_dblink.core.transfer.run import prepare, run
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from tests.conftest import AddConnection
 from tests.databases import Database

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from airflow_dblink.core import gather
 from airflow_dblink.core.errors import RemoteError
-from airflow_dblink.core.remote_sets import Remote
+from airflow_dblink.core.remote_sets.remote import Remote
+from airflow_dblink.core.streams import fan_in as gather
 from airflow_dblink.embedded.server import servers
 from tests.certificates import use_tls
 from tests.conftest import AddConnection

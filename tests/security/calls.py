@@ -10,7 +10,7 @@ from typing import Any
 from airflow.sdk import Asset, BaseOperator
 
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.provider_info import get_provider_info
 
 #: SQL of the Dag's author, who is trusted: it is to be run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_dblink.core.notices import MAX_CHARS, MAX_NOTICES
+from airflow_dblink.core.server.notices import MAX_CHARS, MAX_NOTICES
 from airflow_dblink.hooks.dblink import DblinkHook
 
 FLOOD = "DO $$BEGIN FOR i IN 1..{} LOOP RAISE NOTICE '%', repeat('x', {}); END LOOP; END$$"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.connection import LinkConnection, connect
 from airflow_dblink.core.errors import OutcomeUnknownError, TransientError
-from airflow_dblink.core.once import KEY, Once
+from airflow_dblink.core.once.transaction import KEY, Once
+from airflow_dblink.core.server.connection import LinkConnection, connect
 from airflow_dblink.operators.execute import DblinkExecOperator
 from tests.databases import Database
 from tests.integration.tasks import TASK, WAITS, context

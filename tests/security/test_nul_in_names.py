@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.base import DblinkBaseOperator
+from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from airflow_dblink.operators.jobs import (

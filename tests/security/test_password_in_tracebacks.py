@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from airflow_dblink.core.connection import aconnect, connect
-from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server.connection import aconnect, connect
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection
 from tests.databases import Database

@@ -19,7 +19,7 @@ import pytest
 from airflow.sdk import Asset
 from psycopg.sql import SQL, Identifier
 
-from airflow_dblink.core.remote_sets import Remote
+from airflow_dblink.core.remote_sets.remote import Remote
 from airflow_dblink.embedded.server import Server
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.execute import DblinkExecOperator

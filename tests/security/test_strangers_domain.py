@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from airflow_dblink.core.remote_sets import Remote
+from airflow_dblink.core.remote_sets.remote import Remote
 from tests.databases import Database
 from tests.queries import run as query
 from tests.security.planted import as_stranger

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_dblink.core.connection import aconnect, connect
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import ConnectError, CredentialError
+from airflow_dblink.core.server.connection import aconnect, connect
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server, servers
 from tests.certificates import use_tls
 from tests.debian import postgres_bindir

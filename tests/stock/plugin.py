@@ -18,7 +18,7 @@ from airflow.sdk.bases.hook import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.stock import helpers
 

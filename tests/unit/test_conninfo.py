@@ -9,8 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_dblink.core.conninfo import Target, application_name, parse_session_settings, target_from_extra
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.server.target import (
+    Target,
+    application_name,
+    parse_session_settings,
+    target_from_extra,
+)
 
 PARAMS = {"host": "pool", "port": 6432, "user": "u", "password": "geheim", "dbname": "d"}
 

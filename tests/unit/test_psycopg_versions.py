@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from airflow_dblink.core.connection import LinkConnection
+from airflow_dblink.core.server.connection import LinkConnection
 
 
 def test_psycopg_before_3_3_6_hands_the_time_limit_to_the_login(monkeypatch: pytest.MonkeyPatch) -> None:

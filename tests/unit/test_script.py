@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_dblink.core.script import parts
+from airflow_dblink.core.sqltext.lexer import parts
 
 
 def texts(script: str) -> list[str]:

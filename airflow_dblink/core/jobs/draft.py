@@ -12,11 +12,11 @@ from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
 from psycopg.generators import fetch, send
 
-from airflow_dblink.core.connection import LinkConnection
 from airflow_dblink.core.errors import UsageError, from_psycopg
-from airflow_dblink.core.once import check_script
-from airflow_dblink.core.script import Part, parts
-from airflow_dblink.core.wire import Params, bind
+from airflow_dblink.core.link.messages import Params, bind
+from airflow_dblink.core.once.transaction import check_script
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.sqltext.lexer import Part, parts
 
 _QUERIES = ("SELECT", "VALUES", "TABLE")
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from airflow_dblink.core.jobs.job import results_schema, standby
 from airflow_dblink.core.jobs.trust import InstallationError, distrust
-from airflow_dblink.core.sqlfiles import statements
+from airflow_dblink.core.sql.named import statements
 
 #: Of the table and the procedure; a newer one there serves older clients, too. 2: results have a schema
 #: of their own.

@@ -11,7 +11,6 @@ from hashlib import sha256
 from typing import Any, Literal, Self
 from uuid import UUID
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import (
     RemoteError,
     TransientError,
@@ -19,6 +18,7 @@ from airflow_dblink.core.errors import (
     context_line,
     kind_of,
 )
+from airflow_dblink.core.server.target import Target
 
 #: ``sent``: its row is there, nobody runs it yet. ``running``: a session has claimed it.
 #: ``succeeded``, ``failed``: ended by itself; ``cancelled``: by a request. ``lost``: its session ended

@@ -4,9 +4,9 @@ The id is made first and stored where the next try finds it; only then is the ro
 then is the procedure called. So whatever dies in between, the next try knows what to look for,
 and the row's primary key and its state let nothing be done twice.
 
-What is stored, as JSON: ``job_id``, ``server`` (see :class:`Installation`), ``sent`` (whether the row is
-known to be there), ``life`` (see :class:`~airflow_dblink.core.once.Once`), ``ended`` (the task has come
-to its end).
+What is stored, as JSON: ``job_id``; ``server`` (see :class:`Installation`); ``sent``: whether the row is
+known to be there; ``life`` (see :class:`~airflow_dblink.core.once.transaction.Once`); ``ended``: whether the
+task has come to its end.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from psycopg.errors import error_from_result
 from psycopg.generators import fetch_many
 from psycopg.types.json import Jsonb
 
-from airflow_dblink.core.connection import LinkConnection, set_config, watched
 from airflow_dblink.core.errors import OutcomeUnknownError, TransientError, from_psycopg
+from airflow_dblink.core.jobs.client import Jobs, task_params
 from airflow_dblink.core.jobs.draft import Draft
 from airflow_dblink.core.jobs.job import Job, standby
-from airflow_dblink.core.jobs.remote import Jobs, task_params
 from airflow_dblink.core.jobs.steps import Step, until_claimed, until_ended
 from airflow_dblink.core.jobs.trust import InstallationError, distrust_of, guarded_call
-from airflow_dblink.core.once import Store
+from airflow_dblink.core.once.transaction import Store
+from airflow_dblink.core.server.connection import LinkConnection, set_config, watched
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Submission:
     :ivar store: survives the process; refuses a superseded try, which makes it the fence.
     :ivar task: ``dag_id``, ``task_id``, ``run_id``, ``map_index``, ``try_number``.
     :ivar key: under which the store keeps it; another one for each job of a task.
-    :ivar life: as in :class:`~airflow_dblink.core.once.Once`.
+    :ivar life: as in :class:`~airflow_dblink.core.once.transaction.Once`.
     :ivar cancels: when the task was cleared, cancel its job if that still goes on; else it is taken over.
     """
 

@@ -1,7 +1,7 @@
 """What is said to the server about jobs, and in which order, apart from who waits for the answers.
 
 Each procedure is a generator that yields what is to be done next, a :class:`Step` or a :class:`Pause`,
-and is sent the rows: :class:`airflow_dblink.core.jobs.remote.Jobs` drives it in a worker,
+and is sent the rows: :class:`airflow_dblink.core.jobs.client.Jobs` drives it in a worker,
 :mod:`airflow_dblink.core.jobs.watch` in a triggerer's event loop.
 """
 
@@ -22,7 +22,7 @@ from psycopg.waiting import Ready, Wait
 
 from airflow_dblink.core.jobs.job import Job, job_of
 from airflow_dblink.core.jobs.trust import fragments, guard
-from airflow_dblink.core.sqlfiles import statements
+from airflow_dblink.core.sql.named import statements
 
 T = TypeVar("T")
 Rows = list[dict[str, Any]]

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.jobs.job import results_schema
-from airflow_dblink.core.sqlfiles import statements
+from airflow_dblink.core.sql.named import statements
 
 #: Of the guard's refusal; no other error of a server has it.
 SQLSTATE = "ADJ01"

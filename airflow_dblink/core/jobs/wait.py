@@ -11,12 +11,12 @@ from uuid import UUID
 
 import psycopg
 
-from airflow_dblink.core.connection import Check, LinkConnection
 from airflow_dblink.core.errors import TransientError, from_psycopg
+from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.job import Job, standby
-from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.core.jobs.send import call
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, CHANNEL
+from airflow_dblink.core.server.connection import Check, LinkConnection
 
 log = logging.getLogger(__name__)
 

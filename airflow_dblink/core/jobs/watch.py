@@ -23,8 +23,6 @@ from psycopg.errors import error_from_result
 from psycopg.generators import fetch_many
 from psycopg.rows import TupleRow, dict_row
 
-from airflow_dblink.core.connection import aconnect
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import (
     DblinkError,
     TransientError,
@@ -32,12 +30,14 @@ from airflow_dblink.core.errors import (
     from_psycopg,
 )
 from airflow_dblink.core.jobs import steps
+from airflow_dblink.core.jobs.client import asking_failed
 from airflow_dblink.core.jobs.job import Job, standby
-from airflow_dblink.core.jobs.remote import asking_failed
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, until_claimed
 from airflow_dblink.core.jobs.trust import distrust_of, guarded_call
 from airflow_dblink.core.jobs.wait import LISTEN, back_off
 from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.server.connection import aconnect
+from airflow_dblink.core.server.target import Target
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""SQL of the core, one file per topic; read by :mod:`airflow_dblink.core.sqlfiles`."""
+"""SQL of the core, one file per topic; read by :mod:`airflow_dblink.core.sql.named`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_dblink.core.sqlfiles import statements
-from airflow_dblink.core.tables import Relation, Side
+from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.tables.catalog import Relation, Side
 
 SQL = statements("sync.sql")
 

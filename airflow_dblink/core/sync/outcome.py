@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.sync.groups import Comparison
-from airflow_dblink.core.sync.part import Work
-from airflow_dblink.core.sync.plan import Plan
+from airflow_dblink.core.sync.changes.plan import Plan
+from airflow_dblink.core.sync.compare.groups import Comparison
 from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.sync.work import Work
 
 
 @dataclass

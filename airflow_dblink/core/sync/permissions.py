@@ -7,13 +7,13 @@ from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.columns import Pair
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.catalog import rows_of
-from airflow_dblink.core.sync.part import Work
 from airflow_dblink.core.sync.spec import Spec
-from airflow_dblink.core.tables import Relation, Side
-from airflow_dblink.core.transfer_plan import demand
+from airflow_dblink.core.sync.work import Work
+from airflow_dblink.core.tables.catalog import Relation, Side
+from airflow_dblink.core.tables.mapping import Pair
+from airflow_dblink.core.transfer.plan import demand
 
 
 def check_privileges(

@@ -8,16 +8,15 @@ from dataclasses import replace
 
 from psycopg import sql
 
-from airflow_dblink.core.columns import Pair, goes_in_binary, key_columns, match, route
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sync.catalog import rows_of
-from airflow_dblink.core.sync.checksum import Checksum
-from airflow_dblink.core.sync.part import Field, Part, Work, column
+from airflow_dblink.core.sync.compare.checksum import Checksum
 from airflow_dblink.core.sync.permissions import check_key_type, check_places, check_privileges
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import watermark, window
 from airflow_dblink.core.sync.where import check_where, condition
-from airflow_dblink.core.tables import (
+from airflow_dblink.core.sync.work import Field, Part, Work, column
+from airflow_dblink.core.tables.catalog import (
     Relation,
     ResultColumn,
     Side,
@@ -28,7 +27,8 @@ from airflow_dblink.core.tables import (
     types,
     unique_indexes,
 )
-from airflow_dblink.core.transfer_plan import describe_source, source_query
+from airflow_dblink.core.tables.mapping import Pair, goes_in_binary, key_columns, match, route
+from airflow_dblink.core.transfer.plan import describe_source, source_query
 
 log = logging.getLogger(__name__)
 

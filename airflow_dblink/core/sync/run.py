@@ -19,13 +19,24 @@ from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.once import Once
-from airflow_dblink.core.sequences import reset_sequences
-from airflow_dblink.core.session import TEXT_FORMS, set_local
-from airflow_dblink.core.sync import groups
-from airflow_dblink.core.sync.apply import apply_set, stage_rows
+from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.once.transaction import Once
+from airflow_dblink.core.server.settings import TEXT_FORMS, set_local
 from airflow_dblink.core.sync.catalog import SQL, rows_of
-from airflow_dblink.core.sync.conflicts import make_way
+from airflow_dblink.core.sync.changes.apply import apply_set, stage_rows
+from airflow_dblink.core.sync.changes.conflicts import make_way
+from airflow_dblink.core.sync.changes.load import load
+from airflow_dblink.core.sync.changes.plan import Plan, digest, make_plan, stage_all, stage_hashes
+from airflow_dblink.core.sync.changes.statements import apply_statements
+from airflow_dblink.core.sync.compare import groups
+from airflow_dblink.core.sync.compare.verify import (
+    bystanders,
+    fingerprint,
+    verify,
+    verify_bystanders,
+    verify_counts,
+    verify_load,
+)
 from airflow_dblink.core.sync.guards import (
     demand_replaceable,
     demand_room,
@@ -34,25 +45,14 @@ from airflow_dblink.core.sync.guards import (
     guard_changes,
     guard_sizes,
 )
-from airflow_dblink.core.sync.load import load
-from airflow_dblink.core.sync.others import demand_read, is_quiet, rewritten, snapshot
+from airflow_dblink.core.sync.other_writers import demand_read, is_quiet, rewritten, snapshot
 from airflow_dblink.core.sync.outcome import Outcome
-from airflow_dblink.core.sync.part import Part, Work
-from airflow_dblink.core.sync.plan import Plan, digest, make_plan, stage_all, stage_hashes
 from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
-from airflow_dblink.core.sync.statements import apply_statements
-from airflow_dblink.core.sync.verify import (
-    bystanders,
-    fingerprint,
-    verify,
-    verify_bystanders,
-    verify_counts,
-    verify_load,
-)
 from airflow_dblink.core.sync.watermark import highest
-from airflow_dblink.core.tables import Side
-from airflow_dblink.core.wire import Wire
+from airflow_dblink.core.sync.work import Part, Work
+from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.tables.sequences import reset_sequences
 
 log = logging.getLogger(__name__)
 

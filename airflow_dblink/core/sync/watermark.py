@@ -7,12 +7,12 @@ from datetime import timedelta
 
 from psycopg import sql
 
-from airflow_dblink.core.columns import Pair
 from airflow_dblink.core.errors import RemoteError, UsageError
-from airflow_dblink.core.sync.part import Work, column
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.where import OF_THE_TEXT
-from airflow_dblink.core.tables import ResultColumn, Side, Type, types
+from airflow_dblink.core.sync.work import Work, column
+from airflow_dblink.core.tables.catalog import ResultColumn, Side, Type, types
+from airflow_dblink.core.tables.mapping import Pair
 
 _WITH_INFINITY = {"date", "timestamp", "timestamptz", "interval", "numeric", "float4", "float8"}
 _LOWEST = {"int2": -(2**15), "int4": -(2**31), "int8": -(2**63)}

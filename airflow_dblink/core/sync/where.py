@@ -10,14 +10,14 @@ import psycopg
 from psycopg import sql
 
 from airflow_dblink.core.errors import DblinkError, UsageError, from_psycopg
-from airflow_dblink.core.script import tokens
-from airflow_dblink.core.tables import Side, parse
-from airflow_dblink.core.transfer_plan import demand_parameters
-from airflow_dblink.core.wire import bind
+from airflow_dblink.core.link.messages import bind
+from airflow_dblink.core.sqltext.lexer import tokens
+from airflow_dblink.core.tables.catalog import Side, parse
+from airflow_dblink.core.transfer.plan import demand_parameters
 
 if TYPE_CHECKING:
-    from airflow_dblink.core.sync.part import Part
     from airflow_dblink.core.sync.spec import Spec
+    from airflow_dblink.core.sync.work import Part
 
 #: Of an error: what was asked for is wrong, or too much. Others, such as a lock's, may be gone next time.
 OF_THE_TEXT = ("0A", "22", "23", "3F", "42", "54")

@@ -1,6 +1,6 @@
 """Tasks that die, or are suspended, at exactly named moments of their first try; the next tries live.
 
-The moments are those at which the state of :class:`airflow_dblink.core.once.Once` is stored, and
+The moments are those at which the state of :class:`airflow_dblink.core.once.transaction.Once` is stored, and
 "while it sleeps". Every effect is a row of ``effect`` on the warehouse and a value of its sequence
 ``runs``, which no rollback takes back: it counts how often the work was begun.
 """

@@ -13,10 +13,10 @@ from uuid import UUID
 
 import httpx
 
-from airflow_dblink.core.connection import connect
+from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.draft import draft
-from airflow_dblink.core.jobs.remote import Jobs
 from airflow_dblink.core.jobs.send import Sent, Submission
+from airflow_dblink.core.server.connection import connect
 from airflow_dblink.embedded.airflow import Airflow
 from tests.databases import Database
 from tests.hostile_server import HostileServer

@@ -10,11 +10,11 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_dblink.core import builders
-from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.builders import statements
 from airflow_dblink.core.errors import DblinkError
-from airflow_dblink.core.link import Link
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server.target import Target
 
 Key = Sequence[Any]
 Outcome = tuple[Any, ...]
@@ -182,7 +182,7 @@ class Sides:
     def ours(self, function: str, *arguments: Any) -> Outcome:
         name = "get_pkey" if function == "get_pkey" else f"build_sql_{function}"
         try:
-            return ("value", getattr(builders, name)(self.link, *arguments))
+            return ("value", getattr(statements, name)(self.link, *arguments))
         except DblinkError as error:
             return (error.sqlstate, error.message, error.detail)
 

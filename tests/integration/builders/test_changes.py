@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_dblink.core import builders
+from airflow_dblink.core.builders import statements
 from airflow_dblink.core.errors import DblinkError
 from tests.databases import Database
 from tests.integration.builders.sides import TYPES, Sides
@@ -176,16 +176,16 @@ def test_a_callers_mistake_leaves_the_transaction_usable(admin: Sides) -> None:
     link = admin.link
     link.exec("BEGIN")
     for call in (
-        lambda: builders.build_sql_insert(link, "foo", [9], ["1"], ["1"]),
-        lambda: builders.build_sql_insert(link, "foo", [1], [], ["1"]),
-        lambda: builders.build_sql_insert(link, "foo", [1], ["77"], ["1"]),
-        lambda: builders.build_sql_insert_many(link, "foo", [1], [["1"], ["77"]]),
-        lambda: builders.build_sql_delete_many(link, "foo", [1], "SELECT 1, 2"),
-        lambda: builders.build_sql_insert_many(link, "foo", [1, 2], "SELECT 1"),
-        lambda: builders.build_sql_insert_many(link, "foo", [1], [["77"], ["not a number"]]),
-        lambda: builders.build_sql_delete(link, "seq", [9], ["1"]),
+        lambda: statements.build_sql_insert(link, "foo", [9], ["1"], ["1"]),
+        lambda: statements.build_sql_insert(link, "foo", [1], [], ["1"]),
+        lambda: statements.build_sql_insert(link, "foo", [1], ["77"], ["1"]),
+        lambda: statements.build_sql_insert_many(link, "foo", [1], [["1"], ["77"]]),
+        lambda: statements.build_sql_delete_many(link, "foo", [1], "SELECT 1, 2"),
+        lambda: statements.build_sql_insert_many(link, "foo", [1, 2], "SELECT 1"),
+        lambda: statements.build_sql_insert_many(link, "foo", [1], [["77"], ["not a number"]]),
+        lambda: statements.build_sql_delete(link, "seq", [9], ["1"]),
     ):
         with pytest.raises(DblinkError):
             call()
-    assert builders.build_sql_delete(link, "seq", [1], ["1"]) == "DELETE FROM seq WHERE last_value = '1'"
+    assert statements.build_sql_delete(link, "seq", [1], ["1"]) == "DELETE FROM seq WHERE last_value = '1'"
     assert link.exec("COMMIT") == "COMMIT"

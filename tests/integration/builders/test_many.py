@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from airflow_dblink.core import builders
+from airflow_dblink.core.builders import statements
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link import Link
+from airflow_dblink.core.link.link import Link
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database, new_database
 from tests.debian import postgres_bindir
@@ -109,11 +109,11 @@ def test_queries_for_keys(admin: Sides, query: str) -> None:
 def test_another_count_of_columns_is_a_usage_error(admin: Sides) -> None:
     for query in ("SELECT 1", "SELECT 1, 'b', 3"):
         with pytest.raises(UsageError, match=r"the query returns . columns?, and the key has 2"):
-            builders.build_sql_insert_many(admin.link, "foo", [1, 2], query)
+            statements.build_sql_insert_many(admin.link, "foo", [1, 2], query)
         with pytest.raises(UsageError, match=r"the query returns . columns?, and the key has 2"):
-            builders.build_sql_delete_many(admin.link, "foo", [1, 2], sql.SQL(query))
+            statements.build_sql_delete_many(admin.link, "foo", [1, 2], sql.SQL(query))
     with pytest.raises(UsageError, match="tgt must be None"):
-        builders.build_sql_insert_many(admin.link, "foo", [1, 2], query, [["1", "2"]])
+        statements.build_sql_insert_many(admin.link, "foo", [1, 2], query, [["1", "2"]])
 
 
 def test_a_querys_values_are_what_the_output_functions_write(admin: Sides) -> None:
@@ -170,11 +170,11 @@ def test_many_keys_never_read_the_table_once_per_key(
     monkeypatch.setattr(Link, "encoded", spy)
     keys = [[i] for i in range(1, 20001, 2)]
     for attnum in (1, 2):
-        made = builders.build_sql_insert_many(admin.link, "big", [attnum], keys)
+        made = statements.build_sql_insert_many(admin.link, "big", [attnum], keys)
         assert len(made) == 10000
         assert made[-1] == "INSERT INTO big(id,plain,t) VALUES('19999','19999','x19999')"
         query = "SELECT id FROM big WHERE id % 2 = 1 AND id < 20000 ORDER BY id"
-        assert builders.build_sql_insert_many(admin.link, "big", [attnum], query) == made
+        assert statements.build_sql_insert_many(admin.link, "big", [attnum], query) == made
         for message in list(sent):
             statement = message[message.find("WITH k AS MATERIALIZED") :]
             if statement.startswith("WITH"):
@@ -188,14 +188,14 @@ def test_one_message_in_the_steady_state(admin: Sides, monkeypatch: pytest.Monke
     sent = count_messages(monkeypatch)
     link = admin.link
     calls: list[Callable[[], object]] = [
-        lambda: builders.build_sql_insert(link, "foo", [1], ["1"], ["1"]),
-        lambda: builders.build_sql_update(link, "foo", [1], ["1"], ["1"]),
-        lambda: builders.build_sql_delete(link, "foo", [1], ["1"]),
-        lambda: builders.build_sql_insert_many(link, "foo", [1], [["1"], ["2"]]),
-        lambda: builders.build_sql_update_many(link, "foo", [1], "SELECT f1 FROM foo"),
-        lambda: builders.build_sql_delete_many(link, "foo", [1], "SELECT f1 FROM foo"),
-        lambda: builders.build_sql_delete_many(link, "foo", [1], [["1"]]),
-        lambda: builders.get_pkey(link, "foo"),
+        lambda: statements.build_sql_insert(link, "foo", [1], ["1"], ["1"]),
+        lambda: statements.build_sql_update(link, "foo", [1], ["1"], ["1"]),
+        lambda: statements.build_sql_delete(link, "foo", [1], ["1"]),
+        lambda: statements.build_sql_insert_many(link, "foo", [1], [["1"], ["2"]]),
+        lambda: statements.build_sql_update_many(link, "foo", [1], "SELECT f1 FROM foo"),
+        lambda: statements.build_sql_delete_many(link, "foo", [1], "SELECT f1 FROM foo"),
+        lambda: statements.build_sql_delete_many(link, "foo", [1], [["1"]]),
+        lambda: statements.get_pkey(link, "foo"),
     ]
     for call in calls:
         call()

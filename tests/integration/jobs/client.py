@@ -13,16 +13,16 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg.types.json import Jsonb
 
-from airflow_dblink.core.connection import LinkConnection, connect
-from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.jobs.client import Jobs, task_params
 from airflow_dblink.core.jobs.draft import Draft, draft
 from airflow_dblink.core.jobs.install import install_script
 from airflow_dblink.core.jobs.job import SCHEMA, Job
-from airflow_dblink.core.jobs.remote import Jobs, task_params
 from airflow_dblink.core.jobs.send import Sent, Submission
 from airflow_dblink.core.jobs.steps import Step
 from airflow_dblink.core.jobs.wait import wait_for_end
 from airflow_dblink.core.jobs.watch import listens_to
+from airflow_dblink.core.server.connection import LinkConnection, connect
+from airflow_dblink.core.server.target import Target
 from tests.databases import Database, Row
 from tests.integration.tasks import TASK
 from tests.stores import MemoryStore

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
-from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.jobs.remote import Jobs
+from airflow_dblink.core.jobs.client import Jobs
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server, servers
 from tests.databases import Database
 from tests.integration.jobs.client import Client

@@ -12,9 +12,9 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher
+from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.integration.jobs.client import EFFECT, SLEEP, Client, effects, held, until
 from tests.odd import always

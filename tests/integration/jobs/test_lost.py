@@ -14,10 +14,10 @@ from uuid import UUID
 
 import pytest
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import TransientError
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database
 from tests.integration.jobs.client import (

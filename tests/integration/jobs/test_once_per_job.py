@@ -13,11 +13,11 @@ from uuid import uuid4
 
 import pytest
 
-from airflow_dblink.core.connection import LinkConnection
 from airflow_dblink.core.errors import TransientError
 from airflow_dblink.core.jobs.draft import Draft, draft
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.send import KEY, Sent
+from airflow_dblink.core.server.connection import LinkConnection
 from tests.databases import Database
 from tests.integration.jobs.client import (
     EFFECT,
@@ -181,8 +181,8 @@ def test_a_try_that_is_superseded_after_its_call_leaves_the_job_to_the_next(
 SEND = """
 import json, sys
 from pathlib import Path
-from airflow_dblink.core.connection import connect
-from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.send import Submission
 

@@ -12,10 +12,10 @@ from uuid import UUID
 import pytest
 from psycopg.types.json import Jsonb
 
-from airflow_dblink.core.connection import LinkConnection
-from airflow_dblink.core.conninfo import PoolingMode, Target
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher, acancel
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.target import PoolingMode, Target
 from tests.databases import Database
 from tests.integration.jobs.client import (
     EFFECT,

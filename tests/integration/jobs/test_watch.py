@@ -13,10 +13,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.errors import CredentialError, RemoteError, UsageError
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher, acall, acancel
+from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.integration.jobs.client import (
     EFFECT,

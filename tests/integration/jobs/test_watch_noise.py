@@ -6,8 +6,8 @@ import asyncio
 from contextlib import suppress
 from uuid import uuid4
 
-from airflow_dblink.core.conninfo import Target
 from airflow_dblink.core.jobs.watch import Watcher
+from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.integration.jobs.client import SLEEP, Client, lookers, until
 

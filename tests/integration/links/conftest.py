@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_dblink.core.link import Link
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.link.registry import Links
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database, new_database
 from tests.oracle import emptied

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError
-from airflow_dblink.core.link import Link
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.link.registry import Links
 from tests.databases import Database
 from tests.oracle import state
 

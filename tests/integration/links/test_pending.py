@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError
-from airflow_dblink.core.link import Link
+from airflow_dblink.core.link.link import Link
 from tests.databases import Database
 from tests.oracle import wait_until
 

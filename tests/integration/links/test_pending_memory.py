@@ -11,8 +11,8 @@ from tests.own_process import MB, last_line
 
 RUN = """
 import json, sys
-from airflow_dblink.core.conninfo import Target
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.server.target import Target
+from airflow_dblink.core.link.registry import Links
 from tests.own_process import peak
 
 with Links() as links:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from airflow_dblink.core.connection import connect
 from airflow_dblink.core.errors import DblinkError, TransientError
-from airflow_dblink.core.link import Link
-from airflow_dblink.core.links import Links
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server.connection import connect
 from tests.databases import Database
 from tests.oracle import wait_until
 
@@ -206,5 +206,5 @@ def test_the_log_has_every_wait(source: Database, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.DEBUG, "airflow_dblink"), Links() as links:  # nobody observes
         links.connect("x", source.target)
         links.get("x").query("SELECT 1")
-    waits = [r.getMessage() for r in caplog.records if r.name == "airflow_dblink.core.waits"]
+    waits = [r.getMessage() for r in caplog.records if r.name == "airflow_dblink.core.server.wait_events"]
     assert [wait.split(" took ")[0] for wait in waits] == ["source: DblinkConnect", "source: DblinkGetResult"]

@@ -12,7 +12,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import RemoteError
-from airflow_dblink.core.sync.others import is_quiet
+from airflow_dblink.core.sync.other_writers import is_quiet
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database
 from tests.integration.sync.moments import (

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import TransientError
-from airflow_dblink.core.once import KEY
+from airflow_dblink.core.once.transaction import KEY
 from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.integration.sync.moments import COUNTED, Meanwhile, Network, applied, fill, rows

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from airflow_dblink.core.conninfo import Target
+from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.integration.jobs.client import Client, role_of
 from tests.integration.jobs.conftest import (

@@ -1,0 +1,1 @@
+"""dblink's builders of INSERT, UPDATE and DELETE."""

@@ -1,0 +1,79 @@
+"""Values as text and text as literals, written as PostgreSQL's own functions write them.
+
+psycopg's :class:`~psycopg.sql.Literal` puts a space before ``E'...'`` and a cast after many types;
+dblink's statements have neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import abc
+from psycopg.adapt import PyFormat, Transformer
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.link.messages import Wire
+
+#: A key's value: text as it is, ``None`` for NULL, anything else through psycopg's text dumper.
+Value = Any
+#: Its text, ``None`` for NULL.
+Text = str | None
+
+
+def quote_literal(text: str) -> str:
+    r"""Return *text* as a literal, right whatever ``standard_conforming_strings`` is.
+
+    Model: ``quote_literal_cstr``: ``E'...'`` if there is a backslash, else ``'...'``.
+    """
+    quoted = text.replace("'", "''")
+    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else "'" + quoted + "'"
+
+
+def quote_array(texts: Iterable[str]) -> str:
+    """Return *texts*, which hold no NUL character, as the literal of a ``text[]``."""
+    # Escaped all at once: a list may have a million values.
+    joined = "\0".join(texts).replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","')
+    return quote_literal('{"' + joined + '"}')
+
+
+def to_texts(link: Wire, argument: str, values: Sequence[Value]) -> list[Text]:
+    """Return the texts of *values*.
+
+    :param argument: what the caller calls them.
+    :raises UsageError: if it isn't a list, a value has no text, or there is a NUL character in it.
+    """
+    check_sequence(link, argument, values)
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return [str(value) for value in values]
+    if kinds and kinds != {str}:
+        dumpers = Transformer(link.connection)
+        values = [
+            value if value is None or isinstance(value, str) else _dump(link, argument, value, dumpers)
+            for value in values
+        ]
+    if "\0" in "".join(filter(None, values)):
+        raise UsageError(f"{argument} holds a NUL character, which PostgreSQL can't take", link.label)
+    return list(values)
+
+
+def check_sequence(link: Wire, argument: str, values: object) -> None:
+    """Refuse anything but a list or the like.
+
+    :raises UsageError: if it is a text, bytes, or no sequence.
+    """
+    if type(values) in (list, tuple):
+        return
+    if isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Sequence):
+        raise UsageError(f"{argument} must be a list, got {type(values).__name__}", link.label)
+
+
+def _dump(link: Wire, argument: str, value: Value, dumpers: abc.Transformer) -> Text:
+    try:
+        dumped = dumpers.get_dumper(value, PyFormat.TEXT).dump(value)
+    except (psycopg.Error, ValueError, TypeError):  # the message may hold the value
+        problem = f"{argument}: a value of type {type(value).__name__} can't be sent to PostgreSQL"
+        raise UsageError(problem, link.label) from None
+    return None if dumped is None else bytes(dumped).decode(link.connection.info.encoding)

@@ -1,0 +1,1 @@
+"""Exactly once: a transaction whose outcome the next try can ask for."""

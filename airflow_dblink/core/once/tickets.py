@@ -1,0 +1,75 @@
+"""What an exactly-once task stores for its next try, and whether it may be believed.
+
+It is kept by others, who may have changed it or taken it from another task. As JSON: ``task``, which names
+whose it is; ``ticket`` (transaction, session, server); ``life`` (see
+:class:`~airflow_dblink.core.once.transaction.Once`); ``result`` (what a retry should return, once known);
+``ended`` (``returned``, or ``unknown`` after :class:`~airflow_dblink.core.errors.OutcomeUnknownError`).
+An earlier version stored no ``task``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_TEXTS = ("backend_start", "system_identifier", "database", "timeline")
+_MAX_DIGITS = 20  # of 64 bits
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an earlier try left.
+
+    :ivar task: whose it is; ``None`` where it doesn't say.
+    :ivar ticket: its transaction; ``None`` if what was stored is none.
+    :ivar life: the task's life that stored it.
+    :ivar ended: ``returned``, ``unknown``, or ``None``.
+    :ivar result: what a retry should return.
+    """
+
+    task: Mapping[str, Any] | None
+    ticket: Mapping[str, Any] | None
+    life: int
+    ended: str | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def xid(self) -> str:
+        """The transaction's id."""
+        return str(self.ticket["xid"]) if self.ticket else "?"
+
+    def why_not_of(self, task: Mapping[str, Any] | None) -> str | None:
+        """Return why it can't be that of *task*, ``None`` if it can."""
+        if self.ticket is None and self.ended != "returned":
+            return "what is stored of it can't be read"
+        if self.task is not None and self.task != task:
+            return "what is stored of it is another task's"
+        return None
+
+
+def read(state: Any) -> Stored | None:
+    """Return what is stored; ``None`` if nothing is."""
+    if state is None:
+        return None
+    given = state if isinstance(state, Mapping) else {}
+    life, ended, result = given.get("life"), given.get("ended"), given.get("result")
+    return Stored(
+        task=given.get("task"),
+        ticket=given["ticket"] if _is_ticket(given.get("ticket")) else None,
+        life=life if isinstance(life, int) else 0,
+        ended=str(ended) if ended else None,
+        result=dict(result) if isinstance(result, Mapping) else {},
+    )
+
+
+def _is_ticket(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("pid"), int):
+        return False
+    xid, epoch = value.get("xid"), value.get("crash_epoch")
+    is_id = isinstance(xid, str) and xid.isascii() and xid.isdecimal() and len(xid) <= _MAX_DIGITS
+    return (
+        is_id
+        and all(isinstance(value.get(name), str) for name in _TEXTS)
+        and (epoch is None or isinstance(epoch, str))
+    )

@@ -1,0 +1,372 @@
+"""The exactly-once transaction: its outcome can be asked for later, so that a retry knows what happened.
+
+PostgreSQL gives a transaction its id before the work. That id is stored first
+(:meth:`Once.begin`), then the work is done and committed. A later try reads the stored id
+and asks the server for the outcome (:meth:`Once.recall`). Nothing is installed on the server.
+
+What is stored, as JSON under :data:`KEY`, is in :mod:`airflow_dblink.core.once.tickets`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.errors import InvalidParameterValue, error_from_result
+from psycopg.generators import fetch, send
+from psycopg.rows import dict_row
+
+from airflow_dblink.core.errors import (
+    OutcomeUnknownError,
+    RemoteError,
+    TransientError,
+    UsageError,
+    from_psycopg,
+)
+from airflow_dblink.core.once.tickets import Stored, read
+from airflow_dblink.core.server.connection import LinkConnection, set_config
+from airflow_dblink.core.server.own_sql import PIN, UNPIN, ask
+from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.sqltext.lexer import parts
+
+log = logging.getLogger(__name__)
+
+KEY = "airflow_dblink_once"
+
+_SQL = statements("once.sql")
+_SERVER = ("system_identifier", "database", "timeline")
+_POLL_S = 0.5
+_CLIENT_GRACE_S = 2.0  # an orphan that waits for its dead client may just be between two messages
+_CANCEL_GRACE_S = 5.0
+_KILL_GRACE_S = 1.0  # a kill has 5 s in all
+
+
+class Store(Protocol):
+    """Where a task keeps what its next try should know; Airflow's ``task_state_store``."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value, or *default*."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep the JSON-able *value*; must raise if this try has been superseded."""
+
+
+@dataclass
+class Once:
+    """One exactly-once transaction on *connection*.
+
+    :ivar connection: open, in autocommit mode, not in a transaction.
+    :ivar conn_id: for errors and logs.
+    :ivar store: survives the process; refuses a superseded try, which makes it the fence.
+    :ivar life: grows when the user clears the task: what an earlier life finished is done
+        anew, what it left unfinished is looked into.
+    :ivar orphan_timeout_s: how long an earlier try's transaction may go on, in seconds.
+    :ivar task: names the task, JSON-able; a ticket that names another is not taken over.
+    :ivar application_name: of the transaction; by default what *connection* has. An earlier try's
+        transaction is ended, and taken over while it runs, only where it has the same.
+    :ivar awaited: the ticket of the transaction whose end :meth:`recall` asks or waits for.
+    """
+
+    connection: LinkConnection
+    conn_id: str
+    store: Store
+    life: int = 0
+    orphan_timeout_s: float = 3600.0
+    task: Mapping[str, Any] | None = None
+    application_name: str | None = None
+    awaited: Mapping[str, Any] | None = None
+    _ticket: dict[str, Any] | None = None
+
+    @property
+    def xid(self) -> str:
+        """The transaction id, after :meth:`begin`."""
+        if self._ticket is None:
+            raise UsageError("the transaction has not begun", self.conn_id)
+        return str(self._ticket["xid"])
+
+    # -- the later try
+
+    def recall(self) -> dict[str, Any] | None:
+        """Return what an earlier try committed, or ``None`` if the work is to be done.
+
+        Waits while an earlier try's transaction still runs; after ``orphan_timeout_s`` it is
+        cancelled. One that only waits for its dead client is ended after two seconds.
+
+        :returns: the stored result, ``{}`` where none was stored; ``None`` to go on.
+        :raises OutcomeUnknownError: if the server can't tell: another server answers, or the
+            id is too old or was handed out again; or what is stored is another task's, or may be.
+        """
+        stored = read(self.store.get(KEY))
+        if stored is None or (stored.ended and stored.life < self.life):
+            return None  # or cleared by the user, who has seen the end
+        try:
+            has_committed = self._has_committed(stored)
+        except OutcomeUnknownError:
+            self._note({"task": stored.task, "ticket": stored.ticket, "ended": "unknown"})
+            raise
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, "asking for the outcome of an earlier try") from None
+        self.awaited = None
+        return dict(stored.result) if has_committed else None
+
+    def _has_committed(self, stored: Stored) -> bool:
+        if why := stored.why_not_of(self.task):
+            raise self._unknown(stored.xid, why)
+        outcome: str = "committed"
+        if stored.ticket is not None and stored.ended != "returned":
+            self.awaited = stored.ticket
+            outcome = self._outcome(stored.ticket)
+            log.info("Transaction %s of an earlier try on %s: %s.", stored.xid, self.conn_id, outcome)
+        if outcome == "committed" and self.task is not None and stored.task is None:
+            raise self._unknown(
+                stored.xid, "what is stored of it, by an earlier version, doesn't say whose it is"
+            )
+        return outcome == "committed"
+
+    def _outcome(self, ticket: Mapping[str, Any]) -> str:
+        now = self._one("server")
+        if any(now[fact] != ticket[fact] for fact in _SERVER):
+            raise self._unknown(ticket["xid"], "another server, database or timeline answers now")
+        outcome = self._wait_for_end(ticket)
+        if outcome is None:
+            raise self._unknown(ticket["xid"], "the server no longer knows the transaction")
+        # After a crash an id that never reached the WAL may have been given to somebody else:
+        # "aborted" is then still true of ours, "committed" need not be.
+        if outcome == "committed" and now["crash_epoch"] != ticket["crash_epoch"]:
+            raise self._unknown(ticket["xid"], "the server crashed or its statistics were reset since")
+        return outcome
+
+    def _wait_for_end(self, ticket: Mapping[str, Any]) -> str | None:
+        started = time.monotonic()
+        deadline = started + self.orphan_timeout_s
+        waits_since: float | None = None
+        cancelled_at: float | None = None
+        said = is_others = False
+        while (outcome := self._status(ticket)) == "in progress":
+            now = time.monotonic()
+            orphan = self._one("orphan", {**ticket, "application_name": self._name})
+            waits_for_client = bool(orphan and orphan["waits_for_client"])
+            is_others = is_others or bool(orphan and not orphan["is_ours"])
+            waits_since = (waits_since or now) if waits_for_client else None
+            if not said:
+                log.info("Transaction %s of an earlier try still runs: waiting for its end.", ticket["xid"])
+                said = True
+            if (waits_since and now - waits_since >= _CLIENT_GRACE_S) or (
+                cancelled_at and now - cancelled_at >= _CANCEL_GRACE_S
+            ):
+                self._end("terminate_orphan", ticket)
+            elif now >= deadline and cancelled_at is None:
+                log.warning("orphan_timeout is over: cancelling transaction %s.", ticket["xid"])
+                self._end("cancel_orphan", ticket)
+                cancelled_at = now
+            if now >= deadline + 6 * _CANCEL_GRACE_S:
+                raise TransientError(
+                    f"transaction {ticket['xid']} of an earlier try still runs, and this task can't end it",
+                    self.conn_id,
+                    hint=f"end it on the server: SELECT pg_terminate_backend({ticket['pid']})",
+                )
+            self._sleep()
+        if is_others and outcome == "committed":
+            why = f"its session's application_name was not {self._name!r}, as this task's is"
+            raise self._unknown(ticket["xid"], why)
+        return outcome
+
+    def end_awaited(self) -> None:
+        """End the transaction that :meth:`recall` was waiting for: cancel, then terminate.
+
+        On a connection that isn't the one that was waiting.
+        """
+        if (ticket := self.awaited) is None:
+            return
+        self._end("cancel_orphan", ticket)
+        deadline = time.monotonic() + _KILL_GRACE_S
+        while self._status(ticket) == "in progress":
+            if time.monotonic() >= deadline:
+                self._end("terminate_orphan", ticket)
+                return
+            time.sleep(0.05)
+
+    def _end(self, how: str, ticket: Mapping[str, Any]) -> None:
+        """Cancel or terminate an earlier try's transaction, where its session says that it is this task's."""
+        self._one(how, {**ticket, "application_name": self._name})
+
+    @property
+    def _name(self) -> str:
+        if self.application_name is not None:
+            return self.application_name
+        return self.connection.info.parameter_status("application_name") or ""
+
+    def _sleep(self) -> None:
+        until = time.monotonic() + _POLL_S
+        while time.monotonic() < until:
+            if self.connection.check:
+                self.connection.check()
+            time.sleep(0.1)
+
+    def _status(self, ticket: Mapping[str, Any]) -> str | None:
+        try:
+            outcome = self._one("outcome", ticket)["outcome"]
+        except InvalidParameterValue:  # "in the future": the id never reached the WAL before a crash
+            raise self._unknown(ticket["xid"], "the server has not reached the transaction's id") from None
+        return None if outcome is None else str(outcome)
+
+    def _one(self, name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        rows = ask(self.connection, _SQL[name], params)
+        return rows[0] if rows else {}
+
+    def _unknown(self, xid: str, why: str) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            f"an earlier try may have committed transaction {xid}, but {why}",
+            self.conn_id,
+            hint="look whether its effect is there: if so, mark the task as success; if not, clear it",
+        )
+
+    # -- this try
+
+    def begin(self, settings: Mapping[str, str] | None = None, *, read_committed: bool = False) -> None:
+        """Begin the transaction and store its ticket: one round trip to the server.
+
+        :param settings: run-time parameters, local to the transaction.
+        :param read_committed: whatever the session's default is, each statement sees what was committed.
+        :raises Exception: what the store raises for a superseded try; nothing was done then.
+        :raises RemoteError: what the server says.
+        """
+        local = {
+            # PostgreSQL then finishes and commits a statement whose client is gone.
+            "client_connection_check_interval": "0",
+            **(settings or {}),
+            "application_name": self._name,
+            # Scripts are read by our lexer as the standard has it, whatever *settings* say.
+            "standard_conforming_strings": "on",
+        }
+        begin = "BEGIN ISOLATION LEVEL READ COMMITTED" if read_committed else "BEGIN"
+        message = sql.SQL("{}; {}; {}; {}; {}").format(
+            sql.SQL(begin),
+            PIN,
+            sql.SQL(_SQL["ticket"].decode()),
+            UNPIN,
+            set_config(local.items(), local=True),
+        )
+        try:
+            with self.connection.cursor(row_factory=dict_row) as cursor:
+                cursor.execute(message)
+                cursor.nextset()
+                cursor.nextset()
+                self._ticket = cursor.fetchone()
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, "beginning the transaction") from None
+        self._note({"ticket": self._ticket})
+
+    def keep(self, result: Mapping[str, Any]) -> None:
+        """Store what a retry should return if it finds the transaction committed.
+
+        :raises Exception: what the store raises for a superseded try.
+        """
+        self._note({"ticket": self._ticket, "result": dict(result)})
+
+    def commit(self, result: Mapping[str, Any]) -> None:
+        """Store what a retry should return, then commit.
+
+        :raises Exception: what the store raises for a superseded try; nothing is committed then.
+        :raises RemoteError: if the commit fails (a deferred constraint); all is rolled back.
+        :raises TransientError: if the connection is lost in the commit; a later try finds out.
+        """
+        self.keep(result)
+        try:
+            tag = self.connection.execute("COMMIT").statusmessage
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, "committing") from None
+        if tag != "COMMIT":
+            raise RemoteError("the transaction was rolled back instead of committed", self.conn_id, "25P02")
+
+    def run(self, script: str) -> list[str]:
+        """Run *script* and commit, as one message that the server finishes even if we die.
+
+        The script is the DAG author's own SQL, with its parameters bound as literals; it goes as it is.
+        Rows are read and thrown away.
+
+        :returns: the command tags, one per statement.
+        :raises UsageError: before anything is sent, for what :func:`check_script` refuses.
+        :raises RemoteError: what the server says; everything is rolled back.
+        """
+        check_script(script, self.conn_id)
+        # On a line of its own: a comment at the end of the script would swallow it. A quote or comment that
+        # is left open swallows it, too; the server then refuses the whole message.
+        tags = self.execute(f"{script}\n; COMMIT")
+        if not tags or tags.pop() != "COMMIT":
+            raise UsageError("the script ended its own transaction", self.conn_id)
+        return tags
+
+    def execute(self, text: str) -> list[str]:
+        """Run the statements of *text* as one message, and leave the transaction open.
+
+        Rows are read and thrown away.
+
+        :returns: the command tags, one per statement.
+        :raises RemoteError: what the server says.
+        """
+        pgconn = self.connection.pgconn
+        tags: list[str] = []
+        failure: psycopg.Error | None = None
+        try:
+            pgconn.send_query(text.encode())
+            pgconn.set_single_row_mode()  # one row at a time: a big SELECT must not fill our memory
+            self.connection.wait(send(pgconn))
+            while (result := self.connection.wait(fetch(pgconn))) is not None:
+                if result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+                    tags.append((result.command_status or b"").decode())
+                elif result.status == pq.ExecStatus.FATAL_ERROR:
+                    failure = error_from_result(result, encoding="utf-8")
+        except psycopg.Error as error:
+            failure = failure or error
+        if failure is not None:
+            raise from_psycopg(failure, self.conn_id, "executing command") from None
+        return tags
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Note that the task is about to succeed: the last thing it does.
+
+        Cleared after that it runs anew; cleared before that, the outcome is looked into.
+        """
+        self._note({"ticket": self._ticket, "result": dict(result), "ended": "returned"})
+
+    def _note(self, state: Mapping[str, Any]) -> None:
+        self.store.set(KEY, {"task": self.task and dict(self.task), "life": self.life, **state})
+
+
+def check_script(script: str, conn_id: str, *, alternative: str = "transaction=False") -> None:
+    """Refuse what can't be part of an exactly-once transaction.
+
+    :param alternative: what the caller should use for such statements.
+    :raises UsageError: for an empty script, NUL, transaction control, COPY with the client, and
+        commands that PostgreSQL runs only outside of a transaction block.
+    """
+    found = parts(script)
+    if not found:
+        raise UsageError("sql holds no statement", conn_id)
+    if "\0" in script:
+        raise UsageError("sql holds a NUL character, which PostgreSQL can't take", conn_id)
+    for part in found:
+        if command := part.transaction_control:
+            raise UsageError(
+                f"sql contains {command} (line {part.line}), but the transaction is ours",
+                conn_id,
+                hint=f"leave it out: the whole script is one transaction; or {alternative}",
+            )
+        if part.is_copy_with_client:
+            raise UsageError(
+                f"sql contains COPY with the client (line {part.line})",
+                conn_id,
+                hint="use DblinkTransferOperator or DblinkFetchOperator",
+            )
+        if command := part.outside_transaction:
+            raise UsageError(
+                f"{command} (line {part.line}) cannot run inside a transaction",
+                conn_id,
+                hint=f"use {alternative}; it is then run at least once, not exactly once",
+            )

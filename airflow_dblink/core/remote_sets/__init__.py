@@ -1,0 +1,1 @@
+"""Remote sets: rows of other servers as temporary tables of one."""

@@ -1,0 +1,1 @@
+"""One server: where it is, connecting, and how we speak to it."""

@@ -1,0 +1,68 @@
+"""What a statement's parameters are for the server: arrays, JSON, or something else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import pq
+from psycopg.errors import error_from_result
+from psycopg.generators import execute
+from psycopg.types.json import Json, Jsonb
+
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.own_sql import ask
+from airflow_dblink.core.sql.named import statements
+
+_SQL = statements("parameters.sql")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How a parameter takes Python's lists.
+
+    :ivar is_array: it is an array, or a domain over one.
+    :ivar json: ``json`` or ``jsonb`` if it, or the array's element, is that or a domain over it.
+    """
+
+    is_array: bool
+    json: str | None
+
+    def adapted(self, value: object) -> Any:
+        """Return *value* as psycopg has to get it; itself where psycopg's own way, or the caller's, is right.
+
+        A list is an array, whose elements may be JSON, or JSON. A number or a boolean is JSON where JSON
+        is wanted; text there stays the text of some JSON.
+        """
+        wrap = Jsonb if self.json == "jsonb" else Json
+        if self.is_array:
+            if self.json is None or not isinstance(value, list):
+                return value
+            return [element if element is None else wrap(element) for element in value]
+        if self.json is not None and isinstance(value, list | dict | int | float):
+            return wrap(value)
+        return value
+
+
+def structures_of_parameters(connection: LinkConnection, statement: bytes) -> list[Structure]:
+    """Return what the parameters ``$1``, ``$2``, ... of *statement* are; it isn't executed.
+
+    :param connection: outside of a transaction, or in one of psycopg's that is idle.
+    :raises psycopg.Error: what the server says to the statement.
+    """
+    with connection.transaction():  # behind a pooler all goes to one server
+        pgconn = connection.pgconn
+        pgconn.send_prepare(b"", statement)
+        _result(connection)
+        pgconn.send_describe_prepared(b"")
+        described = _result(connection)
+        types = [described.param_type(position) for position in range(described.nparams)]
+        rows = ask(connection, _SQL["structures"], {"types": types})
+    return [Structure(**row) for row in rows]
+
+
+def _result(connection: LinkConnection) -> pq.abc.PGresult:
+    result: pq.abc.PGresult = connection.wait(execute(connection.pgconn))[-1]
+    if result.status == pq.ExecStatus.FATAL_ERROR:
+        raise error_from_result(result, encoding=connection.info.encoding)
+    return result

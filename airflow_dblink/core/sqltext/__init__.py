@@ -1,0 +1,1 @@
+"""SQL that is read or written as text; nothing is sent."""

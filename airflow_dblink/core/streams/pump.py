@@ -1,0 +1,211 @@
+"""COPY from one connection into another, in constant memory.
+
+libpq hands out one row at a time; what makes this as fast as ``psql | psql`` is to give the
+rows back in messages of 256 kB, each flushed, and to fill each before it is sent
+(``benchmarks/`` compares). Nothing here looks into the data. A row that is longer is sent in pieces from
+where libpq has put it: so it is in memory twice, in libpq's buffer and as the row that libpq hands out.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.abc import PQGen
+from psycopg.errors import error_from_result
+from psycopg.generators import execute, fetch
+from psycopg.waiting import Ready, Wait
+
+from airflow_dblink.core.errors import from_psycopg
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.tables.catalog import Side
+
+Report = Callable[[int, int], None]
+#: COPY data: rows put together, or one long row as libpq handed it out.
+Data: TypeAlias = bytes | memoryview
+
+_CHUNK = 256 * 1024
+# A server that fails in COPY FROM STDIN says so at once but goes on swallowing data, and
+# libpq shows the error only at the end. 64 chunks are 16 MB.
+_CHUNKS_AFTER_UNREAD = 64
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of the pump: a connection, its name for errors, and the COPY to run there."""
+
+    connection: LinkConnection
+    conn_id: str
+    copy: bytes
+
+    @classmethod
+    def of(cls, side: Side, copy: sql.Composed | sql.SQL) -> Self:
+        """Return the end on *side*."""
+        return cls(side.connection, side.conn_id, copy.as_string(side.connection).encode())
+
+
+@dataclass
+class Pumped:
+    """What went through.
+
+    :ivar sent: rows the source sent.
+    :ivar taken: rows the destination kept; less where a trigger or rule dropped some.
+    :ivar size: bytes of COPY data.
+    """
+
+    sent: int = 0
+    taken: int = 0
+    size: int = 0
+
+
+def pump(source: End, destination: End, report: Report) -> Pumped:
+    """Run both COPYs, the data going from *source* to *destination*.
+
+    The source speaks first: if it refuses, nothing is sent to the destination. The end of the
+    data is passed on only after the source has said that its COPY is complete.
+
+    :param report: called with (rows, bytes) so far, about every 256 kB.
+    :raises RemoteError: what either server says, naming its connection. Both connections are
+        unusable then: :meth:`~airflow_dblink.core.server.connection.LinkConnection.abort` them.
+    :raises TransientError: if either connection is lost.
+    """
+    _start(source, pq.ExecStatus.COPY_OUT)
+    _start(destination, pq.ExecStatus.COPY_IN)
+    with Listener(destination.connection) as listener:
+        done, more = _move(source, destination, listener, report)
+        if not more:
+            done.sent = _finish(source, execute(source.connection.pgconn))
+        reason = b"the client stopped" if more else None  # ending the COPY brings the error to light
+        done.taken = _finish(destination, listener.end(reason))
+    return done
+
+
+def _move(source: End, destination: End, listener: Listener, report: Report) -> tuple[Pumped, bool]:
+    """Move chunk by chunk; whether there may be more, which the destination doesn't want."""
+    done, more, refused = Pumped(), True, False
+    while more and not refused:
+        chunk, rows, more = _wait(source, _chunk(source.connection.pgconn))
+        done.sent, done.size = done.sent + rows, done.size + sum(map(len, chunk))
+        while chunk and not refused:
+            refused = _wait(destination, listener.send(chunk.popleft()))  # let go of before the next is read
+        report(done.sent, done.size)
+    return done, more
+
+
+def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[deque[Data], int, bool]]:
+    """Gather rows until a chunk is full; whether there may be more."""
+    rows: list[bytes] = []
+    size = 0
+    while size < _CHUNK:
+        count, data = pgconn.get_copy_data(1)
+        if count >= _CHUNK:
+            return deque([b"".join(rows), data]), len(rows) + 1, True
+        if count > 0:
+            rows.append(bytes(data))
+            size += count
+        elif count < 0:
+            return deque([b"".join(rows)]), len(rows), False
+        else:
+            while (yield Wait.R) == Ready.NONE:
+                pass
+            pgconn.consume_input()
+    return deque([b"".join(rows)]), len(rows), True
+
+
+class Listener:
+    """Hears the destination out while it takes data, and notices an error among its notices.
+
+    psycopg's copy_to doesn't listen: a server that has much to say (a NOTICE per row) would wait
+    for us to read while we wait for it to take data, for ever. libpq handles notices as they
+    come, and leaves an error unread until the COPY has ended.
+    """
+
+    def __init__(self, connection: LinkConnection) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._poll = select.poll()
+        self._poll.register(self._pgconn.socket, select.POLLIN)
+        self._unread_chunks = 0
+
+    def __enter__(self) -> Self:
+        self._connection.add_notice_handler(self._on_notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.remove_notice_handler(self._on_notice)
+
+    def _on_notice(self, _: object) -> None:
+        self._unread_chunks = 0
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the server has said something that may be an error; the end of the COPY will tell."""
+        return self._unread_chunks > 0
+
+    def send(self, chunk: Data) -> PQGen[bool]:
+        """Send *chunk*; whether the server has said something that is no notice."""
+        if self._unread_chunks:
+            self._unread_chunks += 1
+        for start in range(0, len(chunk), _CHUNK):  # a long row in pieces: libpq would double it
+            while self._pgconn.put_copy_data(chunk[start : start + _CHUNK]) == 0:
+                yield from self._room()
+            while self._pgconn.flush():
+                yield from self._room()
+        if self._poll.poll(0):
+            self.listen()
+        return self._unread_chunks > _CHUNKS_AFTER_UNREAD
+
+    def end(self, reason: bytes | None) -> PQGen[pq.abc.PGresult | None]:
+        """End the COPY, in failure for a *reason*; returns what the server says of it."""
+        while self._pgconn.put_copy_end(reason) == 0:
+            yield from self._room()
+        while self._pgconn.flush():
+            yield from self._room()
+        result: pq.abc.PGresult | None = yield from fetch(self._pgconn)
+        while (yield from fetch(self._pgconn)) is not None:
+            pass
+        return result
+
+    def _room(self) -> PQGen[None]:
+        ready = yield Wait.RW
+        if ready & Ready.R:
+            self.listen()
+
+    def listen(self) -> None:
+        """Take in what the server has sent."""
+        self._unread_chunks = self._unread_chunks or 1
+        self._pgconn.consume_input()
+        self._pgconn.is_busy()  # parses: a whole notice resets the count
+
+
+def _start(end: End, expected: pq.ExecStatus) -> None:
+    def begin() -> PQGen[list[pq.abc.PGresult]]:
+        end.connection.pgconn.send_query(end.copy)
+        results: list[pq.abc.PGresult] = yield from execute(end.connection.pgconn)
+        return results
+
+    result = _wait(end, begin())[-1]
+    if result.status != expected:
+        raise from_psycopg(error_from_result(result, encoding="utf-8"), end.conn_id, "copying")
+
+
+def _finish(end: End, gen: PQGen[Any]) -> int:
+    outcome = _wait(end, gen)
+    result = outcome[-1] if isinstance(outcome, list) else outcome
+    if result.status != pq.ExecStatus.COMMAND_OK:
+        raise from_psycopg(error_from_result(result, encoding="utf-8"), end.conn_id, "copying")
+    return int(result.command_tuples or 0)
+
+
+def _wait(end: End, gen: PQGen[Any]) -> Any:
+    if end.connection.check:  # where data never keeps us waiting, nobody else asks
+        end.connection.check()
+    try:
+        return end.connection.wait(gen)
+    except psycopg.Error as error:
+        raise from_psycopg(error, end.conn_id, "copying") from None

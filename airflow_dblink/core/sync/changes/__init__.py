@@ -1,0 +1,1 @@
+"""What is done about it: the plan, and its rows applied."""

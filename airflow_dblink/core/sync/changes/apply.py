@@ -1,0 +1,190 @@
+"""The plan, applied in the destination's transaction: all changes as one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from psycopg import sql
+
+from airflow_dblink.core.sync.changes.plan import (
+    PLAN,
+    ROWS,
+    Plan,
+    copy,
+    create_rows,
+    is_few,
+)
+from airflow_dblink.core.sync.compare.groups import Comparison
+from airflow_dblink.core.sync.spec import DELETE
+from airflow_dblink.core.sync.work import Field, Work, column, comma
+
+# What make_way() adds to a plan: a row that is deleted to make way, and one that is then inserted again.
+REMOVED, RENEWED = "R", "S"
+
+_KEYS_AT_ONCE = 50_000
+_KEYS_BYTES_AT_ONCE = 4 * 1024 * 1024  # and one more key, however long
+_SHARE_BY_KEY = 0.25  # of the rows in groups that differ: beyond it the groups are fetched whole
+
+# One statement, so that PostgreSQL checks foreign keys when all is done, in whatever order; but a unique
+# value must be given up before it is taken: each part waits for the one before it.
+_APPLY = """\
+WITH d AS ({delete}),
+     u AS ({update}),
+     i AS ({insert})
+SELECT (SELECT pg_catalog.count(*) FROM d) AS deleted, (SELECT pg_catalog.count(*) FROM u) AS updated,
+       (SELECT pg_catalog.count(*) FROM i) AS inserted"""
+_DELETE = """\
+DELETE FROM {target} AS part USING {plan} AS plan
+            WHERE plan.op OPERATOR(pg_catalog.=) ANY ('{{D,R}}') AND {on} AND {there} RETURNING 1"""
+_UPDATE = """\
+UPDATE {target} AS part SET {assignments} FROM {plan} AS plan JOIN {rows} AS given ON {given}
+            WHERE plan.op OPERATOR(pg_catalog.=) 'U' AND {on} AND {there}
+              AND (SELECT pg_catalog.count(*) FROM d) IS NOT NULL RETURNING 1"""
+_INSERT = """\
+INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE
+           SELECT {values} FROM {plan} AS plan JOIN {rows} AS given ON {given}
+            WHERE plan.op OPERATOR(pg_catalog.=) ANY ('{{I,S}}') AND {on}
+              AND (SELECT pg_catalog.count(*) FROM u) IS NOT NULL RETURNING 1"""
+_WANTED = """\
+SELECT *
+  FROM (SELECT n, {texts}, pg_catalog.sum(pg_catalog.octet_length(pg_catalog.concat({names})))
+               OVER (ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+          FROM {plan}
+         WHERE n OPERATOR(pg_catalog.>) {after} AND op OPERATOR(pg_catalog.=) ANY ({operations})
+         ORDER BY n LIMIT {most}) AS wanted
+ WHERE before IS NULL OR before OPERATOR(pg_catalog.<) {most_bytes}
+ ORDER BY n"""
+# By its key a row is found, by an index where that is best; by its place it is known. As functions, since two
+# conditions that are each enough would let the planner think of no rows at all.
+_AT_PLACE = sql.SQL(
+    "pg_catalog.tideq(part.ctid, plan.place) AND pg_catalog.oideq(part.tableoid, plan.place_table)"
+)
+# Replaces a switched-off operation: the real statement would still need its privilege and readable columns.
+_NOTHING = "SELECT 1 WHERE false"
+
+
+def stage_rows(work: Work, plan: Plan, comparison: Comparison) -> int:
+    """Fetch the source's rows that are to be inserted or update others; returns bytes.
+
+    :raises RemoteError: what a server says.
+    """
+    create_rows(work)
+    operations = work.spec.operations.replace(DELETE, "")
+    wanted = plan.done(operations)
+    if not wanted:
+        return 0
+    values = comma([column(field.name) for field in work.fields])
+    if wanted > max(_KEYS_AT_ONCE, comparison.differing_rows * _SHARE_BY_KEY):
+        few = is_few(comparison)
+        query = comparison.grouping.select(work.source, values, comparison.differing, few=few)
+        size = copy(work, query, ROWS, work.row_format).size
+    else:
+        size = sum(
+            copy(work, _by_keys(work, values, keys), ROWS, work.row_format).size
+            for keys in _wanted_keys(work, operations)
+        )
+    work.destination.side.run(sql.SQL("ANALYZE {}").format(ROWS), "analyzing the staging table")
+    return size
+
+
+def _wanted_keys(work: Work, operations: str) -> Iterator[list[list[str]]]:
+    """Yield the keys to be fetched as columns of texts."""
+    names = [sql.Identifier(f"k{i}") for i in range(len(work.key))]
+    after = 0
+    while True:
+        query = sql.SQL(_WANTED).format(
+            texts=comma([sql.SQL("{0}::pg_catalog.text AS {0}").format(name) for name in names]),
+            names=comma(names),
+            plan=PLAN,
+            after=sql.Literal(after),
+            operations=as_array(operations),
+            most=sql.Literal(_KEYS_AT_ONCE),
+            most_bytes=sql.Literal(_KEYS_BYTES_AT_ONCE),
+        )
+        rows = work.destination.side.fetch(query, "reading the plan")
+        if not rows:
+            return
+        yield [[row[f"k{i}"] for row in rows] for i in range(len(work.key))]
+        after = rows[-1]["n"]
+
+
+def _by_keys(work: Work, values: sql.Composed, keys: list[list[str]]) -> sql.Composed:
+    names = [sql.Identifier("wanted", f"k{i}") for i in range(len(keys))]
+    texts = sql.SQL("pg_catalog.unnest({}::pg_catalog.text[])")
+    arrays = [texts.format(sql.Literal(column_texts)) for column_texts in keys]
+    same = [_is_wanted(field, name) for field, name in zip(work.key, names, strict=True)]
+    part = work.source
+    where = sql.SQL(" WHERE ({}\n)").format(part.where) if part.where else sql.SQL("")
+    # The condition's names are those of the part alone.
+    rows = sql.SQL("(SELECT * FROM {}{}) AS part").format(part.rows, where) if part.where else part.rows
+    wanted = sql.SQL("ROWS FROM ({}) AS wanted ({})").format(
+        comma(arrays), comma([sql.Identifier(f"k{i}") for i in range(len(keys))])
+    )
+    # Not a join: to the source's citext 'a' and 'A' are one, and each would bring both.
+    return sql.SQL("SELECT {} FROM {} WHERE EXISTS (SELECT FROM {} WHERE {})").format(
+        values, rows, wanted, sql.SQL(" AND ").join(same)
+    )
+
+
+def _is_wanted(field: Field, wanted: sql.Identifier) -> sql.Composed:
+    """Return the condition that the source's key column is a text of the destination's."""
+    value = sql.SQL("{}::{}").format(wanted, sql.SQL(field.pair.cast or field.pair.type_name))
+    if field.pair.cast is None:
+        return field.source_kind.equals(column(field.name), value)
+    # A type of pg_catalog, or text.
+    return sql.SQL("{} OPERATOR(pg_catalog.=) {}").format(column(field.name), value)
+
+
+def as_array(operations: str) -> sql.Composed:
+    """Return *operations* as an array of "char"."""
+    return sql.SQL('{}::pg_catalog."char"[]').format(sql.Literal("{" + ",".join(operations) + "}"))
+
+
+def apply_set(work: Work) -> dict[str, int]:
+    """Apply the plan in one statement; returns ``deleted``, ``updated``, ``inserted``.
+
+    :raises RemoteError: what the destination says.
+    """
+    spec, destination = work.spec, work.destination.side
+    # Of a key only what may differ and be "=" all the same: 1.0 and 1.00.
+    changing = [field for field in work.fields if field not in work.key or not field.is_exact]
+    replaces = spec.on_conflict == "replace"
+    statement = _APPLY.format(
+        delete=_DELETE if replaces or (spec.delete and not spec.is_incremental) else _NOTHING,
+        update=_UPDATE if spec.update and changing else _NOTHING,
+        insert=_INSERT if replaces or spec.insert else _NOTHING,
+    )
+    assignments = [
+        sql.SQL("{} = {}").format(sql.Identifier(field.name), column(field.name, "given"))
+        for field in changing
+    ]
+    counts = destination.fetch(
+        sql.SQL(statement).format(
+            target=work.target.identifier,
+            plan=PLAN,
+            rows=ROWS,
+            on=sql.SQL("plan.op OPERATOR(pg_catalog.=) ANY ({})").format(
+                as_array(spec.operations + REMOVED + RENEWED)
+            ),
+            there=_is_row_of_plan(work),
+            given=matches(work, "given"),
+            assignments=comma(assignments),
+            names=comma([sql.Identifier(field.name) for field in work.fields]),
+            values=comma([column(field.name, "given") for field in work.fields]),
+        ),
+        "applying the changes",
+    )[0]
+    return dict(counts)
+
+
+def _is_row_of_plan(work: Work) -> sql.Composed:
+    """Return the condition that a row of the table is the plan's row itself."""
+    key = matches(work, "part")
+    return sql.SQL("{} AND {}").format(key, _AT_PLACE) if work.sees_places else key
+
+
+def matches(work: Work, alias: str) -> sql.Composed:
+    """Return the condition that a row of *alias* has the key of the plan's row."""
+    return sql.SQL(" AND ").join(
+        field.same(column(field.name, alias), column(f"k{i}", "plan")) for i, field in enumerate(work.key)
+    )

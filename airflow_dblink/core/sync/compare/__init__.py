@@ -1,0 +1,1 @@
+"""Where two tables differ: checksums of groups of rows."""

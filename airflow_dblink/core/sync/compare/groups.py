@@ -1,0 +1,329 @@
+"""Groups of keys, compared by their checksums inside the servers: one scan per side, both at once.
+
+A group is a range of an integer key column, or, for all other keys, a bucket of the key's hash: the
+servers need not agree on any order or collation for that. Ranges keep what is near together, and an
+index finds their rows; buckets need a second scan to find theirs.
+
+What comes to the client are blocks of 64 groups, 14 bytes a group; equal blocks are not looked into.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.errors import error_from_result
+from psycopg.generators import fetch, send
+
+from airflow_dblink.core.errors import from_psycopg
+from airflow_dblink.core.sync.catalog import SQL
+from airflow_dblink.core.sync.prepare import null_key
+from airflow_dblink.core.sync.work import Field, Part, Work, column
+from airflow_dblink.core.tables.catalog import Side
+
+#: Rows that a group should have: the fewer, the more bytes for equal tables, and the less for a difference.
+ROWS_PER_GROUP = 32
+_BLOCK_BITS = 6
+_HALF_BITS = 32  # of an int8
+# Number in the block, rows, checksum. Without the rows, two that are equal would cancel out.
+_GROUP = struct.Struct(">hiq")
+_COUNT_MAX = 2**31 - 1
+_INT8_MIN, _INT8_MAX = -(2**63), 2**63 - 1
+_UNEVEN = 16  # times ROWS_PER_GROUP: where some range may have more rows, buckets are better
+_ACTION = "comparing checksums"
+
+# The planner would take as many groups as there are keys, and sort all rows on disk rather than hash their
+# groups in memory. Of a column of a UNION ALL it knows nothing, and thinks of 200.
+_GROUPS = """\
+SELECT g OPERATOR(pg_catalog.>>) {bits} AS block, pg_catalog.sum(c)::bigint AS rows,
+       pg_catalog.string_agg(
+           pg_catalog.int2send((g OPERATOR(pg_catalog.&) {mask})::smallint)
+           OPERATOR(pg_catalog.||) pg_catalog.int4send(least(c, {most})::integer)
+           OPERATOR(pg_catalog.||) pg_catalog.int8send(x), ''::pg_catalog.bytea ORDER BY g) AS groups
+  FROM (SELECT g, pg_catalog.bit_xor(h) AS x, pg_catalog.count(*) AS c
+          FROM ({rows} UNION ALL SELECT NULL::bigint, NULL::bigint WHERE false) AS numbered
+         GROUP BY 1) AS grouped
+ GROUP BY 1
+ ORDER BY 1"""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which group a row is in.
+
+    :ivar number: the group's number, a bigint, from a row of a :class:`Part`; NULL where no key finds it.
+    :ivar field: the key column whose ranges they are; ``None`` for buckets.
+    :ivar shift: a range holds ``2**shift`` values.
+    """
+
+    number: sql.Composed
+    field: Field | None = None
+    shift: int = 0
+    buckets: int = 0
+
+    def row_hash(self, work: Work) -> sql.Composed:
+        """Return the hash of a row that tells it from all others that may be in its group.
+
+        PostgreSQL's own hash of an int8 folds its upper half into the lower one. Keys of one group have the
+        same upper half, so it serves for them, and is cheaper than that of all their bytes.
+        """
+        if self.field is None or self.shift > _HALF_BITS:
+            return work.row_hash
+        key = sql.SQL("{}::bigint").format(column(self.field.name))
+        name = self.field.name
+        return work.checksum.of([key if field.name == name else field.canonical for field in work.fields])
+
+    def select(self, part: Part, what: sql.Composable, groups: Sequence[int], *, few: bool) -> sql.Composed:
+        """Return the SELECT of *what* from the rows of *groups*.
+
+        :param few: an index, if there is one, is better than reading all.
+        """
+        if self.field is not None and few and self.field.name in part.indexed:
+            return self._by_index(part, what, groups, column(self.field.name))
+        wanted = sql.SQL("{} OPERATOR(pg_catalog.=) ANY ({}::bigint[])").format(
+            self.number, sql.Literal(_array(groups))
+        )
+        return part.select(what, wanted)
+
+    def _by_index(
+        self, part: Part, what: sql.Composable, groups: Sequence[int], name: sql.Composable
+    ) -> sql.Composed:
+        ranges = [*self._ranges(groups)]
+        between = sql.SQL(
+            "{0} OPERATOR(pg_catalog.>=) wanted.low AND {0} OPERATOR(pg_catalog.<=) wanted.high"
+        ).format(name)
+        # OFFSET 0 keeps it a loop over the index, whatever the planner thinks of how many there are.
+        return sql.SQL(
+            "SELECT found.* FROM ROWS FROM (pg_catalog.unnest({}::bigint[]), pg_catalog.unnest({}::bigint[]))"
+            " AS wanted (low, high) CROSS JOIN LATERAL ({}) AS found"
+        ).format(
+            sql.Literal(_array([low for low, _ in ranges])),
+            sql.Literal(_array([high for _, high in ranges])),
+            part.select(what, between, " OFFSET 0"),
+        )
+
+    def _ranges(self, groups: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield the lowest and the highest value of groups that follow each other."""
+        for _, near in groupby(enumerate(sorted(groups)), lambda pair: pair[1] - pair[0]):
+            numbers = [number for _, number in near]
+            low, high = numbers[0] << self.shift, ((numbers[-1] + 1) << self.shift) - 1
+            yield max(low, _INT8_MIN), min(high, _INT8_MAX)
+
+    def name(self, number: int) -> str:
+        """Return what *number* means to a reader."""
+        if self.field is None:
+            return f"bucket {number} of {self.buckets}"
+        low = number << self.shift
+        return f"{self.field.name} from {low} to {low + (1 << self.shift) - 1}"
+
+
+@dataclass
+class Comparison:
+    """What the checksums say.
+
+    :ivar differing: numbers of the groups that differ.
+    :ivar differing_rows: rows in them, on the side that has more.
+    :ivar size: bytes that came to the client.
+    """
+
+    grouping: Grouping
+    differing: array[int] = field(default_factory=lambda: array("q"))
+    differing_rows: int = 0
+    source_rows: int = 0
+    destination_rows: int = 0
+    groups: int = 0
+    size: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the side that has more."""
+        return max(self.source_rows, self.destination_rows)
+
+
+def choose(work: Work, rows: int) -> Grouping:
+    """Return how to group the keys.
+
+    :param rows: about how many the destination's part has.
+    :raises RemoteError: what the destination says.
+    """
+    part, rows = _larger(work, rows)
+    for candidate in work.key:
+        if not candidate.is_integer:
+            continue
+        shift, largest = _shift(_bounds(work, part, candidate), rows)
+        if largest <= ROWS_PER_GROUP * _UNEVEN:
+            number = sql.SQL("({}::bigint OPERATOR(pg_catalog.>>) {})").format(
+                column(candidate.name), sql.Literal(shift)
+            )
+            return Grouping(_or_null(work, number), candidate, shift)
+    buckets = 1 << max(0, math.ceil(math.log2(max(1, rows / ROWS_PER_GROUP))))
+    number = sql.SQL("({} OPERATOR(pg_catalog.&) {}::bigint)").format(work.key_hash, sql.Literal(buckets - 1))
+    return Grouping(_or_null(work, number), buckets=buckets)
+
+
+def _larger(work: Work, rows: int) -> tuple[Part, int]:
+    """Return the side that has more rows, and about how many: its keys are to be spread over the groups.
+
+    :param rows: about how many the destination's part has.
+    """
+    source = work.source
+    if source.relation is None or source.relation.kind not in ("r", "p"):
+        return work.destination, rows  # a guess at a query's rows may be far off
+    explain = sql.SQL("EXPLAIN (FORMAT JSON) {}").format(source.select(sql.SQL("1")))
+    planned = source.side.fetch(explain, "estimating the rows")[0]["QUERY PLAN"][0]["Plan"]["Plan Rows"]
+    return (source, int(planned)) if planned > rows else (work.destination, rows)
+
+
+def _shift(bounds: Sequence[int], rows: int) -> tuple[int, float]:
+    """Return the finest ranges that aren't too many, and how many rows the largest may have.
+
+    :param bounds: between any two neighbours there are as many rows: gaps between keys differ.
+    """
+    between = rows / (len(bounds) - 1)
+    widths = [high - low + 1 for low, high in pairwise(bounds)]
+    wanted = max(1.0, rows / ROWS_PER_GROUP * 1.5)
+    shift = next(
+        (
+            shift
+            for shift in range(63)
+            if sum(min(between, (w >> shift) + 1) for w in widths) <= wanted + len(widths)
+        ),
+        63,
+    )
+    return shift, max(between / ((width >> shift) + 1) for width in widths)
+
+
+def _or_null(work: Work, number: sql.Composed) -> sql.Composed:
+    if (null := work.key_is_null) is None:
+        return number
+    return sql.SQL("CASE WHEN {} THEN NULL ELSE {} END").format(null, number)
+
+
+def _bounds(work: Work, part: Part, candidate: Field) -> list[int]:
+    """Return the bounds that the planner's statistics have, or else the lowest and the highest value."""
+    side, name = part.side, column(candidate.name)
+    if part.relation is not None and part.where is None and candidate.pair.cast is None:
+        in_table = candidate.pair.source if part is work.source else candidate.pair.destination
+        known = {"oid": part.relation.oid, "name": in_table}
+        found = side.ask(SQL["histogram"], _ACTION, known)
+        if found and found[0]["bounds"]:
+            return [int(bound) for bound in found[0]["bounds"]]
+    what = sql.SQL("pg_catalog.min({0})::bigint AS low, pg_catalog.max({0})::bigint AS high").format(name)
+    ends = side.fetch(part.select(what), "reading the key's bounds")[0]
+    return [0, 0] if ends["low"] is None else [int(ends["low"]), int(ends["high"])]
+
+
+def compare(work: Work, grouping: Grouping) -> Comparison:
+    """Compare both sides group by group.
+
+    :raises UsageError: if a row has NULL in its key.
+    :raises RemoteError: what a server says.
+    """
+    comparison = Comparison(grouping)
+    streams = [_Blocks(work, part, grouping) for part in (work.source, work.destination)]
+    for stream in streams:  # both servers work at the same time
+        stream.start()
+    source, destination = (iter(stream) for stream in streams)
+    mine, theirs = next(source, None), next(destination, None)
+    while mine or theirs:
+        number = min(block.number for block in (mine, theirs) if block)
+        left = mine if mine and mine.number == number else None
+        right = theirs if theirs and theirs.number == number else None
+        _compare_block(comparison, number, left, right)
+        mine = next(source, None) if left else mine
+        theirs = next(destination, None) if right else theirs
+    comparison.size = sum(stream.size for stream in streams)
+    return comparison
+
+
+@dataclass(frozen=True)
+class _Block:
+    number: int
+    rows: int
+    groups: bytes
+
+    def entries(self) -> dict[int, tuple[int, int]]:
+        return {offset: (rows, value) for offset, rows, value in _GROUP.iter_unpack(self.groups)}
+
+
+def _compare_block(
+    comparison: Comparison, number: int, source: _Block | None, destination: _Block | None
+) -> None:
+    comparison.source_rows += source.rows if source else 0
+    comparison.destination_rows += destination.rows if destination else 0
+    if source and destination and source.groups == destination.groups:
+        comparison.groups += len(source.groups) // _GROUP.size
+        return
+    left = source.entries() if source else {}
+    right = destination.entries() if destination else {}
+    offsets = sorted({*left, *right})
+    comparison.groups += len(offsets)
+    for offset in offsets:
+        if left.get(offset) != right.get(offset):
+            comparison.differing.append((number << _BLOCK_BITS) + offset)
+            rows = (side[offset][0] for side in (left, right) if offset in side)
+            comparison.differing_rows += max(rows)
+
+
+class _Blocks:
+    """One side's checksums, in the order of the groups, as its server gives them."""
+
+    def __init__(self, work: Work, part: Part, grouping: Grouping) -> None:
+        self._work = work
+        self._side: Side = part.side
+        rows = part.select(sql.SQL("{} AS g, {} AS h").format(grouping.number, grouping.row_hash(work)))
+        self._query = sql.SQL(_GROUPS).format(
+            bits=sql.Literal(_BLOCK_BITS),
+            mask=sql.Literal((1 << _BLOCK_BITS) - 1),
+            most=sql.Literal(_COUNT_MAX),
+            rows=rows,
+        )
+        self.size = 0
+
+    def start(self) -> None:
+        connection = self._side.connection
+        pgconn = connection.pgconn
+        text = self._query.as_string(connection).encode()
+        pgconn.send_query_params(text, None, result_format=pq.Format.BINARY)
+        pgconn.set_single_row_mode()
+        try:
+            connection.wait(send(pgconn))
+        except psycopg.Error as error:
+            raise from_psycopg(error, self._side.conn_id, _ACTION) from None
+
+    def __iter__(self) -> Iterator[_Block]:
+        while (result := self._next()) is not None:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                error = error_from_result(result, encoding="utf-8")
+                raise from_psycopg(error, self._side.conn_id, _ACTION)
+            for row in range(result.ntuples):
+                number, rows, groups = (result.get_value(row, i) for i in range(3))
+                if number is None:
+                    raise null_key(self._work, self._side)
+                block = _Block(
+                    int.from_bytes(number, signed=True),
+                    int.from_bytes(rows or b"", signed=True),
+                    bytes(groups or b""),
+                )
+                self.size += len(block.groups) + 2 * 8
+                yield block
+
+    def _next(self) -> pq.abc.PGresult | None:
+        connection = self._side.connection
+        if connection.check:  # where data never keeps us waiting, nobody else asks
+            connection.check()
+        try:
+            result: pq.abc.PGresult | None = connection.wait(fetch(connection.pgconn))
+        except psycopg.Error as error:
+            raise from_psycopg(error, self._side.conn_id, _ACTION) from None
+        return result
+
+
+def _array(numbers: Sequence[int]) -> str:
+    return "{" + ",".join(map(str, numbers)) + "}"

@@ -1,0 +1,58 @@
+"""What others do to the tables while a sync runs, and how it is seen."""
+
+from __future__ import annotations
+
+from airflow_dblink.core.errors import TransientError
+from airflow_dblink.core.sync.catalog import SQL
+from airflow_dblink.core.tables.catalog import Side
+
+
+def snapshot(side: Side) -> str:
+    """Return which transactions of *side*'s server have ended; of the open snapshot where there is one.
+
+    :raises RemoteError: what the server says.
+    """
+    return str(side.ask(SQL["snapshot"], "reading the snapshot")[0]["snapshot"])
+
+
+def is_quiet(before: str, now: str, own: int) -> bool:
+    """Return whether no transaction that had an id has ended between two snapshots of a server.
+
+    A snapshot is ``xmin:xmax:xip,...``: ids from xmax on hadn't ended, nor had those in xip.
+
+    :param own: id of the transaction that asks.
+    """
+    begun_before, running_before = _parse(before)
+    begun_now, running_now = _parse(now)
+    ended = running_before - running_now
+    begun = set(range(begun_before, min(begun_now, begun_before + 1000))) - running_now - {own}
+    return not ended and not begun and begun_now < begun_before + 1000
+
+
+def _parse(text: str) -> tuple[int, set[int]]:
+    _, high, running = text.split(":")
+    return int(high), {int(xid) for xid in running.split(",") if xid}
+
+
+def rewritten(side: Side) -> str | None:
+    """Return a table that *side*'s transaction has read and its snapshot is too old for, if there is one.
+
+    :raises RemoteError: what the server says.
+    """
+    found = side.ask(SQL["rewritten"], "looking for tables that were rewritten")
+    return str(found[0]["name"]) if found else None
+
+
+def demand_read(side: Side) -> None:
+    """Refuse what was read of a table that :func:`rewritten` finds.
+
+    :raises TransientError: 40001.
+    """
+    if name := rewritten(side):
+        raise TransientError(
+            f"{name} was truncated, rewritten or replaced after the snapshot was taken, which has neither its"
+            " old rows nor its new ones; nothing is changed",
+            side.conn_id,
+            "40001",
+            hint="a retry takes a new snapshot",
+        )

@@ -1,0 +1,167 @@
+"""The rows that a sync compares: the same columns, under the same names and types, on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from airflow_dblink.core.sync.compare.checksum import Checksum
+from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.tables.catalog import Relation, Side, Type
+from airflow_dblink.core.tables.mapping import Pair
+
+Condition = sql.Composed | sql.SQL
+
+_INTEGERS = ("int2", "int4", "int8")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of a sync.
+
+    :ivar pair: which source column goes where, and how.
+    :ivar kind: its type in the destination.
+    :ivar source_kind: its type in the source, before a cast.
+    :ivar canonical: its value as both servers write it, from a row of :class:`Part`.
+    :ivar nullable: whether it may be NULL on either side, as far as the catalogs tell.
+    :ivar collation: of a key column, where its unique index has one of its own by which other values may be
+        the same than by the column's; its quoted name.
+    """
+
+    pair: Pair
+    kind: Type
+    source_kind: Type
+    canonical: sql.Composable
+    nullable: bool
+    collation: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in the destination, which it has on both sides here."""
+        return self.pair.destination
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether values that are equal to PostgreSQL are always the same to us."""
+        return self.kind.is_exact
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether ranges of it can be reckoned."""
+        return self.kind.base_name in _INTEGERS
+
+    def same(self, left: sql.Composable, right: sql.Composable) -> sql.Composed:
+        """Return the condition that two values are the same to the key's unique index."""
+        return self.kind.equals(self.collated(left), right)
+
+    def collated(self, value: sql.Composable) -> sql.Composable:
+        """Return *value* with the collation of the key's unique index."""
+        return sql.SQL("({} COLLATE {})").format(value, sql.SQL(self.collation)) if self.collation else value
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one side.
+
+    :ivar rows: what stands after FROM; its alias is ``part``, its columns have the destination's names.
+    :ivar where: which of them; ``None`` for all.
+    :ivar relation: the table, where it is one that is read directly.
+    :ivar indexed: columns that lead an index.
+    """
+
+    side: Side
+    rows: sql.Composable
+    where: sql.Composable | None
+    relation: Relation | None
+    indexed: frozenset[str]
+
+    def select(
+        self, what: sql.Composable, condition: sql.Composable | None = None, end: str = ""
+    ) -> sql.Composed:
+        """Return ``SELECT what``, for the rows of *condition*, with *end* behind it."""
+        conditions = [sql.SQL("({}\n)").format(given) for given in (self.where, condition) if given]
+        where = sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("")
+        return sql.SQL("SELECT {} FROM {}{}{}").format(what, self.rows, where, sql.SQL(end))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sync that both catalogs agree to.
+
+    :ivar target: the destination table.
+    :ivar fields: the columns, in the order of the data.
+    :ivar key: the key's columns.
+    :ivar row_format: COPY format of whole rows.
+    :ivar key_format: COPY format of keys alone.
+    :ivar row_security: the sides where policies limit which rows are seen.
+    :ivar trusted_key: whether the source itself keeps the key unique.
+    :ivar key_is_sure: whether no two rows that the destination table's name reaches can have the same key.
+    :ivar watermark: the column of the source's part that tells what is new.
+    """
+
+    spec: Spec
+    source: Part
+    destination: Part
+    target: Relation
+    fields: tuple[Field, ...]
+    key: tuple[Field, ...]
+    row_format: str
+    key_format: str
+    checksum: Checksum
+    row_security: tuple[str, ...]
+    trusted_key: bool
+    key_is_sure: bool
+    watermark: sql.Identifier | None
+    watermark_type: str | None
+
+    @property
+    def row_hash(self) -> sql.Composed:
+        """The hash of a whole row of a :class:`Part`."""
+        return self.checksum.of([field.canonical for field in self.fields])
+
+    @property
+    def key_hash(self) -> sql.Composed:
+        """The hash of a row's key."""
+        return self.checksum.of([field.canonical for field in self.key], salt=1)
+
+    @property
+    def key_is_null(self) -> sql.Composable | None:
+        """The condition that a key column is NULL; ``None`` where the catalogs exclude it."""
+        nullable = [column(field.name) for field in self.key if field.nullable]
+        if not nullable:
+            return None
+        return sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nullable)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells whether a plan was made for the same work; the seed keeps values from being guessed."""
+        ids = (self.source.side.conn_id, self.destination.side.conn_id)
+        return self.spec.fingerprint(*ids, self.checksum.seed)
+
+    @property
+    def sees_places(self) -> bool:
+        """Whether the role may read where rows of the destination lie; if not, ``key_is_sure`` holds."""
+        return self.target.may_select
+
+    @property
+    def not_synced(self) -> list[str]:
+        """The destination's columns that are not kept equal, but for those that it generates."""
+        given = {field.name for field in self.fields}
+        return [c.name for c in self.target.columns if c.name not in given and not c.generated]
+
+    @property
+    def key_names(self) -> str:
+        """The key's columns, for messages."""
+        return ", ".join(field.name for field in self.key)
+
+
+def column(name: str, alias: str = "part") -> sql.Identifier:
+    """Return a column of a row of *alias*."""
+    return sql.Identifier(alias, name)
+
+
+def comma(items: Sequence[sql.Composable]) -> sql.Composed:
+    """Return *items* with commas between them."""
+    return sql.SQL(", ").join(items)

@@ -1,0 +1,1 @@
+"""Relations, their columns, types, keys and sequences, and how those of two servers match."""

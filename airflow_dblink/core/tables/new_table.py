@@ -1,0 +1,72 @@
+"""The CREATE TABLE of a transfer, and what is said of what it leaves out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from airflow_dblink.core.tables.catalog import Relation, ResultColumn, Side, primary_key
+from airflow_dblink.core.tables.mapping import Pair
+
+log = logging.getLogger(__name__)
+
+
+def create_statement(
+    source: Side,
+    destination: Side,
+    target: sql.Identifier,
+    table: Relation | None,
+    pairs: Sequence[Pair],
+    offered: Sequence[ResultColumn],
+) -> sql.Composed:
+    """Return the CREATE TABLE with the source's columns, types, collations, NOT NULL and primary key.
+
+    A domain becomes its base type, and a collation that the destination hasn't its default; the log says so.
+
+    :raises RemoteError: what a server says.
+    """
+    not_null = {column.name for column in table.columns if column.not_null} if table else set()
+    collations = _collations(source, destination, pairs, offered)
+    lines = [
+        sql.SQL("{} {}{}{}").format(
+            sql.Identifier(pair.destination),
+            sql.SQL(pair.type_name),
+            collation,
+            sql.SQL(" NOT NULL" if pair.source in not_null else ""),
+        )
+        for pair, collation in zip(pairs, collations, strict=True)
+    ]
+    names = {pair.source: pair.destination for pair in pairs}
+    key = primary_key(source, table) if table else []
+    if key and all(name in names for name in key):
+        columns = sql.SQL(", ").join(sql.Identifier(names[name]) for name in key)
+        lines.append(sql.SQL("PRIMARY KEY ({})").format(columns))
+    return sql.SQL("CREATE TABLE {} ({})").format(target, sql.SQL(", ").join(lines))
+
+
+def _collations(
+    source: Side, destination: Side, pairs: Sequence[Pair], offered: Sequence[ResultColumn]
+) -> list[sql.SQL]:
+    """Return the COLLATE clause of each column, and warn of what the new table won't have."""
+    by_name = {column.name: column for column in offered}
+    shown = [by_name[pair.source] for pair in pairs]
+    params = {"tables": [column.table for column in shown], "numbers": [column.number for column in shown]}
+    declared = source.rows("declared", params)
+    known = destination.rows("known_collations", {"names": [row["collation"] for row in declared]})
+    clauses = []
+    for pair, row, found in zip(pairs, declared, known, strict=True):
+        if row["domain"]:
+            log.warning(
+                "%s: column %r is created as %s, not as domain %s",
+                *(destination.conn_id, pair.destination, pair.type_name, row["domain"]),
+            )
+        if row["collation"] and not found["known"]:
+            log.warning(
+                "%s has no collation %s: column %r is created with the database's own",
+                *(destination.conn_id, row["collation"], pair.destination),
+            )
+        keeps = row["collation"] and found["known"]
+        clauses.append(sql.SQL(f" COLLATE {row['collation']}" if keeps else ""))
+    return clauses

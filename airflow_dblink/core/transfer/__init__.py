@@ -1,0 +1,1 @@
+"""A transfer: what it will do, and doing it."""

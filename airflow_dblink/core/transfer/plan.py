@@ -1,0 +1,346 @@
+"""What a transfer will do: read from both catalogs, and refused where it can't work."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.link.messages import Params, bind
+from airflow_dblink.core.once.transaction import check_script
+from airflow_dblink.core.remote_sets.remote import QUERIES
+from airflow_dblink.core.sqltext.lexer import Part, parts
+from airflow_dblink.core.tables.catalog import (
+    Relation,
+    ResultColumn,
+    Side,
+    describe,
+    find_relation,
+    get_relation,
+    split_name,
+)
+from airflow_dblink.core.tables.mapping import Pair, match, route
+from airflow_dblink.core.tables.new_table import create_statement
+from airflow_dblink.core.tables.upsert_key import UpsertKey
+
+Mode = Literal["append", "replace", "upsert", "create"]
+Columns = Sequence[str] | Mapping[str, str]
+
+log = logging.getLogger(__name__)
+
+_WRITABLE = ("r", "p", "f", "v")  # tables, partitioned tables, foreign tables, views with triggers
+_PLACEHOLDER = re.compile(r"%s\b|%\(\w+\)s")
+STAGE = sql.Identifier("pg_temp", "airflow_dblink_stage")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to move; see :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`."""
+
+    destination_table: str
+    source_table: str | None = None
+    source_sql: str | None = None
+    source_parameters: Params | None = None
+    mode: Mode = "append"
+    columns: Columns | None = None
+    key: Sequence[str] | None = None
+    pre_sql: str | None = None
+    post_sql: str | None = None
+    analyze: bool = False
+    reset_sequences: bool = True
+    lock: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A transfer that both catalogs agree to.
+
+    :ivar format: COPY format, ``binary`` or ``text``.
+    :ivar target: the destination's qualified name.
+    :ivar relation: the destination; ``None`` where it is created.
+    :ivar estimated_rows: of the source table; ``None`` for a query.
+    """
+
+    spec: Spec
+    format: str
+    pairs: tuple[Pair, ...]
+    copy_out: sql.Composed | sql.SQL
+    target: sql.Identifier
+    relation: Relation | None
+    key: UpsertKey
+    create: sql.Composed | sql.SQL | None
+    estimated_rows: int | None
+    same_database: bool
+
+    @property
+    def destination_columns(self) -> sql.Composed | sql.SQL:
+        """The destination's columns, in the order of the data."""
+        return sql.SQL(", ").join(sql.Identifier(pair.destination) for pair in self.pairs)
+
+    @property
+    def copy_in(self) -> sql.Composed | sql.SQL:
+        """The destination's COPY."""
+        into = STAGE if self.spec.mode == "upsert" else self.target
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT {})")
+        return statement.format(into, self.destination_columns, sql.Identifier(self.format))
+
+
+def plan(source: Side, destination: Side, spec: Spec) -> Plan:
+    """Check *spec* against both databases and return how it will be done. Changes nothing.
+
+    :raises UsageError: names the connection, table, column or argument that can't work.
+    :raises RemoteError: what a server says of the query or a name.
+    """
+    _check_arguments(spec, source.conn_id)
+    table = get_relation(source, spec.source_table) if spec.source_table else None
+    query = source_query(source, table, spec.source_sql, spec.source_parameters)
+    offered = describe_source(source, query, spec.source_sql, spec.source_parameters)
+    relation = _destination(destination, spec)
+    pairs = match(offered, relation, spec.columns, source.conn_id, destination.conn_id)
+    key = _key(destination, spec, relation, pairs)
+    _check_privileges(source, destination, spec, table, relation, pairs, key)
+    pairs, copy_format = route(source, destination, pairs)
+    same_database = source.rows("database", {}) == destination.rows("database", {})
+    if same_database and spec.mode == "replace" and table and relation and table.oid == relation.oid:
+        raise UsageError(f"{relation} would be emptied before it is read", destination.conn_id)
+    schema_name, name = (
+        (relation.schema_name, relation.name) if relation else split_name(destination, spec.destination_table)
+    )
+    target = sql.Identifier(schema_name, name)
+    return Plan(
+        spec=spec,
+        format=copy_format,
+        pairs=pairs,
+        copy_out=_copy_out(query, table, pairs, offered, copy_format),
+        target=target,
+        relation=relation,
+        key=key,
+        create=None if relation else create_statement(source, destination, target, table, pairs, offered),
+        estimated_rows=table.rows or None if table else None,
+        same_database=same_database,
+    )
+
+
+def _check_arguments(spec: Spec, source_id: str) -> None:
+    if (spec.source_table is None) == (spec.source_sql is None):
+        raise UsageError("give either source_table or source_sql")
+    if spec.mode not in ("append", "replace", "upsert", "create"):
+        raise UsageError(f"mode must be append, replace, upsert or create, got {spec.mode!r}")
+    if spec.key is not None and spec.mode != "upsert":
+        raise UsageError(f"key is for mode='upsert', not for {spec.mode!r}")
+    if spec.lock and spec.mode == "create":
+        raise UsageError("lock is for a table that exists, not for mode='create'")
+    if spec.source_parameters is not None and spec.source_sql is None:
+        raise UsageError("source_parameters belong to source_sql")
+    if isinstance(spec.key, str):
+        hint = f"key=[{spec.key!r}]"
+        raise UsageError(f"key must be a list of columns, got the text {spec.key!r}", hint=hint)
+    if spec.source_sql is not None:
+        the_query(spec.source_sql, source_id)
+    for name, script in (("pre_sql", spec.pre_sql), ("post_sql", spec.post_sql)):
+        if script is not None:
+            _check_script(name, script)
+
+
+def _check_script(name: str, script: str) -> None:
+    try:
+        check_script(script, name)
+    except UsageError as error:
+        hint = "it runs inside the transfer's transaction; run it in a task of its own"
+        raise UsageError(f"{name}: {error.message}", hint=hint) from None
+
+
+def source_query(
+    source: Side, table: Relation | None, source_sql: str | None, parameters: Params | None
+) -> sql.Composed | sql.SQL:
+    """Return what is read: all columns of *table*, or *source_sql* with its *parameters* in it.
+
+    :raises UsageError: if *source_sql* isn't one statement, or the parameters don't fit.
+    """
+    if table is not None:
+        names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
+        return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
+    # Neither the semicolon nor a comment behind it: COPY puts it in parentheses.
+    text = the_query(source_sql or "", source.conn_id).text
+    if parameters is not None:
+        text = bind(source.connection, source.conn_id, text, parameters, "source_parameters")
+    return sql.SQL(text)
+
+
+def the_query(source_sql: str, conn_id: str | None = None) -> Part:
+    """Return the one query that *source_sql* is.
+
+    :raises UsageError: if it is several statements or none, or something else.
+    """
+    found = parts(source_sql)
+    if len(found) != 1:
+        raise UsageError(f"source_sql must be one statement, got {len(found)}", conn_id)
+    if found[0].verb not in QUERIES:
+        raise UsageError(
+            f"source_sql must be a query, got {found[0].verb or 'no keyword'}",
+            conn_id,
+            hint="SELECT, VALUES, TABLE, or WITH and one of these",
+        )
+    return found[0]
+
+
+def describe_source(
+    source: Side, query: sql.Composed | sql.SQL, source_sql: str | None, parameters: Params | None
+) -> list[ResultColumn]:
+    """Return the columns of what is read.
+
+    :raises UsageError: if it has placeholders, and no parameters were given.
+    :raises RemoteError: what the server's parser says.
+    """
+    try:
+        return describe(source, query.as_string(source.connection))
+    except RemoteError:
+        if source_sql is not None and parameters is None:
+            demand_parameters("source_sql", source_sql, "source_parameters", source.conn_id)
+        raise
+
+
+def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str) -> None:
+    """Refuse *text*, which a server could not read, for placeholders that were given no value.
+
+    :raises UsageError: names the argument that is missing.
+    """
+    if found := _PLACEHOLDER.search(text):
+        raise UsageError(
+            f"{name} has a placeholder ({found[0]}), but {parameters_name} is missing",
+            conn_id,
+            hint=f"{parameters_name}: a list for %s, or a dict for %(name)s",
+        )
+
+
+def _destination(destination: Side, spec: Spec) -> Relation | None:
+    if spec.mode != "create":
+        relation = get_relation(destination, spec.destination_table)
+        if relation.kind not in _WRITABLE or (spec.lock and relation.kind == "f"):
+            what = "a table that can be locked" if spec.lock else "a table"
+            raise UsageError(f"{relation} is not {what}", destination.conn_id, "42809")
+        _refuse_rules(destination, spec, relation)
+        if spec.mode == "replace" and relation.has_inheritance:
+            _refuse_children(destination, relation)
+        return relation
+    if (existing := find_relation(destination, spec.destination_table)) is not None:
+        raise UsageError(
+            f"{existing} already exists", destination.conn_id, "42P07", hint="use append, replace or upsert"
+        )
+    return None
+
+
+def _refuse_rules(destination: Side, spec: Spec, relation: Relation) -> None:
+    """Refuse a table whose rules COPY would pass over, or ON CONFLICT can't go with."""
+    rules = [*relation.insert_rules, *(relation.update_rules if spec.mode == "upsert" else [])]
+    if rules and relation.kind != "v":  # a view is written by its triggers
+        why = "ON CONFLICT doesn't go with" if spec.mode == "upsert" else "COPY doesn't go by"
+        raise UsageError(
+            f"{relation} has rules for what is written to it, which {why}: {', '.join(rules)}",
+            destination.conn_id,
+            "0A000",
+            hint="use a trigger in their place, or ALTER TABLE ... DISABLE RULE if rows should be stored as"
+            " they come",
+        )
+
+
+def _refuse_children(destination: Side, relation: Relation) -> None:
+    children = destination.rows("inheritance_children", {"oid": relation.oid})
+    raise UsageError(
+        f"{relation} has inheritance children, and TRUNCATE would empty them, too:"
+        f" {', '.join(row['name'] for row in children)}",
+        destination.conn_id,
+        "0A000",
+        hint=f"to replace its own rows alone: mode='append' with pre_sql='TRUNCATE ONLY {relation}'",
+    )
+
+
+def _check_privileges(
+    source: Side,
+    destination: Side,
+    spec: Spec,
+    table: Relation | None,
+    relation: Relation | None,
+    pairs: Sequence[Pair],
+    key: UpsertKey,
+) -> None:
+    wanted = {pair.source for pair in pairs}
+    if table is not None:
+        hidden = [c.name for c in table.columns if c.name in wanted and not c.may_select]
+        demand(not hidden, source, f"permission denied: no SELECT on {table} ({', '.join(hidden)})")
+        if table.row_security:
+            log.warning("%s: row-level security limits which rows of %s are read", source.conn_id, table)
+    if relation is None:
+        return
+    given = {pair.destination for pair in pairs}
+    closed = [c.name for c in relation.columns if c.name in given and not c.may_insert]
+    demand(not closed, destination, f"permission denied: no INSERT on {relation} ({', '.join(closed)})")
+    if spec.lock:
+        demand(
+            relation.may_lock, destination, f"permission denied: lock needs UPDATE or DELETE on {relation}"
+        )
+    if spec.mode == "replace":
+        demand(relation.may_truncate, destination, f"permission denied: no TRUNCATE on {relation}")
+    if spec.mode == "upsert":
+        values = given - {*key.columns} | {*key.loose}
+        always = [c.name for c in relation.columns if c.name in values and c.always_identity]
+        if always:
+            raise UsageError(
+                f"{relation} gives column {', '.join(map(repr, always))} its values (GENERATED ALWAYS),"
+                " and can't update it",
+                destination.conn_id,
+                "428C9",
+                hint="leave it out of columns, or make it the key",
+            )
+        unread = [c.name for c in relation.columns if c.name in given and not c.may_select]
+        demand(not unread, destination, f"permission denied: no SELECT on {relation} ({', '.join(unread)})")
+        fixed = [c.name for c in relation.columns if c.name in values and not c.may_update]
+        demand(not fixed, destination, f"permission denied: no UPDATE on {relation} ({', '.join(fixed)})")
+        demand(relation.may_stage, destination, "permission denied: no TEMP on the database, for staging")
+
+
+def demand(granted: bool, side: Side, message: str) -> None:
+    """Refuse with *message* what the connection's role may not do.
+
+    :raises UsageError: 42501 unless *granted*.
+    """
+    if not granted:
+        raise UsageError(message, side.conn_id, "42501", hint="grant it to the connection's role")
+
+
+def _key(destination: Side, spec: Spec, relation: Relation | None, pairs: Sequence[Pair]) -> UpsertKey:
+    if spec.mode != "upsert" or relation is None:
+        return UpsertKey()
+    return UpsertKey.of(destination, relation, spec.key, pairs)
+
+
+def _copy_out(
+    query: sql.Composed | sql.SQL,
+    table: Relation | None,
+    pairs: Sequence[Pair],
+    offered: Sequence[ResultColumn],
+    copy_format: str,
+) -> sql.Composed | sql.SQL:
+    options = sql.SQL("TO STDOUT (FORMAT {})").format(sql.Identifier(copy_format))
+    names = sql.SQL(", ").join(sql.Identifier(pair.source) for pair in pairs)
+    plain = not any(pair.cast for pair in pairs)
+    if table is not None and plain and table.kind == "r" and not table.has_children:
+        generated = {column.name for column in table.columns if column.generated}
+        if not generated & {pair.source for pair in pairs}:  # COPY takes no generated columns
+            return sql.SQL("COPY {} ({}) {}").format(table.identifier, names, options)
+    if plain and [pair.source for pair in pairs] == [column.name for column in offered]:
+        return sql.SQL("COPY ({}\n) {}").format(query, options)
+    values = sql.SQL(", ").join(
+        sql.SQL("{}::{}").format(sql.Identifier(pair.source), sql.SQL(pair.cast))
+        if pair.cast
+        else sql.Identifier(pair.source)
+        for pair in pairs
+    )
+    if table is not None:  # not from the query: it reads all columns, and the role may not
+        return sql.SQL("COPY (SELECT {} FROM {} AS source) {}").format(values, table.identifier, options)
+    return sql.SQL("COPY (SELECT {} FROM ({}\n) AS source) {}").format(values, query, options)

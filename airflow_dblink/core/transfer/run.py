@@ -1,0 +1,176 @@
+"""COPY from one database into a table of another, in one destination transaction.
+
+:func:`airflow_dblink.core.transfer_plan.plan` has checked everything before; :func:`run`
+moves the rows inside a :class:`~airflow_dblink.core.once.transaction.Once`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.once.transaction import Once
+from airflow_dblink.core.server.settings import TEXT_FORMS, set_local
+from airflow_dblink.core.streams.pump import End, pump
+from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.tables.sequences import reset_sequences
+from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
+
+Progress = Callable[[int, int, int | None], None]
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    source: Side,
+    destination: Side,
+    spec: Spec,
+    source_settings: Mapping[str, str],
+    destination_settings: Mapping[str, str],
+) -> Plan:
+    """Begin the source's transaction and return the plan, checked under the settings of the run.
+
+    The source's transaction stays open for :func:`run`, so what was looked at can't be altered
+    before it is read. The destination's ends again: it must not wait for a retry's look back.
+
+    :param source_settings: run-time parameters, local to the transaction.
+    :param destination_settings: the same for the destination.
+    :raises UsageError: what can't work; see :func:`airflow_dblink.core.transfer_plan.plan`.
+    :raises RemoteError: what a server says.
+    """
+    # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
+    source.run("BEGIN READ ONLY", "beginning the source transaction")
+    set_local(source, source_settings)
+    destination.run("BEGIN READ ONLY", "checking the destination")
+    set_local(destination, destination_settings)
+    work = plan(source, destination, spec)
+    destination.run("ROLLBACK", "checking the destination")
+    if work.same_database and "lock_timeout" not in source_settings:
+        # The query may read what TRUNCATE or pre_sql has locked, and would wait for a transaction
+        # that waits for us: a deadlock that no server can see.
+        source.run("SET LOCAL lock_timeout = '10s'", "setting up the source transaction")
+    return work
+
+
+def run(
+    source: Side, destination: Side, work: Plan, once: Once, settings: Mapping[str, str], progress: Progress
+) -> dict[str, Any]:
+    """Move the rows in one destination transaction, exactly once, after :func:`prepare`.
+
+    :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
+    :param settings: run-time parameters of the destination, local to the transaction.
+    :param progress: called with rows, bytes and the estimated total, often.
+    :returns: ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
+        ``format`` and ``xid``.
+    :raises RemoteError: what a server says, naming its connection; nothing is changed then.
+    """
+    started = time.monotonic()
+    # Under a lock that was waited for, each statement must see what others have committed meanwhile.
+    once.begin({**TEXT_FORMS, **settings}, read_committed=work.spec.lock)
+    _make_room(destination, work)
+    pumped = pump(
+        End.of(source, work.copy_out),
+        End.of(destination, work.copy_in),
+        lambda rows, size: progress(rows, size, work.estimated_rows),
+    )
+    source.run("COMMIT", "ending the source transaction")
+    changed = _finish(destination, work) if work.spec.mode == "upsert" else pumped.taken
+    if work.spec.mode != "upsert" and pumped.taken != pumped.sent:
+        log.warning("%s kept %s of %s rows", work.spec.destination_table, pumped.taken, pumped.sent)
+    _after_load(destination, work)
+    result = {
+        "rows": pumped.sent,
+        "changed": changed,
+        "bytes": pumped.size,
+        "seconds": round(time.monotonic() - started, 3),
+        "format": work.format,
+        "xid": once.xid,
+    }
+    once.commit(result)
+    return result
+
+
+def _make_room(destination: Side, work: Plan) -> None:
+    if work.spec.lock:
+        lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(work.target)
+        destination.run(lock, "locking the destination table")
+    if work.spec.pre_sql:
+        destination.run(work.spec.pre_sql, "executing pre_sql")
+    if work.create is not None:
+        destination.run(work.create, "creating the destination table")
+    if work.spec.mode == "replace":
+        destination.run(sql.SQL("TRUNCATE {}").format(work.target), "truncating the destination table")
+    if work.spec.mode == "upsert":
+        stage = sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA")
+        destination.run(
+            stage.format(STAGE, work.destination_columns, work.target), "creating the staging table"
+        )
+
+
+def _finish(destination: Side, work: Plan) -> int:
+    """Merge the staged rows; rows whose values are equal are not rewritten."""
+    keys = [sql.Identifier(name) for name in work.key.columns]
+    _refuse_null_keys(destination, work, keys)
+    fixed = {*work.key.columns} - {*work.key.loose}
+    values = [sql.Identifier(p.destination) for p in work.pairs if p.destination not in fixed]
+    action: sql.Composable = sql.SQL("NOTHING")
+    if values:
+        # *<> compares the stored images: every type has it, and 1.0 and 1.00 differ. Without the
+        # cast the parser would take it apart into one comparison per column.
+        action = sql.SQL(
+            "UPDATE SET {}"
+            " WHERE ROW({})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW({})::pg_catalog.record"
+        ).format(
+            sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(value) for value in values),
+            sql.SQL(", ").join(sql.SQL("destination.{}").format(value) for value in values),
+            sql.SQL(", ").join(sql.SQL("excluded.{}").format(value) for value in values),
+        )
+    destination.run(sql.SQL("ANALYZE {}").format(STAGE), "analyzing the staging table")
+    merge = sql.SQL(
+        "INSERT INTO {} AS destination ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} ON CONFLICT ({}) DO {}"
+    ).format(
+        work.target,
+        work.destination_columns,
+        work.destination_columns,
+        STAGE,
+        sql.SQL(", ").join(keys),
+        action,
+    )
+    try:
+        return destination.run(merge, "merging into the destination table")
+    except RemoteError as error:
+        if error.sqlstate != "21000":
+            raise
+        raise UsageError(
+            f"several source rows have the same key ({', '.join(work.key.columns)}) of {work.relation}",
+            destination.conn_id,
+            error.sqlstate,
+            hint="keep one row per key in source_sql, e.g. with SELECT DISTINCT ON",
+        ) from None
+
+
+def _refuse_null_keys(destination: Side, work: Plan, keys: Sequence[sql.Identifier]) -> None:
+    if work.key.takes_null:
+        return
+    nulls = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(key) for key in keys)
+    if destination.run(sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(STAGE, nulls), "checking the key"):
+        raise UsageError(
+            f"a source row has NULL in key ({', '.join(work.key.columns)}) of {work.relation}",
+            destination.conn_id,
+            hint="to its unique index NULL is never in conflict: such a row would be doubled by every run;"
+            " leave it out, or make the index NULLS NOT DISTINCT (PostgreSQL 15)",
+        )
+
+
+def _after_load(destination: Side, work: Plan) -> None:
+    if work.spec.reset_sequences and work.relation is not None:
+        reset_sequences(destination, work.relation, {pair.destination for pair in work.pairs})
+    if work.spec.analyze:
+        destination.run(sql.SQL("ANALYZE {}").format(work.target), "analyzing the destination table")
+    if work.spec.post_sql:
+        destination.run(work.spec.post_sql, "executing post_sql")

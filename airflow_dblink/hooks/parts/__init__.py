@@ -1,0 +1,1 @@
+"""What DblinkHook is made of."""

@@ -1,0 +1,119 @@
+"""What DbApiHook's users get of the hook: Airflow's own SQL operators, SQLAlchemy, connection tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_dblink.core.server.connection import Check, LinkConnection, connect
+from airflow_dblink.core.server.target import Target
+from airflow_dblink.hooks.parts.engine import EngineSide
+from airflow_dblink.hooks.parts.insert import Insert, Row, check_names
+from airflow_dblink.hooks.parts.task import report, task_name
+
+# Arguments of insert_rows that don't reach the statement.
+_HOW_TO_INSERT = ("executemany", "fast_executemany", "autocommit")
+
+
+class DbApiSide(EngineSide):
+    """PostgresHook on psycopg 3, under the credential rule; :class:`DblinkHook` says where it connects."""
+
+    _check: Check | None
+
+    @property
+    def schema(self) -> str | None:
+        """The database, where it isn't the connection's: stock operators set it by this name."""
+        return self.database
+
+    @schema.setter
+    def schema(self, database: str | None) -> None:
+        self.database = database
+
+    def get_conn(self) -> LinkConnection:
+        """Return a new psycopg 3 connection under the credential rule.
+
+        Not in autocommit mode, unless the connection's Extra says ``autocommit``.
+
+        For :class:`~airflow.providers.common.sql.hooks.sql.DbApiHook` and its users, who close
+        it: never a link's. An ``execution_timeout`` cancels what it runs.
+
+        :raises CredentialError: 2F003, see :meth:`connect`.
+        :raises TransientError: 08001 where the server can't be reached or refuses.
+        """
+        target = self.target()
+        arguments = {k: v for k, v in target.psycopg.items() if k == "autocommit"}
+        if cursor := self.connection.extra_dejson.get("cursor"):
+            arguments["row_factory"] = self._get_cursor(cursor)
+        self.conn = connection = self._new_connection(target, arguments)
+        if self.enable_log_db_messages:
+            connection.add_notice_handler(self._notice_handler)
+        return connection
+
+    def _new_connection(self, target: Target, arguments: Mapping[str, Any] | None = None) -> LinkConnection:
+        others = dict(arguments or {})
+        connection = connect(
+            target,
+            application_name=task_name(),
+            autocommit=bool(others.pop("autocommit", False)),
+            arguments=others,
+            check=self._check,
+            observe=report,
+            event="DblinkGetConnect",
+            keeps_encoding=True,
+            prepares=True,
+        )
+        connection.abort_when_stopped = True
+        return connection
+
+    def insert_rows(
+        self,
+        table: str,
+        rows: Any,
+        target_fields: Any = None,
+        commit_every: int = 1000,
+        replace: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Insert rows as :meth:`DbApiHook.insert_rows`, also all of them in one transaction.
+
+        What a list is, is said by its column: an array, whose elements may be JSON, or JSON. So are
+        dicts, numbers and booleans JSON in a column of that; text there is the text of some JSON. The
+        columns are looked up once for the call.
+
+        :param commit_every: rows per transaction; 0 for one transaction (DbApiHook, which says the
+            same, then inserts nothing).
+        :raises UsageError: if *table*, *target_fields*, ``replace_index`` or ``replace_target`` holds what is
+            no name. Of ``upsert_rows`` the last two are ``conflict_fields`` and ``update_fields``.
+        """
+        replaced = {name: kwargs.get(name) for name in ("replace_index", "replace_target")}
+        check_names(table, target_fields=target_fields, **replaced)
+        generated = {name: value for name, value in kwargs.items() if name not in _HOW_TO_INSERT}
+        arguments = {"target_fields": target_fields, "replace": replace, **generated}
+        super().insert_rows(  # type: ignore[no-untyped-call] # Airflow's
+            table,
+            Insert(self, table, arguments).rows(rows),
+            target_fields,
+            commit_every or None,
+            replace,
+            **kwargs,
+        )
+
+    @classmethod
+    def _serialize_cells(cls, row: Any, conn: Any = None) -> tuple[Any, ...]:
+        if isinstance(row, Row):
+            return row.insert.adapted(row, conn)
+        cells: tuple[Any, ...] = super()._serialize_cells(row, conn)
+        return cells
+
+    def test_connection(self) -> tuple[bool, str]:  # type: ignore[override] # the base has no annotation
+        """Connect under the credential rule and say what answered; for the UI and CLI."""
+        try:
+            with connect(self.target(), application_name="airflow connections test") as connection:
+                info = connection.info
+                version = info.parameter_status("server_version")
+                message = f"PostgreSQL {version}, database {info.dbname}, role {info.user}"
+                if info.parameter_status("is_superuser") == "on":
+                    message += " (a superuser: jobs need none)"
+                return True, message
+        except Exception as error:  # noqa: BLE001 - whatever it is, the form wants it as text
+            return False, str(error)

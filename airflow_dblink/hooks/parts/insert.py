@@ -1,0 +1,111 @@
+"""Rows for insert_rows: what a Python list is, is said by the column that it goes to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import psycopg
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.parameters import Structure, structures_of_parameters
+
+if TYPE_CHECKING:
+    from airflow_dblink.hooks.parts.dbapi import DbApiSide
+
+# Only for these does it matter what the column is.
+_DEPENDS = (list, dict, int, float)
+
+_NAME = r'(?:[^\W\d][\w$]*|"(?:[^"\0]|"")+")'
+_TABLE = re.compile(rf"{_NAME}(?:\.{_NAME}){{0,2}}")
+_QUOTED = re.compile(r'"(?:[^"\0]|"")+"')
+
+
+def check_names(table: Any, **columns: Any) -> None:
+    """Raise unless *table* and *columns* are names: Airflow puts them into its statement as they are.
+
+    :param columns: by argument: a name, several, or None. Airflow quotes a name with a special character,
+        but doubles no double quote in it.
+    :raises UsageError: names the argument.
+    """
+    if not isinstance(table, str) or not _TABLE.fullmatch(table):
+        raise UsageError(
+            f"table must be a table's name, got {table!r}",
+            hint='schema.table; a name with other characters in double quotes: shop."My Table"',
+        )
+    if isinstance(columns.get("target_fields"), str):  # would be taken for a list of letters
+        raise UsageError(
+            f"target_fields must be a list of columns, got the text {columns['target_fields']!r}"
+        )
+    for argument, given in columns.items():
+        for name in [given] if isinstance(given, str) else given or ():
+            if not isinstance(name, str) or "\0" in name or ('"' in name and not _QUOTED.fullmatch(name)):
+                raise UsageError(
+                    f"{argument} must hold names of columns, got {name!r}",
+                    hint='a name with a double quote is written whole: "a ""quoted"" name"',
+                )
+
+
+class Insert:
+    """One call of insert_rows: its columns are looked up once, when the first value depends on them.
+
+    :param arguments: of ``DbApiHook._generate_insert_sql``, the values apart: table, target_fields, ...
+    """
+
+    def __init__(self, hook: DbApiSide, table: str, arguments: dict[str, Any]) -> None:
+        self._hook = hook
+        self._table = table
+        self._arguments = arguments
+        self._structures: Sequence[Structure] | None = None
+
+    def rows(self, rows: Iterable[Iterable[Any]]) -> Iterator[Row]:
+        """Yield *rows* with what adapts their values."""
+        return (Row(row, self) for row in rows)
+
+    def adapted(self, cells: tuple[Any, ...], connection: Any) -> tuple[Any, ...]:
+        """Return *cells* as psycopg has to get them for their columns."""
+        if self._structures is None and any(isinstance(cell, _DEPENDS) for cell in cells):
+            self._structures = self._look_up(cells, connection)
+        known = self._structures or ()
+        return tuple(
+            self._cell(cell, known[position] if position < len(known) else None, connection)
+            for position, cell in enumerate(cells)
+        )
+
+    def _cell(self, cell: Any, structure: Structure | None, connection: Any) -> Any:
+        if structure is None:
+            return self._hook._serialize_cell(cell, connection)
+        if structure.is_array and isinstance(cell, list):
+            return structure.adapted(cell)
+        adapted = structure.adapted(cell)
+        return adapted if adapted is not cell else self._hook._serialize_cell(cell, connection)
+
+    def _look_up(self, cells: tuple[Any, ...], connection: Any) -> Sequence[Structure]:
+        if not isinstance(connection, LinkConnection):  # a subclass's own
+            return ()
+        statement = self._hook._generate_insert_sql(self._table, cells, **self._arguments)
+        places = ",".join([self._hook.placeholder] * len(cells))
+        numbered = ",".join(f"${number}" for number in range(1, len(cells) + 1))
+        if statement.count(places) != 1:  # a format of the user's
+            return ()
+        statement = statement.replace(places, numbered).replace("%%", "%")
+        try:
+            return structures_of_parameters(connection, statement.encode())
+        except psycopg.Error:
+            if connection.closed:
+                raise
+            return ()  # the INSERT itself says what is wrong, as ever
+
+
+class Row(tuple[Any, ...]):
+    """A row, and the insert that it belongs to."""
+
+    insert: Insert
+
+    def __new__(cls, cells: Iterable[Any], insert: Insert) -> Self:
+        """Make one of *cells*."""
+        row = super().__new__(cls, cells)
+        row.insert = insert
+        return row

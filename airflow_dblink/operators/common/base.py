@@ -1,0 +1,225 @@
+"""What all operators share: connecting, limits, and what happens when the task is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_dblink.core.errors import DblinkError, OutcomeUnknownError, StoppedError, UsageError
+from airflow_dblink.core.once.transaction import Once
+from airflow_dblink.core.server.connection import LinkConnection, connect, time_limit
+from airflow_dblink.core.server.target import parse_session_settings
+from airflow_dblink.exceptions import DblinkTaskKilledError
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.hooks.parts.task import task_key, task_name
+from airflow_dblink.operators.common.arguments import demand_text
+
+if TYPE_CHECKING:
+    import jinja2
+    from airflow.sdk import Context
+
+# The client's own time-out comes first and gives the better error; the server's is for when
+# the worker is gone.
+_SERVER_LIMIT_GRACE_S = 2.0
+_END_AWAITED_S = 10.0  # of a server that doesn't answer
+_STATE_ANSWER_S = 1.5  # of the 5 s between SIGTERM and SIGKILL
+_MAX_LIMIT_MS = 2_147_483_647  # of PostgreSQL's time-outs: 24 days
+_TRANSACTION_TIMEOUT_SINCE = 170000
+# Template fields that may be the path of a file.
+_FROM_FILES = ("sql", "source_sql", "pre_sql", "post_sql")
+
+
+class DblinkBaseOperator(BaseOperator):
+    """Base of the operators; not one itself.
+
+    :param session_settings: run-time parameters by name, local to the task's transaction. (templated)
+    :param statement_timeout: the server ends each statement after it; by default what
+        ``execution_timeout`` says.
+    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param connname: refused, with the reason: a link ends with the task that opened it.
+    :raises UsageError: if *connname* is given, or *statement_timeout* is no timedelta.
+    """
+
+    ui_color = "#d7e6f3"
+    _killed = False
+    _given: Sequence[str] = ()
+
+    def __init__(
+        self,
+        *,
+        session_settings: Mapping[str, Any] | None = None,
+        statement_timeout: timedelta | None = None,
+        password_required: bool | None = None,
+        connname: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if connname is not None:
+            raise UsageError(
+                f"{type(self).__name__} takes no connname ({connname!r}): a link ends with the task that"
+                " opened it, and an operator is a task of its own",
+                hint="name the Airflow connection; several calls on one link are for DblinkHook in a @task",
+            )
+        if not isinstance(statement_timeout, timedelta | None):
+            kind = type(statement_timeout).__name__
+            raise UsageError(f"statement_timeout must be a timedelta, got {kind}")
+        self.session_settings = session_settings
+        self.statement_timeout = statement_timeout
+        self.password_required = password_required
+
+    # -- templates
+
+    def _note_given(self, *names: str) -> None:
+        """Note which of these texts are given, whatever a template makes of them."""
+        self._given = [name for name in names if getattr(self, name) is not None]
+
+    def _demand_values(self, *always: str) -> None:
+        """Refuse texts that are needed, and those that were given, if they have no value.
+
+        :raises UsageError: names the first.
+        """
+        for name in (*always, *self._given):
+            demand_text(name, getattr(self, name))
+
+    def resolve_template_files(self) -> None:
+        """Read the files of the fields that hold SQL; in others ``.sql`` is the end of a name or a value."""
+        fields = self.template_fields
+        self.template_fields = [name for name in fields if name in _FROM_FILES]
+        try:
+            super().resolve_template_files()
+        finally:
+            self.template_fields = fields
+
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: jinja2.Environment,
+        seen_oids: set[int],
+    ) -> None:
+        """Do as Airflow does, field by field: what of a field may be a file depends on the field."""
+        before = self.template_ext
+        try:
+            for name in template_fields:
+                self.template_ext = type(self).template_ext if name in _FROM_FILES else ()
+                super()._do_render_template_fields(parent, (name,), context, jinja_env, seen_oids)
+        finally:
+            self.template_ext = before
+
+    # -- running
+
+    def on_kill(self) -> None:
+        """Note that the task is to stop; what waits looks ten times a second.
+
+        Called inside a signal handler, and also by a worker that is only restarted: what is to
+        be cancelled is decided in :meth:`execute`.
+        """
+        self._killed = True
+
+    def _check(self) -> None:
+        if self._killed:
+            raise StoppedError("the task was told to stop")
+
+    @contextmanager
+    def _errors_for_airflow(self) -> Iterator[None]:
+        """Turn the core's errors into what Airflow acts on: no retry where it can't help."""
+        try:
+            yield
+            if self._killed:  # stopped at the very end: never a success
+                raise DblinkTaskKilledError("the task was told to stop")
+        except StoppedError as error:
+            raise DblinkTaskKilledError(str(error)) from None
+        except (UsageError, OutcomeUnknownError) as error:
+            raise AirflowFailException(str(error)) from None
+
+    def _hook(self, conn_id: str) -> DblinkHook:
+        return DblinkHook(dblink_conn_id=conn_id, password_required=self.password_required, check=self._check)
+
+    def _settings(self, connection: LinkConnection, conn_id: str, **more: str) -> dict[str, str]:
+        """Return the run-time parameters of the task's transaction, time limits among them."""
+        settings = {**more, **parse_session_settings(conn_id, self.session_settings)}
+        limit = self.statement_timeout.total_seconds() if self.statement_timeout else None
+        if self.execution_timeout is not None:
+            total = self.execution_timeout.total_seconds() + _SERVER_LIMIT_GRACE_S
+            limit = total if limit is None else min(limit, total)
+            # statement_timeout counts each statement of a message alone.
+            if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+                settings.setdefault("transaction_timeout", _milliseconds(total))
+        if limit is not None:
+            settings.setdefault("statement_timeout", _milliseconds(limit))
+        return settings
+
+    def _once(self, context: Context, connection: LinkConnection, conn_id: str, orphan: timedelta) -> Once:
+        ti = context["ti"]
+        return Once(
+            connection,
+            conn_id,
+            context["task_state_store"],
+            # Clearing a finished task raises max_tries: retries within one life don't.
+            life=ti.max_tries,
+            orphan_timeout_s=orphan.total_seconds(),
+            task=task_key(ti),
+            application_name=parse_session_settings(conn_id, self.session_settings).get("application_name"),
+        )
+
+    def _recall(self, context: Context, hook: DblinkHook, once: Once) -> dict[str, Any] | None:
+        """Return what an earlier try committed; a kill while it still runs ends that, too."""
+        try:
+            return once.recall()
+        except BaseException as error:
+            killed = isinstance(error, StoppedError) and not self._is_still_wanted(context)
+            timed_out = not isinstance(error, Exception)  # AirflowTaskTimeout
+            if once.awaited is not None and (killed or timed_out):
+                # The waiting connection may be in the middle of a statement.
+                limit = time_limit(hook.conn_id, _END_AWAITED_S)
+                with (
+                    suppress(DblinkError, psycopg.Error),
+                    connect(hook.target(), application_name=task_name(), check=limit) as connection,
+                ):
+                    replace(once, connection=connection).end_awaited()
+            raise
+
+    def _is_still_wanted(self, context: Context) -> bool:
+        """Return whether the task is to be tried again: a worker that stops, not a user's kill.
+
+        Without another try there is nobody to take over: no.
+        """
+        ti = context["ti"]
+        return ti.try_number <= ti.max_tries and self._is_marked_running(context)
+
+    def _is_marked_running(self, context: Context, *, without_answer: bool = False) -> bool:
+        """Return whether Airflow still has the task as running: it is told to stop, but by no user.
+
+        Asked in a thread, since SIGKILL follows SIGTERM after 5 s and a kill must cancel in time;
+        without an answer in time it is *without_answer*.
+        """
+        ti = context["ti"]
+        with_index = None if ti.map_index is None or ti.map_index < 0 else ti.map_index
+
+        def ask() -> bool:
+            states = ti.get_task_states(
+                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=with_index
+            )
+            return any(state == "running" for run in states.values() for state in run.values())
+
+        executor = ThreadPoolExecutor(1, thread_name_prefix="task-state")
+        try:
+            return executor.submit(ask).result(timeout=_STATE_ANSWER_S)
+        except Exception as error:  # noqa: BLE001 - whatever keeps the answer away
+            self.log.warning("No answer whether the task is still wanted (%s).", type(error).__name__)
+            return without_answer
+        finally:
+            executor.shutdown(wait=False)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{min(seconds * 1000, _MAX_LIMIT_MS):.0f}ms"

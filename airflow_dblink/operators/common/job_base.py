@@ -1,0 +1,306 @@
+"""What operators share that send jobs, and wait for them."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout
+
+from airflow_dblink.core.errors import (
+    DblinkError,
+    RemoteError,
+    StoppedError,
+    UsageError,
+)
+from airflow_dblink.core.jobs.client import Jobs
+from airflow_dblink.core.jobs.draft import Draft, check_statement, draft
+from airflow_dblink.core.jobs.job import Job, JobHandle, missing
+from airflow_dblink.core.jobs.send import Sent, Submission
+from airflow_dblink.core.jobs.watch import demand_session, listens_to
+from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.server.connection import LinkConnection, connect, time_limit
+from airflow_dblink.core.server.target import parse_session_settings
+from airflow_dblink.exceptions import DblinkTaskKilledError
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.links.job import DblinkJobLink, job_url
+from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.triggers.job import DblinkJobTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_CANCEL_S = 10.0  # of a server that doesn't answer
+# The trigger keeps the limit itself; Airflow's own is for when no triggerer runs.
+_TRIGGERER_GRACE = timedelta(seconds=30)
+
+
+class DblinkJobBaseOperator(DblinkBaseOperator):
+    """Base of the operators that send a job; not one itself.
+
+    :param conn_id: Airflow connection of the database that it runs in. (templated)
+    :param sql: one statement, several, or the path of a ``.sql`` file. (templated)
+    :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
+    :param job_schema: schema of the job table; by default what the connection says.
+    :param cancel_on_kill: cancel the job when a user kills the task, marks or clears it.
+    """
+
+    operator_extra_links: Collection[BaseOperatorLink] = (DblinkJobLink(),)
+    ui_color = "#e0dcf3"
+
+    def __init__(
+        self,
+        *,
+        conn_id: str,
+        sql: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        job_schema: str | None = None,
+        cancel_on_kill: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id
+        self.sql = sql
+        self.parameters = parameters
+        self.job_schema = job_schema
+        self.cancel_on_kill = cancel_on_kill
+        self.job_handle: JobHandle | None = None  # for the link
+
+    def _hook(self, conn_id: str) -> DblinkHook:
+        return DblinkHook(
+            dblink_conn_id=conn_id,
+            password_required=self.password_required,
+            job_schema=self.job_schema,
+            check=self._check,
+        )
+
+    def _submit(
+        self,
+        context: Context,
+        hook: DblinkHook,
+        submission: Submission,
+        *,
+        keep_result: bool,
+        ends_with_task: bool,
+    ) -> Sent:
+        """Send the job, or find that of an earlier try.
+
+        :param ends_with_task: the task's ``execution_timeout`` is the job's, too.
+        """
+        check_statement(self.sql, self.conn_id)
+        sent = submission.submit(
+            lambda connection: self._draft(
+                connection, hook, keep_result=keep_result, ends_with_task=ends_with_task
+            )
+        )
+        self.job_handle = JobHandle(self.conn_id, str(sent.job_id), submission.schema)
+        self.log.info("Job %s on %s: %s", sent.job_id, self.conn_id, "taken over" if sent.job else "running")
+        # Now, and not when the task has ended: who waits wants to look.
+        context["ti"].xcom_push(DblinkJobLink().xcom_key, job_url(self.dag_id, self.job_handle))
+        return sent
+
+    def _draft(
+        self, connection: LinkConnection, hook: DblinkHook, *, keep_result: bool, ends_with_task: bool
+    ) -> Draft:
+        if ends_with_task:
+            settings = self._settings(connection, self.conn_id)
+        else:
+            settings = parse_session_settings(self.conn_id, self.session_settings)
+            if self.statement_timeout is not None:
+                settings["statement_timeout"] = f"{self.statement_timeout.total_seconds() * 1000:.0f}ms"
+        limit = settings.pop("statement_timeout", None)
+        target = hook.target(self.conn_id)
+        if self.statement_timeout is not None or "statement_timeout" in (self.session_settings or {}):
+            demand_session(target, "statement_timeout of a job")
+        elif not listens_to(target):  # it is only execution_timeout's, which is looked after here as well
+            limit = None
+        return draft(
+            connection,
+            self.conn_id,
+            self.sql,
+            self.parameters,
+            keep_result=keep_result,
+            settings=settings,
+            statement_timeout=limit,
+        )
+
+    @contextmanager
+    def _cancelling(self, context: Context, hook: DblinkHook, submission: Submission) -> Iterator[None]:
+        """Cancel the job on a user's kill and on ``execution_timeout``, and on nothing else.
+
+        Not on a worker's restart; nor on an ordinary error, which may be that of a superseded try.
+        """
+        try:
+            yield
+        except StoppedError:
+            job_id = submission.job_id
+            if job_id is None:
+                raise
+            # A user's wish came by Airflow's API; if that gives no answer now, it is an outage that stops us.
+            if not self.cancel_on_kill or self._is_marked_running(context, without_answer=True):
+                raise DblinkTaskKilledError(
+                    f"the task was told to stop; job {job_id} goes on, and the next try takes it over"
+                ) from None
+            self._cancel(hook, submission)
+            raise
+        except AirflowTaskTimeout:
+            self._cancel(hook, submission)
+            raise
+
+    def _cancel(self, hook: DblinkHook, submission: Submission) -> None:
+        """Cancel the job within some seconds; never raises."""
+        job_id = submission.job_id
+        if job_id is None:
+            return
+        try:
+            # Not a connection that asks whether it should stop.
+            with connect(
+                hook.target(),
+                application_name="airflow-dblink cancel",
+                direct=True,
+                check=time_limit(self.conn_id, _CANCEL_S),
+            ) as connection:
+                jobs = Jobs(connection, self.conn_id, submission.schema)
+                if not submission.has_sent(jobs.get(job_id)):
+                    raise UsageError("it is another task's", self.conn_id)
+                job = jobs.cancel(job_id)
+            self.log.info("Cancelled job %s on %s: %s", job_id, self.conn_id, job.state)
+        except Exception as error:  # noqa: BLE001 - what has ended the task is what counts
+            self.log.warning("Cancelling job %s failed: %s", job_id, without_credentials(str(error)))
+
+
+class DblinkJobWaitingOperator(DblinkJobBaseOperator):
+    """Base of the operators that send a job and wait for its end; not one itself.
+
+    :param deferrable: wait in the triggerer.
+    :param poll_interval: seconds after which the job is looked at without being told of its end.
+    :param grace_period: a job that ends within it never defers.
+    """
+
+    def __init__(
+        self,
+        *,
+        deferrable: bool,
+        poll_interval: float = 10.0,
+        grace_period: timedelta = timedelta(seconds=5),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(poll_interval, int | float) or poll_interval <= 0:
+            raise UsageError(f"poll_interval must be a number of seconds above 0, got {poll_interval!r}")
+        if not isinstance(grace_period, timedelta):
+            raise UsageError(f"grace_period must be a timedelta, got {type(grace_period).__name__}")
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.grace_period = grace_period
+
+    @abstractmethod
+    def _result(self, context: Context, hook: DblinkHook, job: Job) -> Any:
+        """Return what becomes the task's result, once the job has succeeded."""
+
+    def _send_and_wait(self, context: Context, *, keep_result: bool) -> Any:
+        began = time.time()
+        with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
+            submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
+            with self._cancelling(context, hook, submission):
+                sent = self._submit(context, hook, submission, keep_result=keep_result, ends_with_task=True)
+                if sent.call is not None:
+                    sent.call.wait(self.grace_period.total_seconds())
+                    sent.call.leave()
+                job = self._look(hook, self._handle)
+                if job is None or not job.has_ended:
+                    if self.deferrable:
+                        self._demand_wanted(context)
+                        self._defer(began)
+                    job = hook.wait_for_job(self._handle, poll_s=self.poll_interval)
+            return self._ended(context, hook, submission, job)
+
+    def _demand_wanted(self, context: Context) -> None:
+        """Raise if a user has stopped the task: one that defers is not told of it any more.
+
+        :raises StoppedError: then.
+        """
+        self._check()
+        if not self._is_marked_running(context, without_answer=True):
+            raise StoppedError("the task was told to stop")
+
+    @property
+    def _handle(self) -> JobHandle:
+        if self.job_handle is None:
+            raise UsageError("no job was sent", self.conn_id)
+        return self.job_handle
+
+    def _look(self, hook: DblinkHook, handle: JobHandle) -> Job | None:
+        """Return the job as it is now, ``None`` where the server can't be asked."""
+        try:
+            return hook.job(handle)
+        except DblinkError as error:
+            if not isinstance(error, UsageError) and not isinstance(error, StoppedError):
+                self.log.warning("%s", error)
+                return None
+            raise
+
+    def _defer(self, began: float) -> None:
+        handle = self._handle
+        limit = self.execution_timeout
+        self.log.info("Job %s still runs: waiting in the triggerer.", handle.job_id)
+        self.defer(
+            trigger=DblinkJobTrigger(
+                conn_id=handle.conn_id,
+                job_id=handle.job_id,
+                schema=handle.schema,
+                poll_interval=self.poll_interval,
+                cancel_on_kill=self.cancel_on_kill,
+                password_required=self.password_required,
+                deadline=None if limit is None else began + limit.total_seconds(),
+            ),
+            method_name="execute_complete",
+            kwargs={"handle": handle.as_dict()},
+            timeout=None if limit is None else limit + _TRIGGERER_GRACE,
+        )
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any], handle: Mapping[str, str]) -> Any:
+        """Go on after the triggerer's event; the job itself says how it ended."""
+        self.job_handle = JobHandle.read(handle)
+        state = event["state"]
+        with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
+            submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
+            if state == "timeout":
+                self._cancel(hook, submission)  # once more, should the triggerer have failed in it
+                raise AirflowTaskTimeout(
+                    f"execution_timeout is over: job {self.job_handle.job_id} was cancelled"
+                )
+            if state == "error":
+                kind = UsageError if event.get("is_mistake", True) else RemoteError
+                raise kind(str(event.get("message")))
+            if state == "missing":
+                raise missing(self.job_handle.job_id, self.conn_id, self.job_handle.schema)
+            with self._cancelling(context, hook, submission):
+                job = hook.wait_for_job(self.job_handle, poll_s=self.poll_interval)
+            return self._ended(context, hook, submission, job)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Cancel the job when waiting took longer than ``execution_timeout``, and nobody else did."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            with suppress(Exception), self._hook(self.conn_id) as hook:
+                submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
+                if submission.job_id is not None:  # for the link
+                    self.job_handle = JobHandle(self.conn_id, str(submission.job_id), submission.schema)
+                self._cancel(hook, submission)
+            raise
+
+    def _ended(self, context: Context, hook: DblinkHook, submission: Submission, job: Job) -> Any:
+        if (error := job.error(self.conn_id)) is not None:
+            raise error
+        self.log.info("Job %s on %s succeeded: %s", job.id, self.conn_id, job.command_tag or "OK")
+        result = self._result(context, hook, job)
+        self._check()
+        submission.finish()
+        return result

@@ -1,0 +1,143 @@
+"""Where an operator's rows go: to a function, a CSV file, or (few of them) XCom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.link.messages import Params, Row, Statement
+from airflow_dblink.core.streams.to_csv import csv_chunks
+from airflow_dblink.core.streams.to_json import JsonValues
+from airflow_dblink.operators.common.arguments import flag, whole_number
+from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.files import OWN, demand_file, demand_mode, new_file
+
+Handler = Callable[[list[Row]], object]
+
+
+@dataclass(frozen=True)
+class RowSink:
+    """Exactly one of *handler*, *path* and *max_xcom_rows* says where the rows go.
+
+    The fields are those of :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`.
+
+    :ivar conn_id: for errors.
+    :ivar check: called for each batch; raises to stop.
+    """
+
+    conn_id: str
+    check: Callable[[], None]
+    batch_rows: int = 10_000
+    handler: Handler | None = None
+    path: str | None = None
+    path_conn_id: str | None = None
+    base_path: str | None = None
+    file_mode: str = OWN
+    header: bool = True
+    csv_options: Mapping[str, str] = field(default_factory=dict)
+    max_xcom_rows: int | None = None
+
+    @classmethod
+    def of(cls, operator: DblinkBaseOperator, conn_id: str) -> Self:
+        """Return where the rows of *operator* go: its attributes of these names, as far as it has them.
+
+        :raises UsageError: for one of the wrong type.
+        """
+        names = {field.name for field in fields(cls)} - {"conn_id", "check"}
+        given = {name: getattr(operator, name) for name in names if getattr(operator, name, None) is not None}
+        for name, least in (("batch_rows", 1), ("max_xcom_rows", 0)):
+            if name in given:
+                given[name] = whole_number(name, given[name], least=least)
+        if "header" in given:
+            given["header"] = flag("header", given["header"])
+        if not callable(given.get("handler", print)):
+            raise UsageError(f"handler must be a function, got {type(given['handler']).__name__}", conn_id)
+        options = given.get("csv_options", {})
+        if not isinstance(options, Mapping) or not all(isinstance(each, str) for each in options.values()):
+            raise UsageError("csv_options must be a mapping of names and texts", conn_id)
+        return cls(conn_id, operator._check, **given)
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the places that are given."""
+        return [name for name in ("handler", "path", "max_xcom_rows") if getattr(self, name) is not None]
+
+    def demand_one(self) -> None:
+        """Raise unless exactly one place is given, its path can be a file's, and all CSV options exist.
+
+        :raises UsageError: says which.
+        """
+        if len(self.given) != 1:
+            raise UsageError(
+                f"give exactly one of handler, path and max_xcom_rows, got {', '.join(self.given) or 'none'}",
+                self.conn_id,
+                hint="rows without a bound do not belong into XCom: use path or handler",
+            )
+        if unknown := set(self.csv_options) - {"delimiter", "null", "quote", "escape"}:
+            raise UsageError(f"csv_options has no {', '.join(sorted(map(str, unknown)))}", self.conn_id)
+        if self.path is not None:
+            demand_mode(self.file_mode)
+            demand_file("path", self.path, self.path_conn_id, self.base_path)
+
+    def deliver(
+        self, link: Link, statement: Statement, params: Params | None = None, *, expected: int | None = None
+    ) -> dict[str, Any]:
+        """Read the rows of *statement* and hand them on.
+
+        :param expected: how many there must be; a file doesn't appear otherwise.
+        :returns: ``rows`` and ``batches``, with ``path`` for a file and ``data`` for XCom.
+        :raises UsageError: for more rows than *max_xcom_rows*; if there are not as many as *expected*.
+        :raises RemoteError: what the server says; the file is then not there, or the old one.
+        """
+        if self.path is not None:
+            return self._to_file(link, statement, params, self.path, expected)
+        result = self._to_handler(link, statement, params)
+        self._demand(result["rows"], expected)
+        return result
+
+    def _demand(self, rows: int, expected: int | None) -> None:
+        if expected is not None and rows != expected:
+            raise UsageError(
+                f"the result holds {rows} rows, but the job wrote {expected}",
+                self.conn_id,
+                hint="somebody has changed it since: send the job anew",
+            )
+
+    def _to_handler(self, link: Link, statement: Statement, params: Params | None) -> dict[str, Any]:
+        kept: list[Any] = []
+        rows = batches = 0
+        batch_rows, values = self.batch_rows, None
+        if self.max_xcom_rows is not None:
+            # One more than allowed is enough to refuse them.
+            batch_rows, values = min(batch_rows, self.max_xcom_rows + 1), JsonValues(link.connection)
+        for batch in link.batches(statement, params, batch_rows, values):
+            self.check()
+            rows, batches = rows + len(batch), batches + 1
+            if self.handler is not None:
+                self.handler(batch)
+                continue
+            if rows > (self.max_xcom_rows or 0):
+                raise UsageError(
+                    f"the query gives more than max_xcom_rows={self.max_xcom_rows} rows",
+                    self.conn_id,
+                    hint="limit the query, or use path or handler",
+                )
+            kept.extend(list(row) for row in batch)
+        result: dict[str, Any] = {"rows": rows, "batches": batches}
+        return result if self.handler is not None else {**result, "data": kept}
+
+    def _to_file(
+        self, link: Link, statement: Statement, params: Params | None, path: str, expected: int | None
+    ) -> dict[str, Any]:
+        rows = 0
+        with new_file(path, self.path_conn_id, demand_mode(self.file_mode)) as file:
+            for data, count in csv_chunks(link, statement, params, header=self.header, **self.csv_options):
+                self.check()
+                file.write(data)
+                rows += count
+            self.check()
+            self._demand(rows, expected)
+        return {"rows": rows, "batches": -(-rows // self.batch_rows), "path": path}
