@@ -13,23 +13,22 @@ from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.core.once.tickets import read as read_ticket
 from airflow_dblink.core.once.transaction import KEY as ONCE_KEY
-from airflow_dblink.core.once.transaction import Store
 from airflow_dblink.core.transfer.plan import Mode, Spec
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.job_functions import demand_kept_rows
 from airflow_dblink.links.job import DblinkJobLink
-from airflow_dblink.operators.common.arguments import demand_columns
+from airflow_dblink.operators.common.arguments import demand_columns, flag
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.files import FileWritingOperator
 from airflow_dblink.operators.common.handles import TakesHandle, handles_of
 from airflow_dblink.operators.common.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
+from airflow_dblink.operators.common.kept_rows import delivered
 from airflow_dblink.operators.common.rows import Handler, RowSink
 from airflow_dblink.operators.transfer import MovingOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_RESULT_KEY = "airflow_dblink_job_result"
 _RENDERERS = {"sql": "postgresql", "parameters": "json", "session_settings": "json"}
 
 
@@ -166,7 +165,7 @@ class DblinkJobOperator(FileWritingOperator, DblinkJobWaitingOperator):
         sink = RowSink.of(self, self.conn_id)
         if sink.given:
             drop = not self.keep_result
-            result |= _delivered(self, context, hook, self._handle, job, sink, drop=drop)
+            result |= delivered(self, context, hook, self._handle, job, sink, drop=drop)
         return result
 
 
@@ -192,9 +191,11 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
     :param batch_rows: rows per batch.
     :param destination_conn_id: Airflow connection of the destination. (templated)
     :param destination_table: table that gets the rows, as in SQL. (templated)
-    :param mode: ``append``, ``replace``, ``upsert`` or ``create``, as of
-        :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`. (templated)
+    :param mode: ``append`` (only adds rows, so a second load of the same keys fails), ``replace``, ``upsert``
+        or ``create``, as of :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`. (templated)
     :param key: columns of a unique index for ``upsert``. (templated)
+    :param allow_empty_source: let a result without rows empty the destination in mode ``replace``.
+        (templated)
     :param drop_result: drop the rows on the server once they are handed on.
     :param poll_interval: seconds after which the job is looked at without being told of its end.
     :param orphan_timeout: how long a try waits for the load of a killed one.
@@ -219,6 +220,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
         "destination_table",
         "mode",
         "key",
+        "allow_empty_source",
         "session_settings",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"handle": "json", "session_settings": "json"}
@@ -242,6 +244,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
         destination_table: str | None = None,
         mode: Mode = "append",
         key: Sequence[str] | None = None,
+        allow_empty_source: bool | str = False,
         drop_result: bool = False,
         poll_interval: float = 10.0,
         orphan_timeout: timedelta = timedelta(hours=1),
@@ -260,6 +263,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
         self.destination_table = destination_table
         self.mode = mode
         self.key = key
+        self.allow_empty_source = allow_empty_source
         self.drop_result = drop_result
         self.poll_interval = poll_interval
         self.orphan_timeout = orphan_timeout
@@ -279,7 +283,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
                 if (error := job.error(handle.conn_id)) is not None:
                     raise error
                 if self.destination_table is None:
-                    return _delivered(self, context, hook, handle, job, sink, drop=self.drop_result)
+                    return delivered(self, context, hook, handle, job, sink, drop=self.drop_result)
                 result = self._to_table(context, hook, handle, job)
                 if self.drop_result:
                     hook.drop_result(handle)
@@ -307,7 +311,13 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
                 query = held.enter_context(hook.counted_result_query(handle, job))
             elif loaded is None or loaded.life < context["ti"].max_tries:  # cleared since
                 demand_kept_rows(handle, job)
-            spec = Spec(destination_table=table, source_sql=query, mode=self.mode, key=self.key)
+            spec = Spec(
+                destination_table=table,
+                source_sql=query,
+                mode=self.mode,
+                key=self.key,
+                allow_empty_source=flag("allow_empty_source", self.allow_empty_source),
+            )
             return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)
 
 
@@ -371,30 +381,3 @@ class DblinkCancelQueryOperator(DblinkBaseOperator, TakesHandle):
             for handle, rendered in handles_of(self.given_handle, self.handle)
             if handle is not None
         ]
-
-
-def _delivered(
-    operator: DblinkBaseOperator,
-    context: Context,
-    hook: DblinkHook,
-    handle: JobHandle,
-    job: Job,
-    sink: RowSink,
-    *,
-    drop: bool,
-) -> dict[str, Any]:
-    """Hand on the kept rows and, with *drop*, drop them; a retry after that is given what was returned."""
-    store: Store = context["task_state_store"]
-    stored: Any = store.get(_RESULT_KEY)
-    mine = {"job_id": handle.job_id, "life": context["ti"].max_tries}
-    if isinstance(stored, dict) and mine.items() <= stored.items() and job.result_table is None:
-        operator.log.info("An earlier try has handed on the rows and dropped them.")
-        result: dict[str, Any] = dict(stored["result"])
-        return result
-    with hook.result_link(handle, job) as (link, query):
-        result = sink.deliver(link, query, expected=job.row_count)
-    operator.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])
-    if drop:
-        store.set(_RESULT_KEY, {**mine, "result": result})
-        hook.drop_result(handle)
-    return result

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.core.transfer.plan import Mode, Spec
 from airflow_dblink.core.transfer.run import prepare, run
-from airflow_dblink.operators.common.arguments import demand_columns
+from airflow_dblink.operators.common.arguments import demand_columns, flag
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.lineage import transfer_lineage
 
@@ -106,6 +106,7 @@ class DblinkTransferOperator(MovingOperator):
     :param lock: lock the destination table first, before *pre_sql*: nobody else writes to it until the
         transaction ends, and two tasks that delete and load the same rows do so one after the other. Reading
         goes on. Wait no longer than ``session_settings={"lock_timeout": "10min"}`` says.
+    :param allow_empty_source: let an empty source empty the destination in mode ``replace``. (templated)
     :param analyze: ANALYZE the destination in the end; by default left to autovacuum.
     :param reset_sequences: move the sequences of loaded columns (serial, identity, or behind a default)
         beyond the values that came, in their own direction and steps.
@@ -114,8 +115,9 @@ class DblinkTransferOperator(MovingOperator):
 
     :returns: (XCom) ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
         ``format`` (``binary`` or ``text``) and ``xid`` of the destination's transaction.
-    :raises AirflowFailException: for mistakes found before a row moves (no retry helps), and if the
-        server can't tell whether an earlier try has committed.
+    :raises AirflowFailException: for mistakes found before a row moves (no retry helps), for an empty source
+        that would empty the destination (it stays as it is), and if the server can't tell whether an
+        earlier try has committed.
     :raises RemoteError: what a server says, naming its connection; nothing is changed then.
     :raises TransientError: the same, where a retry may help.
     :raises DblinkTaskKilledError: after a kill; nothing is changed then.
@@ -133,6 +135,7 @@ class DblinkTransferOperator(MovingOperator):
         "key",
         "pre_sql",
         "post_sql",
+        "allow_empty_source",
         "session_settings",
     )
     template_ext: Sequence[str] = (".sql",)
@@ -164,6 +167,7 @@ class DblinkTransferOperator(MovingOperator):
         analyze: bool = False,
         reset_sequences: bool = True,
         lock: bool = False,
+        allow_empty_source: bool | str = False,
         orphan_timeout: timedelta = timedelta(hours=1),
         **kwargs: Any,
     ) -> None:
@@ -182,6 +186,7 @@ class DblinkTransferOperator(MovingOperator):
         self.analyze = analyze
         self.reset_sequences = reset_sequences
         self.lock = lock
+        self.allow_empty_source = allow_empty_source
         self.orphan_timeout = orphan_timeout
         self._note_given("source_table", "source_sql", "pre_sql", "post_sql")
 
@@ -209,6 +214,7 @@ class DblinkTransferOperator(MovingOperator):
             analyze=self.analyze,
             reset_sequences=self.reset_sequences,
             lock=self.lock,
+            allow_empty_source=flag("allow_empty_source", self.allow_empty_source),
         )
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:

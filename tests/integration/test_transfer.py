@@ -52,16 +52,29 @@ def test_replace_leaves_only_the_rows_that_came(both: tuple[Database, Database])
     assert items(warehouse) == items(source)
 
 
-def test_replace_from_an_empty_source_leaves_an_empty_table(both: tuple[Database, Database]) -> None:
+def test_a_second_append_of_the_same_keys_names_the_modes_that_load_again(
+    both: tuple[Database, Database],
+) -> None:
+    transfer()
+    with pytest.raises(RemoteError, match=r"(?s)'warehouse'.*23505.*HINT.*mode='append' only adds.*'upsert'"):
+        transfer()
+    assert transfer(mode="upsert")["changed"] == 0
+    assert transfer(mode="replace")["changed"] == 3
+
+
+@pytest.mark.parametrize("allowed", [True, "True"])
+def test_replace_from_an_empty_source_empties_the_table_where_that_is_allowed(
+    both: tuple[Database, Database], allowed: bool | str
+) -> None:
     source, warehouse = both
     source.execute("TRUNCATE item")
     warehouse.execute("INSERT INTO item VALUES (0, 'gone')")
-    result = transfer(mode="replace")
+    result = transfer(mode="replace", allow_empty_source=allowed)
     assert (items(warehouse), result["rows"], result["changed"]) == ([], 0, 0)
 
 
-@pytest.mark.parametrize("mode", ["append", "upsert", "create"])
-def test_no_rows_are_no_failure(both: tuple[Database, Database], mode: str) -> None:
+@pytest.mark.parametrize("mode", ["append", "replace", "upsert", "create"])
+def test_no_rows_into_an_empty_table_are_no_failure(both: tuple[Database, Database], mode: str) -> None:
     source, warehouse = both
     source.execute("TRUNCATE item")
     if mode == "create":

@@ -54,6 +54,7 @@ class Spec:
     analyze: bool = False
     reset_sequences: bool = True
     lock: bool = False
+    allow_empty_source: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Plan:
     create: sql.Composed | sql.SQL | None
     estimated_rows: int | None
     same_database: bool
+
+    @property
+    def refuses_empty_source(self) -> bool:
+        """Whether an empty source must not empty the destination."""
+        return self.spec.mode == "replace" and not self.spec.allow_empty_source
 
     @property
     def destination_columns(self) -> sql.Composed | sql.SQL:

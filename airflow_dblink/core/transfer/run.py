@@ -16,12 +16,16 @@ from psycopg import sql
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.settings import TEXT_FORMS, set_local
-from airflow_dblink.core.streams.pump import End, pump
+from airflow_dblink.core.streams.pump import End, Pumped, pump
 from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.core.tables.sequences import reset_sequences
 from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
 
 Progress = Callable[[int, int, int | None], None]
+
+_ROWS_ARE_THERE = (
+    "mode='append' only adds rows: 'upsert' updates those that are there, 'replace' loads the table anew"
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +71,22 @@ def run(
     :param progress: called with rows, bytes and the estimated total, often.
     :returns: ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
         ``format`` and ``xid``.
+    :raises UsageError: if the source is empty, *replace* would empty the destination, and
+        *allow_empty_source* doesn't allow it; nothing is changed then.
     :raises RemoteError: what a server says, naming its connection; nothing is changed then.
     """
     started = time.monotonic()
     # Under a lock that was waited for, each statement must see what others have committed meanwhile.
-    once.begin({**TEXT_FORMS, **settings}, read_committed=work.spec.lock)
-    _make_room(destination, work)
-    pumped = pump(
-        End.of(source, work.copy_out),
-        End.of(destination, work.copy_in),
-        lambda rows, size: progress(rows, size, work.estimated_rows),
-    )
+    read_committed = work.spec.lock or work.refuses_empty_source
+    once.begin({**TEXT_FORMS, **settings}, read_committed=read_committed)
+    emptied = _make_room(destination, work)
+    pumped = _pump(source, destination, work, progress)
+    if emptied and not pumped.sent:
+        raise UsageError(
+            f"the source is empty, and {work.relation} {emptied}",
+            source.conn_id,
+            hint="if that is right: allow_empty_source=True",
+        )
     source.run("COMMIT", "ending the source transaction")
     changed = _finish(destination, work) if work.spec.mode == "upsert" else pumped.taken
     if work.spec.mode != "upsert" and pumped.taken != pumped.sent:
@@ -95,7 +104,22 @@ def run(
     return result
 
 
-def _make_room(destination: Side, work: Plan) -> None:
+def _pump(source: Side, destination: Side, work: Plan, progress: Progress) -> Pumped:
+    try:
+        return pump(
+            End.of(source, work.copy_out),
+            End.of(destination, work.copy_in),
+            lambda rows, size: progress(rows, size, work.estimated_rows),
+        )
+    except RemoteError as error:
+        if (error.sqlstate, error.connname) != ("23505", destination.conn_id) or work.spec.mode != "append":
+            raise
+        raise error.but(hint=error.hint or _ROWS_ARE_THERE) from None
+
+
+def _make_room(destination: Side, work: Plan) -> str | None:
+    """Prepare the destination; returns what *replace* removes, where an empty source must not do so."""
+    emptied = None
     if work.spec.lock:
         lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(work.target)
         destination.run(lock, "locking the destination table")
@@ -104,12 +128,27 @@ def _make_room(destination: Side, work: Plan) -> None:
     if work.create is not None:
         destination.run(work.create, "creating the destination table")
     if work.spec.mode == "replace":
+        emptied = _what_is_emptied(destination, work)
         destination.run(sql.SQL("TRUNCATE {}").format(work.target), "truncating the destination table")
     if work.spec.mode == "upsert":
         stage = sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA")
         destination.run(
             stage.format(STAGE, work.destination_columns, work.target), "creating the staging table"
         )
+    return emptied
+
+
+def _what_is_emptied(destination: Side, work: Plan) -> str | None:
+    """Lock the table as TRUNCATE will, and say whether it has rows; ``None`` where that is no matter."""
+    if work.relation is None or not work.refuses_empty_source:
+        return None
+    if work.relation.kind != "f":  # LOCK takes no foreign tables
+        lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(work.target)
+        destination.run(lock, "locking the destination table")
+    if not any(column.may_select for column in work.relation.columns):
+        return "may have rows, which this role can't see (no SELECT)"
+    a_row = sql.SQL("SELECT FROM {} LIMIT 1").format(work.target)
+    return "has rows" if destination.run(a_row, "looking for rows of the destination table") else None
 
 
 def _finish(destination: Side, work: Plan) -> int:

@@ -1,0 +1,43 @@
+"""Handing on the rows that a job kept, and dropping them: a retry finds what was returned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_dblink.core.jobs.job import Job, JobHandle
+from airflow_dblink.core.once.transaction import Store
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.rows import RowSink
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_KEY = "airflow_dblink_job_result"
+
+
+def delivered(
+    operator: DblinkBaseOperator,
+    context: Context,
+    hook: DblinkHook,
+    handle: JobHandle,
+    job: Job,
+    sink: RowSink,
+    *,
+    drop: bool,
+) -> dict[str, Any]:
+    """Hand on the kept rows and, with *drop*, drop them; a retry after that is given what was returned."""
+    store: Store = context["task_state_store"]
+    stored: Any = store.get(_KEY)
+    mine = {"job_id": handle.job_id, "life": context["ti"].max_tries}
+    if isinstance(stored, dict) and mine.items() <= stored.items() and job.result_table is None:
+        operator.log.info("An earlier try has handed on the rows and dropped them.")
+        result: dict[str, Any] = dict(stored["result"])
+        return result
+    with hook.result_link(handle, job) as (link, query):
+        result = sink.deliver(link, query, expected=job.row_count)
+    operator.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])
+    if drop:
+        store.set(_KEY, {**mine, "result": result})
+        hook.drop_result(handle)
+    return result
