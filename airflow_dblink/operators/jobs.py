@@ -23,8 +23,8 @@ from airflow_dblink.operators.common.files import FileWritingOperator
 from airflow_dblink.operators.common.handles import TakesHandle, handles_of
 from airflow_dblink.operators.common.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
 from airflow_dblink.operators.common.kept_rows import delivered
+from airflow_dblink.operators.common.moving import MovingOperator
 from airflow_dblink.operators.common.rows import Handler, RowSink
-from airflow_dblink.operators.transfer import MovingOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.once.transaction import Store
 from airflow_dblink.core.sync.changes.statements import statements_of_plan
 from airflow_dblink.core.sync.run import Session, dry_run, run
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
@@ -221,7 +222,7 @@ class DblinkSyncOperator(FileWritingOperator):
             self._demand_values("source_conn_id", "destination_conn_id", "destination_table")
             demand_columns("columns", self.columns, or_mapping=True)
             demand_columns("key", self.key)
-            store = watermark_store(self, context)
+            store = self._watermark_store(context)
             spec = self._spec(store.get(self.watermark_key) if store is not None else None)
             spec.check()
             self._check_statements_path(spec)
@@ -340,9 +341,20 @@ class DblinkSyncOperator(FileWritingOperator):
     @property
     def watermark_key(self) -> str:
         """Where the watermark is in the asset's state; see :func:`watermark_key`."""
-        return watermark_key(self)
+        work = (
+            *(self.destination_conn_id, self.destination_table, self.source_conn_id, self.source_table),
+            *(self.source_sql, self.source_parameters, self.where, self.where_parameters),
+            *(self.columns, self.key, self.watermark_column),
+        )
+        return watermark_key(work, (self.insert, self.update, self.delete))
 
-    def _advance(self, store: Any, result: Mapping[str, Any]) -> None:
+    def _watermark_store(self, context: Context) -> Store | None:
+        if self.watermark_column is None:
+            return None
+        of_task = [*self.inlets, *self.outlets]
+        return watermark_store(context, self.watermark_asset, of_task, self.watermark_key)
+
+    def _advance(self, store: Store, result: Mapping[str, Any]) -> None:
         """Keep the watermark, unless a later run has kept a higher one."""
         found = result.get("watermark")
         if self._is_dry or found is None:
@@ -397,4 +409,10 @@ class DblinkSyncOperator(FileWritingOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
-        return transfer_lineage(self)
+        return transfer_lineage(
+            self.source_conn_id,
+            self.source_table,
+            self.source_sql,
+            self.destination_conn_id,
+            self.destination_table,
+        )

@@ -2,80 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.core.transfer.plan import Mode, Spec
-from airflow_dblink.core.transfer.run import prepare, run
 from airflow_dblink.operators.common.arguments import demand_columns, flag
-from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.lineage import transfer_lineage
+from airflow_dblink.operators.common.moving import MovingOperator
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
-
-_REPORT_EVERY_S = 5.0
-_MB = 1e6
-
-
-class MovingOperator(DblinkBaseOperator):
-    """Base of the operators that move rows by COPY; not one itself."""
-
-    def _move(
-        self, context: Context, source_conn_id: str, destination_conn_id: str, spec: Spec, orphan: timedelta
-    ) -> dict[str, Any]:
-        """Move the rows, once across all tries, and return the counts."""
-        with self._hook(source_conn_id) as source_hook, self._hook(destination_conn_id) as destination_hook:
-            destination = Side(destination_hook.link().connection, destination_conn_id)
-            once = self._once(context, destination.connection, destination.conn_id, orphan)
-            if (result := self._recall(context, destination_hook, once)) is not None:
-                self.log.info("An earlier try has committed: nothing is moved. %s", result)
-                once.finish(result)
-                return result
-            source = Side(source_hook.link().connection, source_conn_id)
-            settings = self._settings(destination.connection, destination.conn_id)
-            source_settings = self._settings(source.connection, source.conn_id)
-            work = prepare(source, destination, spec, source_settings, settings)
-            self.log.info(
-                "%s -> %s.%s: %s columns, %s, mode %s",
-                source_conn_id,
-                destination_conn_id,
-                spec.destination_table,
-                len(work.pairs),
-                work.format,
-                spec.mode,
-            )
-            result = run(source, destination, work, once, settings, self._progress())
-            self._say("Moved", result["rows"], result["bytes"], result["seconds"])
-            self._check()
-            once.finish(result)
-            return result
-
-    def _progress(self) -> Any:
-        started = said = time.monotonic()
-
-        def progress(rows: int, size: int, total: int | None) -> None:
-            nonlocal said
-            now = time.monotonic()
-            if now - said < _REPORT_EVERY_S:
-                return
-            said = now
-            left = ""
-            if total and rows:
-                share = min(rows / total, 1.0)
-                remaining = (now - started) * (1 - share) / share
-                left = f", about {share:.0%} of {total:,}, {remaining:,.0f} s left"
-            self._say("So far", rows, size, now - started, left)
-
-        return progress
-
-    def _say(self, what: str, rows: int, size: int, seconds: float, more: str = "") -> None:
-        speed = size / _MB / max(seconds, 0.001)
-        self.log.info("%s: %s rows, %.1f MB, %.1f MB/s%s", what, f"{rows:,}", size / _MB, speed, more)
 
 
 class DblinkTransferOperator(MovingOperator):
@@ -219,4 +157,10 @@ class DblinkTransferOperator(MovingOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
-        return transfer_lineage(self)
+        return transfer_lineage(
+            self.source_conn_id,
+            self.source_table,
+            self.source_sql,
+            self.destination_conn_id,
+            self.destination_table,
+        )

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from airflow_dblink.core.errors import RemoteError
-from airflow_dblink.operators import transfer as operator_module
+from airflow_dblink.operators.common.moving import Progress
 from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.stores import MemoryStore
@@ -322,7 +322,7 @@ def test_progress_tells_rows_megabytes_speed_and_share(
     source.execute(
         "INSERT INTO item SELECT i, repeat('x', 50) FROM generate_series(4, 40000) AS i; ANALYZE item"
     )
-    monkeypatch.setattr(operator_module, "_REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(Progress, "every_s", 0.0)
     with caplog.at_level(logging.DEBUG):
         transfer()
     said = capfd.readouterr().out

@@ -13,7 +13,7 @@ from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.parameters import Structure, structures_of_parameters
 
 if TYPE_CHECKING:
-    from airflow_dblink.hooks.parts.dbapi import DbApiSide
+    from airflow.providers.postgres.hooks.postgres import PostgresHook
 
 # Only for these does it matter what the column is.
 _DEPENDS = (list, dict, int, float)
@@ -54,7 +54,7 @@ class Insert:
     :param arguments: of ``DbApiHook._generate_insert_sql``, the values apart: table, target_fields, ...
     """
 
-    def __init__(self, hook: DbApiSide, table: str, arguments: dict[str, Any]) -> None:
+    def __init__(self, hook: PostgresHook, table: str, arguments: dict[str, Any]) -> None:
         self._hook = hook
         self._table = table
         self._arguments = arguments

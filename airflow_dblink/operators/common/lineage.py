@@ -10,31 +10,35 @@ from airflow_dblink.hooks.dblink import DblinkHook
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_dblink.operators.sync import DblinkSyncOperator
-    from airflow_dblink.operators.transfer import DblinkTransferOperator
-
 _NAME = re.compile(r'"((?:[^"]|"")*)"|([^".\s]+)')
 
 
 def transfer_lineage(
-    operator: DblinkTransferOperator | DblinkSyncOperator,
+    source_conn_id: str,
+    source_table: str | None,
+    source_sql: str | None,
+    destination_conn_id: str,
+    destination_table: str,
 ) -> OperatorLineage[Any, Any] | None:
-    """Return input and output datasets of *operator*, ``None`` without the OpenLineage provider.
+    """Return the input and output datasets of a move, ``None`` without the OpenLineage provider.
 
     A query's tables are found by OpenLineage's own SQL parser.
+
+    :param source_table: table name as in SQL; where it is missing, the tables of *source_sql* count.
+    :param destination_table: table name as in SQL.
     """
     try:
         from airflow.providers.common.compat.openlineage.facet import Dataset
         from airflow.providers.openlineage.extractors import OperatorLineage
     except ImportError:
         return None
-    output = _Place(operator.destination_conn_id)
-    source = _Place(operator.source_conn_id)
-    if operator.source_table:
-        inputs = [Dataset(*source.dataset(operator.source_table))]
+    output = _Place(destination_conn_id)
+    source = _Place(source_conn_id)
+    if source_table:
+        inputs = [Dataset(*source.dataset(source_table))]
     else:
-        inputs = [Dataset(*name) for name in source.tables_of(operator.source_sql or "")]
-    return OperatorLineage(inputs=inputs, outputs=[Dataset(*output.dataset(operator.destination_table))])
+        inputs = [Dataset(*name) for name in source.tables_of(source_sql or "")]
+    return OperatorLineage(inputs=inputs, outputs=[Dataset(*output.dataset(destination_table))])
 
 
 class _Place:
