@@ -77,6 +77,10 @@ class CredentialError(UsageError):
     """The connection would use the worker's own identity (dblink's 2F003); see ``connect_u``."""
 
 
+class InstallationError(UsageError):
+    """The database isn't ready for jobs, and this role can't make it so. A DBA can."""
+
+
 class RemoteError(DblinkError):
     """The server said no."""
 
@@ -103,6 +107,18 @@ class OutcomeUnknownError(DblinkError):
 
 class StoppedError(DblinkError):
     """The caller asked to stop (a kill); the statement was cancelled."""
+
+
+class VerificationError(DblinkError):
+    """The destination is not what it should be after the changes; all was rolled back."""
+
+
+class FloodError(psycopg.OperationalError):
+    """The server sent more than it may."""
+
+
+class StaleError(Exception):
+    """A relation isn't what was read of it before. Never leaves the builders."""
 
 
 def from_psycopg(

@@ -15,7 +15,8 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.jobs.send import KEY, Submission
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.link.registry import Links
-from airflow_dblink.core.server.connection import LinkConnection, connect
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import (
     OWN_OPTIONS,
     PSYCOPG_ARGUMENTS,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_dblink.core.errors import RemoteError, StoppedError, UsageError
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.link.link import Link
-from airflow_dblink.core.once.transaction import Once, check_script
-from airflow_dblink.core.server.connection import set_config
+from airflow_dblink.core.once.transaction import Once
+from airflow_dblink.core.server.settings import set_config
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.lexer import parts
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.sqltext.rules import check_script
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.job_base import DblinkJobWaitingOperator

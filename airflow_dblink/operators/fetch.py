@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.server.settings import HANDED_ON, set_local
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.server.settings import HANDED_ON
+from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.operators.common.files import FileWritingOperator
 from airflow_dblink.operators.common.rows import Handler, RowSink
 

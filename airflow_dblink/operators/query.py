@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.errors import StoppedError, UsageError
 from airflow_dblink.core.link.link import Link
-from airflow_dblink.core.once.transaction import Once, check_script
+from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.remote_sets.attach import attach, prepare
-from airflow_dblink.core.remote_sets.remote import QUERIES, Remote, remotes_by_table
-from airflow_dblink.core.server.settings import HANDED_ON, set_local
+from airflow_dblink.core.remote_sets.remote import Remote, remotes_by_table
+from airflow_dblink.core.server.settings import HANDED_ON
+from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.core.sqltext.lexer import Part, parts
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.sqltext.rules import QUERIES, check_script
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.files import FileWritingOperator

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.once.transaction import Store
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sync.changes.statements import statements_of_plan
 from airflow_dblink.core.sync.run import Session, dry_run, run
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
 from airflow_dblink.core.sync.watermark import is_higher
 from airflow_dblink.core.sync.work import Work
-from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.operators.common.arguments import demand_columns, flag, number, plan_of
 from airflow_dblink.operators.common.files import FileWritingOperator, demand_file, demand_mode, new_file
 from airflow_dblink.operators.common.lineage import transfer_lineage

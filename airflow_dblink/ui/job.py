@@ -36,7 +36,8 @@ from airflow_dblink.core.errors import DblinkError
 from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.job import SCHEMA, Job, JobHandle
 from airflow_dblink.core.masking import without_credentials
-from airflow_dblink.core.server.connection import connect, time_limit
+from airflow_dblink.core.server.connection import time_limit
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.ui.access import may_read_connection, uses_connection
 from airflow_dblink.ui.facts import MEANING, facts

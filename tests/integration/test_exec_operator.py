@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.once.transaction import KEY, Once
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.operators.execute import DblinkExecOperator
 from tests.conftest import AddConnection

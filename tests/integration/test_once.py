@@ -17,8 +17,10 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import OutcomeUnknownError, RemoteError, TransientError, UsageError
-from airflow_dblink.core.once.transaction import KEY, Once, check_script
-from airflow_dblink.core.server.connection import LinkConnection, connect
+from airflow_dblink.core.once.transaction import KEY, Once
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.login import connect
+from airflow_dblink.core.sqltext.rules import check_script
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
@@ -167,7 +169,7 @@ def test_the_server_finishes_and_commits_what_a_dead_worker_began(
 
 RUN = """
 import json, sys
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.once.transaction import Once
 
@@ -500,7 +502,7 @@ def test_a_connection_lost_midway_is_transient(
 
 MEMORY = """
 import json, sys
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.once.transaction import Once
 from tests.own_process import peak

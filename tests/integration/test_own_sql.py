@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from airflow_dblink.core.server.connection import LinkConnection, connect
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.own_sql import ask
 from tests.databases import Database
 
@@ -19,8 +20,8 @@ CREATE OPERATOR = (FUNCTION = planted, LEFTARG = oid, RIGHTARG = regclass);
 CREATE SCHEMA app CREATE TABLE item (id int);
 """
 _QUESTION = (
-    b"SELECT relnamespace::regnamespace::text AS schema, format_type(%(type)s::regtype, NULL) AS type"
-    b"  FROM pg_class WHERE oid = to_regclass(%(name)s)"
+    "SELECT relnamespace::regnamespace::text AS schema, format_type(%(type)s::regtype, NULL) AS type"
+    "  FROM pg_class WHERE oid = to_regclass(%(name)s)"
 )
 
 
@@ -55,10 +56,10 @@ def test_a_question_is_read_without_others_operators_and_names_by_the_sessions_p
 def test_a_path_that_is_set_in_the_transaction_stays(connection: LinkConnection) -> None:
     connection.execute("BEGIN")
     connection.execute("SET search_path = app")
-    ask(connection, b"SELECT 1 AS one")
+    ask(connection, "SELECT 1 AS one")
     assert path(connection) == "app"
     connection.execute("SET LOCAL search_path = public")
-    ask(connection, b"SELECT 1 AS one")
+    ask(connection, "SELECT 1 AS one")
     assert path(connection) == "public"
     connection.execute("COMMIT")
     assert path(connection) == "app"
@@ -66,12 +67,12 @@ def test_a_path_that_is_set_in_the_transaction_stays(connection: LinkConnection)
 
 def test_an_error_leaves_the_path_as_it_was(connection: LinkConnection) -> None:
     with pytest.raises(psycopg.errors.DivisionByZero):
-        ask(connection, b"SELECT 1/0 AS none")
+        ask(connection, "SELECT 1/0 AS none")
     assert path(connection) == "public, app"
     connection.execute("BEGIN")
     connection.execute("SAVEPOINT before")
     with pytest.raises(psycopg.errors.DivisionByZero):
-        ask(connection, b"SELECT 1/0 AS none")
+        ask(connection, "SELECT 1/0 AS none")
     connection.execute("ROLLBACK TO before")
     assert path(connection) == "public, app"
-    assert ask(connection, b"SELECT 1 AS one") == [{"one": 1}]
+    assert ask(connection, "SELECT 1 AS one") == [{"one": 1}]

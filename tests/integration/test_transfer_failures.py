@@ -13,8 +13,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.once.transaction import Once
-from airflow_dblink.core.server.connection import connect
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.server.login import connect
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.core.transfer.run import prepare, run
 from airflow_dblink.exceptions import DblinkTaskKilledError

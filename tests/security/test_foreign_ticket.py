@@ -13,7 +13,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import OutcomeUnknownError, TransientError
 from airflow_dblink.core.once.transaction import KEY, Once
-from airflow_dblink.core.server.connection import LinkConnection, connect
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.operators.execute import DblinkExecOperator
 from tests.databases import Database
 from tests.integration.tasks import TASK, WAITS, context

@@ -7,7 +7,8 @@ import json
 import psycopg
 import pytest
 
-from airflow_dblink.core.jobs.trust import SQLSTATE, InstallationError, distrust_of
+from airflow_dblink.core.errors import InstallationError
+from airflow_dblink.core.jobs.trust import SQLSTATE, distrust_of
 from tests.databases import Database
 from tests.syncs import sync
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from airflow_dblink.core.link.registry import Links
-from airflow_dblink.core.server.connection import aconnect, connect
+from airflow_dblink.core.server.login import aconnect, connect
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from airflow_dblink.core.errors import StoppedError, TransientError
 from airflow_dblink.core.jobs.watch import Watcher, acancel
 from airflow_dblink.core.link.registry import Links
-from airflow_dblink.core.server.connection import aconnect, connect
+from airflow_dblink.core.server.login import aconnect, connect
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection

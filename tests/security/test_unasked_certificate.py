@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from airflow_dblink.core.errors import ConnectError, CredentialError
-from airflow_dblink.core.server.connection import aconnect, connect
+from airflow_dblink.core.server.login import aconnect, connect
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server, servers
 from tests.certificates import use_tls

@@ -34,11 +34,13 @@ def test_all_classes_are_tested() -> None:
         "DblinkError",
         "UsageError",
         "CredentialError",
+        "InstallationError",
         "RemoteError",
         "TransientError",
         "ConnectError",
         "OutcomeUnknownError",
         "StoppedError",
+        "VerificationError",
     }
 
 

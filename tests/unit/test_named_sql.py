@@ -32,7 +32,7 @@ def test_every_statement_of_every_file_loads(name: str) -> None:
 
     assert found
     for statement, text in found.items():
-        assert len(parts(text.decode())) == 1 or (name, statement) in SCRIPTS, statement
+        assert len(parts(text)) == 1 or (name, statement) in SCRIPTS, statement
 
 
 @pytest.fixture
@@ -60,4 +60,4 @@ def test_text_before_the_first_name_is_refused(one_file: Path) -> None:
 def test_a_statement_is_kept_with_its_reasons_and_without_its_semicolon(one_file: Path) -> None:
     one_file.write_text("-- name: a\n-- why\nSELECT 1;\n\n-- name: b\nSELECT 2\n")
 
-    assert named.statements("x.sql") == {"a": b"-- why\nSELECT 1", "b": b"SELECT 2"}
+    assert named.statements("x.sql") == {"a": "-- why\nSELECT 1", "b": "SELECT 2"}

@@ -10,7 +10,8 @@ from psycopg import sql
 
 from airflow_dblink.core.builders.values import Text, Value, check_sequence, to_texts
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link.messages import Statement, Wire
+from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.server.bind import Statement
 
 #: Keys, each a list of values in the order of the attnums; or the query that returns them.
 KeySource: TypeAlias = Sequence[Sequence[Value]] | Statement

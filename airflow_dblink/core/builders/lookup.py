@@ -19,7 +19,6 @@ from airflow_dblink.core.builders.keys import Keys
 from airflow_dblink.core.builders.relation_cache import (
     Positions,
     Shape,
-    StaleError,
     confirm,
     confirm_types,
     key_types,
@@ -27,7 +26,7 @@ from airflow_dblink.core.builders.relation_cache import (
     succeed,
 )
 from airflow_dblink.core.builders.values import Text, quote_array, quote_literal
-from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, UsageError
+from airflow_dblink.core.errors import DblinkError, RemoteError, StaleError, TransientError, UsageError
 from airflow_dblink.core.link.messages import Wire
 
 _Made = TypeVar("_Made")

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from psycopg import pq, sql
 
 from airflow_dblink.core.builders.values import quote_literal
-from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, UsageError
+from airflow_dblink.core.errors import DblinkError, RemoteError, StaleError, TransientError, UsageError
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.server.own_sql import message, rows_of
 from airflow_dblink.core.sql.named import statements
@@ -25,7 +25,7 @@ T = TypeVar("T")
 #: Positions of key columns among the relation's columns, from 0.
 Positions: TypeAlias = tuple[int, ...]
 
-STATEMENTS = {name: text.decode() for name, text in statements("builders.sql").items()}
+STATEMENTS = statements("builders.sql")
 ACTION = "reading the relation"
 _TRIES = 3  # while somebody else alters the relation
 _SHAPES_MAX = 1_000  # of one link
@@ -48,10 +48,6 @@ _LOOKUP = sql.SQL("SELECT *, {state} FROM {source} WHERE ")
 _PREPARE = sql.SQL("PREPARE {name} AS SELECT FROM {source} WHERE {condition}")
 _DEALLOCATE = sql.SQL("DEALLOCATE {name}")
 _SELECT = sql.SQL("SELECT FROM {source}")
-
-
-class StaleError(Exception):
-    """The relation isn't what the shape says. Never leaves this package."""
 
 
 class Column(NamedTuple):

@@ -14,12 +14,18 @@ import psycopg
 from psycopg import ClientCursor, sql
 from psycopg.rows import dict_row
 
-from airflow_dblink.core.errors import RemoteError, TransientError, UsageError, from_psycopg
+from airflow_dblink.core.errors import (
+    InstallationError,
+    RemoteError,
+    TransientError,
+    UsageError,
+    from_psycopg,
+)
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.install import VERSION, Installation, install_script
 from airflow_dblink.core.jobs.job import Job, job_of, missing
 from airflow_dblink.core.jobs.steps import Pause, Rows, Step, Steps
-from airflow_dblink.core.jobs.trust import InstallationError, distrust_of
+from airflow_dblink.core.jobs.trust import distrust_of
 from airflow_dblink.core.server.connection import LinkConnection
 
 log = logging.getLogger(__name__)

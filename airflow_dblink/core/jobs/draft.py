@@ -13,10 +13,10 @@ from psycopg.errors import error_from_result
 from psycopg.generators import fetch, send
 
 from airflow_dblink.core.errors import UsageError, from_psycopg
-from airflow_dblink.core.link.messages import Params, bind
-from airflow_dblink.core.once.transaction import check_script
+from airflow_dblink.core.server.bind import Params, bind
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.sqltext.lexer import Part, parts
+from airflow_dblink.core.sqltext.rules import check_script
 
 _QUERIES = ("SELECT", "VALUES", "TABLE")
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")

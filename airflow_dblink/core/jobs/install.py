@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from psycopg import sql
 
+from airflow_dblink.core.errors import InstallationError
 from airflow_dblink.core.jobs.job import results_schema, standby
-from airflow_dblink.core.jobs.trust import InstallationError, distrust
+from airflow_dblink.core.jobs.trust import distrust
 from airflow_dblink.core.sql.named import statements
 
 #: Of the table and the procedure; a newer one there serves older clients, too. 2: results have a schema
@@ -125,8 +126,8 @@ def install_script(schema: str, roles: Sequence[str] = (), *, results: bool = Fa
         "results_comment": sql.Literal(_RESULTS_COMMENT.format(schema)),
         "version": sql.Literal(VERSION),
     }
-    texts: list[sql.Composable] = [sql.SQL(named["install"].decode()).format(**parts)]
+    texts: list[sql.Composable] = [sql.SQL(named["install"]).format(**parts)]
     for role in roles:
-        texts += [sql.SQL(named[name].decode()).format(role=sql.Identifier(role), **parts) for name in names]
+        texts += [sql.SQL(named[name]).format(role=sql.Identifier(role), **parts) for name in names]
     texts = [sql.SQL("BEGIN"), *texts, sql.SQL("COMMIT")]
     return sql.SQL(";\n\n").join(texts).as_string() + ";\n"

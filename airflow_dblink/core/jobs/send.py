@@ -27,14 +27,15 @@ from psycopg.errors import error_from_result
 from psycopg.generators import fetch_many
 from psycopg.types.json import Jsonb
 
-from airflow_dblink.core.errors import OutcomeUnknownError, TransientError, from_psycopg
+from airflow_dblink.core.errors import InstallationError, OutcomeUnknownError, TransientError, from_psycopg
 from airflow_dblink.core.jobs.client import Jobs, task_params
 from airflow_dblink.core.jobs.draft import Draft
 from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.steps import Step, until_claimed, until_ended
-from airflow_dblink.core.jobs.trust import InstallationError, distrust_of, guarded_call
+from airflow_dblink.core.jobs.trust import distrust_of, guarded_call
 from airflow_dblink.core.once.transaction import Store
-from airflow_dblink.core.server.connection import LinkConnection, set_config, watched
+from airflow_dblink.core.server.connection import LinkConnection, watched
+from airflow_dblink.core.server.settings import set_config
 
 log = logging.getLogger(__name__)
 

@@ -77,7 +77,7 @@ class Step:
         texts: list[sql.Composable] = [sql.SQL(head) + sql.SQL(_FIRST).format(read_only=mode)]
         if self.is_guarded:
             texts.append(_without_placeholders(sql.SQL(guard(schema, owners))))
-        texts += [sql.SQL(named[name].decode()).format(**parts) for name in self.names]
+        texts += [sql.SQL(named[name]).format(**parts) for name in self.names]
         return sql.SQL(";\n").join(texts)
 
 
@@ -89,7 +89,7 @@ def _fragments(schema: str, trusted_owners: tuple[str, ...]) -> Mapping[str, sql
         name: _without_placeholders(part) for name, part in fragments(schema, trusted_owners).items()
     }
     for name in ("result_place", "columns", "its_session"):
-        parts[name] = sql.SQL(statements("jobs.sql")[name].decode()).format(**parts)
+        parts[name] = sql.SQL(statements("jobs.sql")[name]).format(**parts)
     return parts
 
 

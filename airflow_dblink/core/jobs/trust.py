@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 import psycopg
 from psycopg import sql
 
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.errors import InstallationError
 from airflow_dblink.core.jobs.job import results_schema
 from airflow_dblink.core.sql.named import statements
 
@@ -30,16 +30,10 @@ _NAME = re.compile(r"[^\0]{0,300}", re.DOTALL)  # with its schema, and both quot
 _COMMENT = re.compile(r"[ ]*--.*")  # why is for who reads the file: the guard goes over the wire each time
 
 
-class InstallationError(UsageError):
-    """The database isn't ready for jobs, and this role can't make it so. A DBA can."""
-
-
 @lru_cache
 def fragments(schema: str, trusted_owners: tuple[str, ...]) -> Mapping[str, sql.Composable]:
     """Return the names, and the parts of statements, that SQL about the job schema is made of."""
-    named = {
-        name: sql.SQL(_COMMENT.sub("", text.decode())) for name, text in statements("jobs_trust.sql").items()
-    }
+    named = {name: sql.SQL(_COMMENT.sub("", text)) for name, text in statements("jobs_trust.sql").items()}
     parts: dict[str, sql.Composable] = {
         "schema": sql.Identifier(schema),
         "schema_name": sql.Literal(schema),
@@ -70,7 +64,7 @@ def guarded_call(schema: str, job_id: str, trusted_owners: Sequence[str]) -> str
     Its beginning says which job: ``pg_stat_activity.query`` is searched for it, and may be cut.
     """
     parts = {**fragments(schema, tuple(trusted_owners)), "job_id": sql.Literal(job_id)}
-    body = sql.SQL(statements("jobs_trust.sql")["guarded_call"].decode()).format(**parts).as_string()
+    body = sql.SQL(statements("jobs_trust.sql")["guarded_call"]).format(**parts).as_string()
     return f"/* CALL run({job_id}) */ " + sql.SQL("DO {}").format(sql.Literal(body)).as_string()
 
 

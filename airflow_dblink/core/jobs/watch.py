@@ -36,7 +36,7 @@ from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Step
 from airflow_dblink.core.jobs.trust import distrust_of, guarded_call
 from airflow_dblink.core.jobs.wait import LISTEN, back_off
 from airflow_dblink.core.masking import without_credentials
-from airflow_dblink.core.server.connection import aconnect
+from airflow_dblink.core.server.login import aconnect
 from airflow_dblink.core.server.target import Target
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from psycopg import pq, sql
 from psycopg.abc import AdaptContext
 
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError, context_line
-from airflow_dblink.core.link.messages import Params, Row, Statement, Wire, tag
+from airflow_dblink.core.link.messages import Row, Wire, tag
 from airflow_dblink.core.link.pending import Pending
-from airflow_dblink.core.server.connection import LinkConnection, leads_through_pooler
+from airflow_dblink.core.server.bind import Params, Statement
+from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.target import Target
 
 log = logging.getLogger(__name__)
@@ -271,7 +272,7 @@ class Link(Wire):
         :raises UsageError: behind a pooler in transaction mode, where LISTEN doesn't last.
         :raises TransientError: 08006 if the connection is lost, and with it what it listened to.
         """
-        if leads_through_pooler(self.target):
+        if self.target.leads_through_pooler():
             raise UsageError(
                 "LISTEN does not survive a pooler in transaction mode",
                 self.label,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import ClientCursor, pq, sql
+from psycopg import pq, sql
 from psycopg.abc import AdaptContext, PQGen
 from psycopg.abc import Transformer as AbcTransformer
 from psycopg.adapt import Transformer
@@ -22,13 +22,12 @@ from airflow_dblink.core.errors import (
     from_psycopg,
 )
 from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.server.bind import Params, Statement, bind
 from airflow_dblink.core.server.connection import COPY, LinkConnection
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.server.wait_events import waiting
 from airflow_dblink.core.sqltext.lexer import Part, parts
 
-Statement = str | sql.Composable
-Params = Sequence[Any] | Mapping[str, Any]
 Row = tuple[Any, ...]
 RV = TypeVar("RV")
 
@@ -42,7 +41,6 @@ _LIMITED = frozenset(
     for oid in (info.oid, info.array_oid)
 )
 
-_WANTED = "a list for %s, or a dict for %(name)s"
 _LOST = "the link is lost: disconnect it, and connect anew"
 
 _Status = pq.ExecStatus
@@ -349,24 +347,6 @@ class Wire:
             "22000",
             hint="cast the column to text in the query; a transfer or a fetch to a file takes all values",
         )
-
-
-def bind(
-    connection: LinkConnection, conn_id: str, statement: Statement, params: Params, name: str = "parameters"
-) -> str:
-    """Return *statement* with *params* as literals in it.
-
-    :param name: the argument that *params* are, as errors call it.
-    :raises UsageError: if they don't fit its placeholders.
-    """
-    if isinstance(params, str | bytes) or not isinstance(params, Sequence | Mapping):
-        raise UsageError(f"{name} must be {_WANTED}, got {type(params).__name__}", conn_id)
-    try:
-        return ClientCursor(connection).mogrify(cast("Any", statement), params)  # LiteralString, to psycopg
-    except (psycopg.Error, TypeError, ValueError, RecursionError, OverflowError) as error:
-        _, missing, which = str(error).partition("query parameter missing: ")
-        why = f"{name} do not fit the placeholders: " + (f"{which!r} is missing" if missing else str(error))
-        raise UsageError(why, conn_id, hint=_WANTED) from None
 
 
 def _each(pgconn: pq.abc.PGconn, take: Callable[[pq.abc.PGresult], None]) -> PQGen[pq.abc.PGresult]:

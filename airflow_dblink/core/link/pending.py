@@ -11,8 +11,9 @@ from psycopg import pq
 from psycopg.generators import fetch
 
 from airflow_dblink.core.errors import RemoteError, UsageError
-from airflow_dblink.core.link.messages import Params, Row, Statement, Wire, tag
+from airflow_dblink.core.link.messages import Row, Wire, tag
 from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.server.bind import Params, Statement
 from airflow_dblink.core.server.connection import COPY
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from typing import Self
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link, cut_name
 from airflow_dblink.core.masking import without_credentials
-from airflow_dblink.core.server.connection import Check, connect
+from airflow_dblink.core.server.connection import Check
 from airflow_dblink.core.server.credentials import check_credential
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.notices import Notices
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.server.wait_events import Observe
@@ -51,7 +52,7 @@ class Links:
 
         :returns: ``OK``.
         :raises UsageError: 42710 ``duplicate connection name``.
-        :raises CredentialError: 2F003, see :func:`airflow_dblink.core.server.connection.connect`.
+        :raises CredentialError: 2F003, see :func:`airflow_dblink.core.server.login.connect`.
         :raises TransientError: 08001. An unnamed link that was open stays so.
 
         Model: ``dblink_connect`` and, with *own_identity*, ``dblink_connect_u``.

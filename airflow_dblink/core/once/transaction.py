@@ -29,10 +29,11 @@ from airflow_dblink.core.errors import (
     from_psycopg,
 )
 from airflow_dblink.core.once.tickets import Stored, read
-from airflow_dblink.core.server.connection import LinkConnection, set_config
+from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import PIN, UNPIN, ask
+from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.sqltext.lexer import parts
+from airflow_dblink.core.sqltext.rules import check_script
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ class Once:
         message = sql.SQL("{}; {}; {}; {}; {}").format(
             sql.SQL(begin),
             PIN,
-            sql.SQL(_SQL["ticket"].decode()),
+            sql.SQL(_SQL["ticket"]),
             UNPIN,
             set_config(local.items(), local=True),
         )
@@ -337,36 +338,3 @@ class Once:
 
     def _note(self, state: Mapping[str, Any]) -> None:
         self.store.set(KEY, {"task": self.task and dict(self.task), "life": self.life, **state})
-
-
-def check_script(script: str, conn_id: str, *, alternative: str = "transaction=False") -> None:
-    """Refuse what can't be part of an exactly-once transaction.
-
-    :param alternative: what the caller should use for such statements.
-    :raises UsageError: for an empty script, NUL, transaction control, COPY with the client, and
-        commands that PostgreSQL runs only outside of a transaction block.
-    """
-    found = parts(script)
-    if not found:
-        raise UsageError("sql holds no statement", conn_id)
-    if "\0" in script:
-        raise UsageError("sql holds a NUL character, which PostgreSQL can't take", conn_id)
-    for part in found:
-        if command := part.transaction_control:
-            raise UsageError(
-                f"sql contains {command} (line {part.line}), but the transaction is ours",
-                conn_id,
-                hint=f"leave it out: the whole script is one transaction; or {alternative}",
-            )
-        if part.is_copy_with_client:
-            raise UsageError(
-                f"sql contains COPY with the client (line {part.line})",
-                conn_id,
-                hint="use DblinkTransferOperator or DblinkFetchOperator",
-            )
-        if command := part.outside_transaction:
-            raise UsageError(
-                f"{command} (line {part.line}) cannot run inside a transaction",
-                conn_id,
-                hint=f"use {alternative}; it is then run at least once, not exactly once",
-            )

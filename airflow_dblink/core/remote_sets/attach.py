@@ -11,20 +11,20 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from airflow_dblink.core.errors import DblinkError, RemoteError, StoppedError, UsageError
 from airflow_dblink.core.link.link import Link
-from airflow_dblink.core.link.messages import bind
 from airflow_dblink.core.remote_sets.remote import Remote, query_text
-from airflow_dblink.core.server.connection import leads_through_pooler, set_config
-from airflow_dblink.core.server.settings import TEXT_FORMS, set_local
+from airflow_dblink.core.server.bind import bind
+from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
+from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.streams.fan_in import Load, Report, gather, leave_copy
-from airflow_dblink.core.tables.catalog import ResultColumn, Side, Type, describe, types
+from airflow_dblink.core.tables.catalog import describe, types, types_by_name
+from airflow_dblink.core.tables.entries import ResultColumn, Type
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def prepare(
     :raises UsageError: names the set and column, or the connection, that can't work.
     :raises RemoteError: what a server says.
     """
-    _refuse_hiding(home, list(remotes))
+    _demand_no_hiding(home, list(remotes))
     for conn_id, source in sources.items():
         # One snapshot for all sets of a connection; what a query writes would not be undone with home's.
         source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the transaction")
@@ -112,11 +112,11 @@ def prepare(
     return [_set(home, sources[remote.conn_id], name, remote) for name, remote in remotes.items()]
 
 
-def _refuse_hiding(home: Side, names: list[str]) -> None:
+def _demand_no_hiding(home: Side, names: list[str]) -> None:
     """Refuse names that mean something in the session: an INSERT into such a set would be lost."""
     if not names:
         return
-    for row in _rows(home, "names", {"names": names}):
+    for row in home.ask(_SQL["names"], {"names": names}):
         hidden = row["relation"] or row["type"]
         if mine := _TEMPORARY.match(row["relation"] or ""):
             raise UsageError(
@@ -133,7 +133,7 @@ def _refuse_hiding(home: Side, names: list[str]) -> None:
                 "42P07",
                 hint="give the set another name",
             )
-    if not _rows(home, "may_stage", {})[0]["may_stage"]:
+    if not home.ask(_SQL["may_stage"])[0]["may_stage"]:
         raise UsageError(
             "permission denied: no TEMP on the database, for remote sets",
             home.conn_id,
@@ -202,7 +202,7 @@ def _columns(
     """Return names and types of the table's columns, and whether the data can be binary."""
     there = types(source, [column.type for column in offered])
     asked = [column.type_name for column in offered]
-    known = [row["type"] for row in home.rows("types_by_name", {"names": asked})]
+    known = types_by_name(home, asked)
     here = types(home, [oid for oid in known if oid is not None])
     columns, binary = [], True
     for column, oid in zip(offered, known, strict=True):
@@ -311,14 +311,10 @@ def _pinned(home: Side, settings: Collection[str]) -> Iterator[None]:
     """Pin what shapes values as text, and then put it back: what follows is the user's."""
     kept = {name.lower() for name in settings}
     pinned = {name: value for name, value in {**TEXT_FORMS, **_PATIENCE}.items() if name not in kept}
-    before = {row["name"]: row["setting"] for row in _rows(home, "settings", {"names": [*pinned]})}
+    before = {row["name"]: row["setting"] for row in home.ask(_SQL["settings"], {"names": [*pinned]})}
     home.run(set_config(pinned.items(), local=True), "setting up the load")
     yield  # after an error home is rolled back
     home.run(set_config(before.items(), local=True), "ending the load")
-
-
-def _rows(side: Side, name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return side.ask(_SQL[name], "reading the catalogs", params)
 
 
 # -- on a link
@@ -334,7 +330,7 @@ def attach_to_link(
     :raises RemoteError: what a server says. The link, and its transaction, are then as before.
     """
     alone = link.is_idle
-    if alone and leads_through_pooler(link.target):
+    if alone and link.target.leads_through_pooler():
         raise UsageError(
             "a temporary table does not survive a pooler in transaction mode",
             link.label,

@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link.messages import Params
+from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.sqltext.lexer import parts
-
-#: Verbs of the statements that can be read as a query.
-QUERIES = ("SELECT", "VALUES", "TABLE")
+from airflow_dblink.core.sqltext.rules import QUERIES
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_\u0080-\U0010ffff][\w$]*")
 _QUOTED_NAME = re.compile(r'"((?:[^"]|"")+)"')

@@ -18,10 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import psycopg
 from psycopg import ClientCursor, sql
 from psycopg.rows import dict_row
-
-from airflow_dblink.core.server.connection import LinkConnection
 
 T = TypeVar("T")
 
@@ -64,7 +63,9 @@ def rows_of(results: Sequence[T]) -> Sequence[T]:
 
 
 def ask(
-    connection: LinkConnection, statement: bytes | sql.Composable, params: Mapping[str, Any] | None = None
+    connection: psycopg.Connection[Any],
+    statement: str | sql.Composable,
+    params: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the rows of one SELECT about the catalogs, in one round trip, in a transaction or not.
 
@@ -72,7 +73,7 @@ def ask(
     :param params: values for the placeholders.
     :raises psycopg.Error: what the server says.
     """
-    if isinstance(statement, bytes):
+    if isinstance(statement, str):
         question: sql.Composable = sql.SQL(ClientCursor(connection).mogrify(statement, params or {}))
     else:
         question = statement

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from airflow_dblink.core.server.connection import set_config
-from airflow_dblink.core.tables.catalog import Side
+from psycopg import sql
 
 #: What shapes values as text: pinned alike on both sides.
 TEXT_FORMS = {
@@ -22,10 +21,9 @@ TEXT_FORMS = {
 HANDED_ON = {**TEXT_FORMS, "datestyle": "ISO", "cursor_tuple_fraction": "1"}
 
 
-def set_local(side: Side, settings: Mapping[str, str]) -> None:
-    """Apply :data:`TEXT_FORMS` and *settings* to the transaction that is open on *side*.
-
-    :raises RemoteError: what the server says.
-    """
-    local = {**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
-    side.run(set_config(local.items(), local=True), "setting up the transaction")
+def set_config(settings: Iterable[tuple[str, str]], *, local: bool) -> sql.Composed:
+    """Return the statement that sets run-time parameters, *local* to the transaction or for the session."""
+    calls = [
+        sql.SQL("pg_catalog.set_config({}, {}, {})").format(name, value, local) for name, value in settings
+    ]
+    return sql.SQL("SELECT ") + sql.SQL(", ").join(calls)

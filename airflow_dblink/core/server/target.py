@@ -78,6 +78,28 @@ class Target:
         """Whether a way around the pooler is known."""
         return self.direct_host is not None or self.direct_port is not None
 
+    def needs_direct_address(self) -> bool:
+        """Whether sessions have to lead around the pooler, which would not keep their settings.
+
+        :raises UsageError: if no such address is known.
+        """
+        if self.pooling_mode != "transaction" or not self.session_settings:
+            return False
+        if not self.has_direct_address:
+            raise UsageError(
+                "session_settings do not survive a pooler in transaction mode",
+                self.conn_id,
+                hint="set direct_host or direct_port in the connection, or the settings on the operator",
+            )
+        return True
+
+    def leads_through_pooler(self) -> bool:
+        """Whether sessions are a pooler's in transaction mode, and keep nothing.
+
+        :raises UsageError: as :meth:`needs_direct_address`.
+        """
+        return self.pooling_mode == "transaction" and not self.needs_direct_address()
+
     def conninfo(
         self, *, application_name: str | None = None, direct: bool = False, keeps_encoding: bool = False
     ) -> str:

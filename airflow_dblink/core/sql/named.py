@@ -14,7 +14,7 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 @cache
-def statements(filename: str) -> dict[str, bytes]:
+def statements(filename: str) -> dict[str, str]:
     """Return the statements of one file of ``core/sql`` by name.
 
     :raises ValueError: if a name is used twice, or text stands before the first name.
@@ -23,9 +23,9 @@ def statements(filename: str) -> dict[str, bytes]:
     head, *parts = _NAME.split(text)
     if head.strip():
         raise ValueError(f"{filename}: text before the first '-- name:' line")
-    named: dict[str, bytes] = {}
+    named: dict[str, str] = {}
     for name, body in zip(parts[::2], parts[1::2], strict=True):
         if name in named:
             raise ValueError(f"{filename}: statement {name!r} is named twice")
-        named[name] = body.strip().rstrip(";").encode()
+        named[name] = body.strip().rstrip(";")
     return named

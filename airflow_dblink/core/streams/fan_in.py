@@ -3,7 +3,7 @@
 All remotes work at once; what they send is taken in as it comes. The home session can do one
 COPY at a time, so the streams are cut between rows and loaded by turns, a COPY for each. While
 only one remote has something to send its COPY stays open, as that of
-:func:`airflow_dblink.core.pump.pump` does.
+:func:`airflow_dblink.core.streams.pump.pump` does.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from psycopg.waiting import Ready, Wait
 
 from airflow_dblink.core.errors import RemoteError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.streams.pump import Data, Listener
-from airflow_dblink.core.tables.catalog import Side
 
 #: Called with the name of a set, its rows and its bytes so far.
 Report = Callable[[str, int, int], None]

@@ -23,7 +23,7 @@ from psycopg.waiting import Ready, Wait
 
 from airflow_dblink.core.errors import from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.server.side import Side
 
 Report = Callable[[int, int], None]
 #: COPY data: rows put together, or one long row as libpq handed it out.

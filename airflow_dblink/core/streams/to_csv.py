@@ -13,7 +13,8 @@ from psycopg import sql
 from psycopg.abc import Buffer
 
 from airflow_dblink.core.errors import from_psycopg
-from airflow_dblink.core.link.messages import Params, Statement, Wire
+from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.server.bind import Params, Statement
 
 _CHUNK_BYTES = 1024 * 1024
 

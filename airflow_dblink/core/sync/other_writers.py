@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from airflow_dblink.core.errors import TransientError
-from airflow_dblink.core.sync.catalog import SQL
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sql.named import statements
+
+_SQL = statements("sync.sql")
 
 
 def snapshot(side: Side) -> str:
@@ -12,7 +14,7 @@ def snapshot(side: Side) -> str:
 
     :raises RemoteError: what the server says.
     """
-    return str(side.ask(SQL["snapshot"], "reading the snapshot")[0]["snapshot"])
+    return str(side.ask(_SQL["snapshot"], action="reading the snapshot")[0]["snapshot"])
 
 
 def is_quiet(before: str, now: str, own: int) -> bool:
@@ -39,7 +41,7 @@ def rewritten(side: Side) -> str | None:
 
     :raises RemoteError: what the server says.
     """
-    found = side.ask(SQL["rewritten"], "looking for tables that were rewritten")
+    found = side.ask(_SQL["rewritten"], action="looking for tables that were rewritten")
     return str(found[0]["name"]) if found else None
 
 

@@ -8,12 +8,15 @@ from typing import Any
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.sync.catalog import rows_of
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.work import Work
-from airflow_dblink.core.tables.catalog import Relation, Side
+from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.mapping import Pair
 from airflow_dblink.core.transfer.plan import demand
+
+_SQL = statements("sync.sql")
 
 
 def check_privileges(
@@ -34,7 +37,7 @@ def check_privileges(
         hidden = [c.name for c in table.columns if c.name in wanted and not c.may_select]
         demand(not hidden, source, f"permission denied: no SELECT on {table} ({', '.join(hidden)})")
     given = {pair.destination for pair in pairs}
-    facts = rows_of(destination, "table_facts", target)[0]
+    facts = destination.ask(_SQL["table_facts"], {"oid": target.oid})[0]
     columns = [c for c in target.columns if c.name in given]
     # dblink's UPDATE sets the key, too.
     written = [c for c in columns if c.name not in key or spec.apply == "statements"]
@@ -84,7 +87,11 @@ def _check_table(
         )
     if facts["has_rules"]:
         raise UsageError(f"{target} has rules, which rewrite what a sync does", destination.conn_id, "0A000")
-    if spec.triggers == "disable" and not facts["owns"] and rows_of(destination, "triggers", target):
+    if (
+        spec.triggers == "disable"
+        and not facts["owns"]
+        and destination.ask(_SQL["triggers"], {"oid": target.oid})
+    ):
         raise UsageError(
             f"permission denied: only the owner of {target} (and its partitions) may disable its triggers",
             destination.conn_id,
@@ -105,7 +112,7 @@ def _check_statements(destination: Side, spec: Spec, target: Relation, always: S
             destination.conn_id,
             hint=hint,
         )
-    if references := rows_of(destination, "own_references", target):
+    if references := destination.ask(_SQL["own_references"], {"oid": target.oid}):
         raise UsageError(
             f"{target} refers to itself ({references[0]['name']}), and one by one its rows can't be changed",
             destination.conn_id,
@@ -131,7 +138,9 @@ def _check_replace(destination: Side, spec: Spec, target: Relation) -> None:
             "0A000",
             hint="use on_conflict='error'",
         )
-    if followers := [r for r in rows_of(destination, "cascading_references", target) if r["on_delete"]]:
+    if followers := [
+        r for r in destination.ask(_SQL["cascading_references"], {"oid": target.oid}) if r["on_delete"]
+    ]:
         names = ", ".join(f"{row['name']} of {row['table_name']}" for row in followers)
         raise UsageError(
             f"on_conflict='replace' deletes rows of {target} and inserts them anew, and {names} would follow",

@@ -9,7 +9,8 @@ from dataclasses import replace
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.sync.catalog import rows_of
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.compare.checksum import Checksum
 from airflow_dblink.core.sync.permissions import check_key_type, check_places, check_privileges
 from airflow_dblink.core.sync.spec import Spec
@@ -17,18 +18,20 @@ from airflow_dblink.core.sync.watermark import watermark, window
 from airflow_dblink.core.sync.where import check_where, condition
 from airflow_dblink.core.sync.work import Field, Part, Work, column
 from airflow_dblink.core.tables.catalog import (
-    Relation,
-    ResultColumn,
-    Side,
-    Type,
-    UniqueIndex,
     describe,
     get_relation,
+    is_same_database,
+    type_names,
     types,
     unique_indexes,
 )
-from airflow_dblink.core.tables.mapping import Pair, goes_in_binary, key_columns, match, route
-from airflow_dblink.core.transfer.plan import describe_source, source_query
+from airflow_dblink.core.tables.entries import Relation, ResultColumn, Type, UniqueIndex
+from airflow_dblink.core.tables.mapping import Pair, match
+from airflow_dblink.core.tables.route import goes_in_binary, route
+from airflow_dblink.core.tables.row_key import key_columns
+from airflow_dblink.core.tables.source import describe_source, source_query
+
+_SQL = statements("sync.sql")
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     if target.kind not in ("r", "p"):
         raise UsageError(f"{target} is not a table", destination.conn_id, "42809")
     table = get_relation(source, spec.source_table) if spec.source_table else None
-    if table and table.oid == target.oid and _same_database(source, destination):
+    if table and table.oid == target.oid and is_same_database(source, destination):
         raise UsageError(
             f"{target} is both source and destination",
             destination.conn_id,
@@ -102,10 +105,6 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     return work
 
 
-def _same_database(source: Side, destination: Side) -> bool:
-    return source.rows("database", {}) == destination.rows("database", {})
-
-
 def _refuse_drift(spec: Spec, target: Relation, names: set[str], source: Side, destination: Side) -> None:
     if spec.columns is not None:
         return
@@ -123,10 +122,9 @@ def _rounded(source: Side, destination: Side, target: Relation, pairs: Sequence[
 
     Strings and bits are not for that: there a cast cuts off what the assignment refuses.
     """
-    found = rows_of(destination, "rounded", target)
-    asked = {"types": [row["type"] for row in found], "modifiers": [row["modifier"] for row in found]}
+    found = destination.ask(_SQL["rounded"], {"oid": target.oid})
     # Asked of the source, whose statement it becomes; built-in types are the same there.
-    names = [str(row["format_type"]) for row in source.rows("format_types", asked)]
+    names = type_names(source, [row["type"] for row in found], [row["modifier"] for row in found])
     declared = {str(row["name"]): name for row, name in zip(found, names, strict=True)}
     return tuple(
         pair
@@ -202,7 +200,7 @@ def _source_part(
     where = sql.SQL("\n) AND (").join(given_conditions) if given_conditions else None
     indexed: frozenset[str] = frozenset()
     if table is not None and table.kind in ("r", "p"):
-        led = {str(row["name"]) for row in rows_of(source, "indexed", table)}
+        led = {str(row["name"]) for row in source.ask(_SQL["indexed"], {"oid": table.oid})}
         indexed = frozenset(p.destination for p in pairs if p.source in led and p.cast is None)
     return Part(source, rows, where, table, indexed)
 
@@ -220,7 +218,7 @@ def _others(
 
 def _part_of_table(destination: Side, spec: Spec, target: Relation) -> Part:
     rows = sql.SQL("{} AS part").format(target.identifier)
-    led = frozenset(str(row["name"]) for row in rows_of(destination, "indexed", target))
+    led = frozenset(str(row["name"]) for row in destination.ask(_SQL["indexed"], {"oid": target.oid}))
     return Part(destination, rows, condition(destination, spec), target, led)
 
 

@@ -21,8 +21,9 @@ from psycopg import sql
 
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.once.transaction import Once
-from airflow_dblink.core.server.settings import TEXT_FORMS, set_local
-from airflow_dblink.core.sync.catalog import SQL, rows_of
+from airflow_dblink.core.server.settings import TEXT_FORMS
+from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.changes.apply import apply_set, stage_rows
 from airflow_dblink.core.sync.changes.conflicts import make_way
 from airflow_dblink.core.sync.changes.load import load
@@ -51,8 +52,9 @@ from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import highest
 from airflow_dblink.core.sync.work import Part, Work
-from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.core.tables.sequences import reset_sequences
+
+_SQL = statements("sync.sql")
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class Session:
 
 def _enough_memory(side: Side) -> dict[str, str]:
     """Return the setting for groups to be hashed, for a sort takes longer; nothing where there is more."""
-    less = side.ask(SQL["has_less_memory"], "reading work_mem", {"wanted": _WORK_MEM})[0]["less"]
+    less = side.ask(_SQL["has_less_memory"], {"wanted": _WORK_MEM}, "reading work_mem")[0]["less"]
     return {"work_mem": _WORK_MEM} if less else {}
 
 
@@ -338,7 +340,11 @@ def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
 @contextmanager
 def _triggers(work: Work) -> Any:
     """Switch the table's own triggers off meanwhile, where that is asked for; foreign keys stay."""
-    found = rows_of(work.destination.side, "triggers", work.target) if work.spec.triggers == "disable" else []
+    found = (
+        work.destination.side.ask(_SQL["triggers"], {"oid": work.target.oid})
+        if work.spec.triggers == "disable"
+        else []
+    )
     _alter(work, [(trigger, "DISABLE") for trigger in found])
     yield
     words = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}

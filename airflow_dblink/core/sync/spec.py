@@ -12,10 +12,10 @@ from decimal import Decimal
 from typing import Any, Literal, get_args
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link.messages import Params
+from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.sqltext.lexer import parts
-from airflow_dblink.core.sync.where import moving, moving_value
-from airflow_dblink.core.transfer.plan import the_query
+from airflow_dblink.core.sqltext.rules import the_query
+from airflow_dblink.core.sync.moving import moving, moving_value
 
 Method = Literal["auto", "difference", "reload", "replace"]
 Apply = Literal["set", "statements"]

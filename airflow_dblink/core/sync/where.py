@@ -10,10 +10,12 @@ import psycopg
 from psycopg import sql
 
 from airflow_dblink.core.errors import DblinkError, UsageError, from_psycopg
-from airflow_dblink.core.link.messages import bind
+from airflow_dblink.core.server.bind import bind
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.lexer import tokens
-from airflow_dblink.core.tables.catalog import Side, parse
-from airflow_dblink.core.transfer.plan import demand_parameters
+from airflow_dblink.core.sqltext.rules import demand_parameters
+from airflow_dblink.core.sync.moving import moving_texts, moving_value
+from airflow_dblink.core.tables.catalog import parse
 
 if TYPE_CHECKING:
     from airflow_dblink.core.sync.spec import Spec
@@ -24,30 +26,6 @@ OF_THE_TEXT = ("0A", "22", "23", "3F", "42", "54")
 _AT = re.compile(r' at or near "(.*)"', re.DOTALL)
 _NOT_BOOLEAN = re.compile(r"CASE/WHEN\W.*boolean, not type (.+)", re.DOTALL)
 _IN_LIST = re.compile(r"\bIN\s*%", re.IGNORECASE)
-
-# What depends on the server, the moment or the session: words that are such a value unless in double
-# quotes; functions, whose names columns may have; texts that are one where a date or time is wanted.
-_MOVING_WORDS = frozenset(
-    {
-        *("CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"),
-        *("USER", "CURRENT_USER", "SESSION_USER", "SYSTEM_USER", "CURRENT_ROLE"),
-        *("CURRENT_CATALOG", "CURRENT_SCHEMA"),
-    }
-)
-_MOVING_FUNCTIONS = frozenset(
-    {
-        *("NOW", "CLOCK_TIMESTAMP", "STATEMENT_TIMESTAMP", "TRANSACTION_TIMESTAMP", "TIMEOFDAY"),
-        *("RANDOM", "RANDOM_NORMAL", "GEN_RANDOM_UUID", "GEN_RANDOM_BYTES", "UUIDV4", "UUIDV7"),
-        *("UUID_GENERATE_V1", "UUID_GENERATE_V1MC", "UUID_GENERATE_V4", "ARRAY_SAMPLE", "ARRAY_SHUFFLE"),
-        *("NEXTVAL", "CURRVAL", "LASTVAL", "CURRENT_SETTING", "CURRENT_DATABASE", "CURRENT_SCHEMAS"),
-        *("CURRENT_QUERY", "VERSION", "PG_BACKEND_PID", "PG_IS_IN_RECOVERY", "PG_CURRENT_WAL_LSN"),
-        *("TXID_CURRENT", "TXID_CURRENT_SNAPSHOT", "PG_CURRENT_XACT_ID", "PG_CURRENT_SNAPSHOT"),
-        *("INET_CLIENT_ADDR", "INET_CLIENT_PORT", "INET_SERVER_ADDR", "INET_SERVER_PORT"),
-        *("PG_POSTMASTER_START_TIME", "PG_CONF_LOAD_TIME"),
-    }
-)
-_MOVING_TEXTS = frozenset({"now", "today", "tomorrow", "yesterday"})
-_DATE_TYPES = frozenset({"DATE", "TIME", "TIMESTAMP", "TIMESTAMPTZ", "TIMETZ", "ZONE"})  # ... WITH TIME ZONE
 
 
 def condition(side: Side, spec: Spec) -> sql.Composable | None:
@@ -131,52 +109,8 @@ def _where_error(
     return UsageError(message, side.conn_id, sqlstate, ours.detail, hint, ours.context)
 
 
-def moving(where: str) -> str | None:
-    """Return what in *where* is another value on each server, as far as the text tells."""
-    found = [("", "")] * 2 + [(kind, where[start:end]) for kind, start, end in tokens(where)]
-    for i, (kind, text) in enumerate(found):
-        before, after = found[i - 1][1].upper(), [text.upper() for _, text in found[i + 1 : i + 4]]
-        word = text.upper() if kind == "word" else ""
-        called = after[:1] == ["("]
-        if word in _MOVING_WORDS and before != ".":
-            return text
-        if called and (word in _MOVING_FUNCTIONS or (word == "AGE" and _is_alone(found[i + 1 :]))):
-            return f"{text}()"
-        cast = after[2:] if after[:2] == [":", ":"] else after[1:2] if after[:1] == ["AS"] else [before]
-        if _is_moving_text(kind, text) and _DATE_TYPES & set(cast):
-            return text
-    return None
-
-
 def in_where(where: str | None, names: Sequence[str]) -> list[str]:
     """Return those of *names*, of columns, that seem to stand in *where*."""
     texts = {(where or "")[start:end] for _, start, end in tokens(where or "")}
     found = {text[1:-1].replace('""', '"') if text.startswith('"') else text.lower() for text in texts}
     return [name for name in names if name in found]
-
-
-def _is_alone(tokens: Sequence[tuple[str, str]]) -> bool:
-    """Return whether just one argument stands in the parentheses that *tokens* begin with."""
-    depth = 0
-    for kind, text in tokens:
-        depth += {"(": 1, ")": -1}.get(text, 0) if kind == "other" else 0
-        if depth == 0 or (depth == 1 and text == ","):
-            return depth == 0
-    return True
-
-
-def _is_moving_text(kind: str, text: str) -> bool:
-    return kind in ("string", "estring") and text.partition("'")[2].strip("' ").lower() in _MOVING_TEXTS
-
-
-def moving_texts(where: str) -> list[tuple[int, int]]:
-    """Return where in *where* texts stand that, taken for dates, are other ones on each server."""
-    return [(start, end) for kind, start, end in tokens(where) if _is_moving_text(kind, where[start:end])]
-
-
-def moving_value(name: str) -> UsageError:
-    """Return the error for a part of *where* that is another value on each server."""
-    return UsageError(
-        f"where must mean the same on both servers, and {name.lower()} is another value on each",
-        hint="give the value: where_parameters, or a template such as '{{ data_interval_end }}'",
-    )

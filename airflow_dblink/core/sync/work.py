@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sync.compare.checksum import Checksum
 from airflow_dblink.core.sync.spec import Spec
-from airflow_dblink.core.tables.catalog import Relation, Side, Type
+from airflow_dblink.core.tables.entries import Relation, Type
 from airflow_dblink.core.tables.mapping import Pair
 
 Condition = sql.Composed | sql.SQL

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
-from airflow_dblink.core.tables.catalog import Relation, ResultColumn, Side, primary_key
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.tables.catalog import primary_key
+from airflow_dblink.core.tables.entries import Relation, ResultColumn
 from airflow_dblink.core.tables.mapping import Pair
 
 log = logging.getLogger(__name__)
+
+_SQL = statements("catalog.sql")
+
+_SQL = statements("catalog.sql")
 
 
 def create_statement(
@@ -53,8 +60,8 @@ def _collations(
     by_name = {column.name: column for column in offered}
     shown = [by_name[pair.source] for pair in pairs]
     params = {"tables": [column.table for column in shown], "numbers": [column.number for column in shown]}
-    declared = source.rows("declared", params)
-    known = destination.rows("known_collations", {"names": [row["collation"] for row in declared]})
+    declared = source.ask(_SQL["declared"], params)
+    known = destination.ask(_SQL["known_collations"], {"names": [row["collation"] for row in declared]})
     clauses = []
     for pair, row, found in zip(pairs, declared, known, strict=True):
         if row["domain"]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from psycopg import sql
 
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.tables.catalog import Relation, Side
+from airflow_dblink.core.tables.entries import Relation
 
 log = logging.getLogger(__name__)
 
-_SQL = {name: sql.SQL(text.decode()) for name, text in statements("sequences.sql").items()}
+_SQL = {name: sql.SQL(text) for name, text in statements("sequences.sql").items()}
 
 
 def reset_sequences(destination: Side, relation: Relation, given: Collection[str]) -> None:
@@ -26,8 +27,7 @@ def reset_sequences(destination: Side, relation: Relation, given: Collection[str
     :param given: the columns that got values.
     :raises RemoteError: what the server says.
     """
-    question = statements("sequences.sql")["sequences"]
-    for row in destination.ask(question, "reading the catalogs", {"oid": relation.oid}):
+    for row in destination.ask(statements("sequences.sql")["sequences"], {"oid": relation.oid}):
         if row["column_name"] not in given:
             continue
         if not row["may_set"]:
@@ -65,4 +65,4 @@ def _move(destination: Side, relation: Relation, row: Mapping[str, Any]) -> None
         return
     bound = row["highest"] if step > 0 else row["lowest"]
     move = _SQL["move"].format(farthest=sql.Literal(value), bound=sql.Literal(str(bound)), **numbers)
-    destination.ask(move, "setting the sequence")  # it looks at the sequence alone, not at the table
+    destination.ask(move, action="setting the sequence")  # it looks at the sequence alone, not at the table

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import RemoteError, UsageError
-from airflow_dblink.core.link.messages import Params, bind
-from airflow_dblink.core.once.transaction import check_script
-from airflow_dblink.core.remote_sets.remote import QUERIES
-from airflow_dblink.core.sqltext.lexer import Part, parts
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.server.bind import Params
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sqltext.rules import check_script, the_query
 from airflow_dblink.core.tables.catalog import (
-    Relation,
-    ResultColumn,
-    Side,
-    describe,
+    children_of,
     find_relation,
     get_relation,
+    is_same_database,
     split_name,
 )
-from airflow_dblink.core.tables.mapping import Pair, match, route
+from airflow_dblink.core.tables.entries import Relation, ResultColumn
+from airflow_dblink.core.tables.mapping import Pair, match
 from airflow_dblink.core.tables.new_table import create_statement
-from airflow_dblink.core.tables.upsert_key import UpsertKey
+from airflow_dblink.core.tables.route import route
+from airflow_dblink.core.tables.row_key import UpsertKey
+from airflow_dblink.core.tables.source import describe_source, source_query
 
 Mode = Literal["append", "replace", "upsert", "create"]
 Columns = Sequence[str] | Mapping[str, str]
@@ -34,7 +33,6 @@ Columns = Sequence[str] | Mapping[str, str]
 log = logging.getLogger(__name__)
 
 _WRITABLE = ("r", "p", "f", "v")  # tables, partitioned tables, foreign tables, views with triggers
-_PLACEHOLDER = re.compile(r"%s\b|%\(\w+\)s")
 STAGE = sql.Identifier("pg_temp", "airflow_dblink_stage")
 
 
@@ -111,7 +109,7 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     key = _key(destination, spec, relation, pairs)
     _check_privileges(source, destination, spec, table, relation, pairs, key)
     pairs, copy_format = route(source, destination, pairs)
-    same_database = source.rows("database", {}) == destination.rows("database", {})
+    same_database = is_same_database(source, destination)
     if same_database and spec.mode == "replace" and table and relation and table.oid == relation.oid:
         raise UsageError(f"{relation} would be emptied before it is read", destination.conn_id)
     schema_name, name = (
@@ -161,69 +159,6 @@ def _check_script(name: str, script: str) -> None:
         raise UsageError(f"{name}: {error.message}", hint=hint) from None
 
 
-def source_query(
-    source: Side, table: Relation | None, source_sql: str | None, parameters: Params | None
-) -> sql.Composed | sql.SQL:
-    """Return what is read: all columns of *table*, or *source_sql* with its *parameters* in it.
-
-    :raises UsageError: if *source_sql* isn't one statement, or the parameters don't fit.
-    """
-    if table is not None:
-        names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
-        return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
-    # Neither the semicolon nor a comment behind it: COPY puts it in parentheses.
-    text = the_query(source_sql or "", source.conn_id).text
-    if parameters is not None:
-        text = bind(source.connection, source.conn_id, text, parameters, "source_parameters")
-    return sql.SQL(text)
-
-
-def the_query(source_sql: str, conn_id: str | None = None) -> Part:
-    """Return the one query that *source_sql* is.
-
-    :raises UsageError: if it is several statements or none, or something else.
-    """
-    found = parts(source_sql)
-    if len(found) != 1:
-        raise UsageError(f"source_sql must be one statement, got {len(found)}", conn_id)
-    if found[0].verb not in QUERIES:
-        raise UsageError(
-            f"source_sql must be a query, got {found[0].verb or 'no keyword'}",
-            conn_id,
-            hint="SELECT, VALUES, TABLE, or WITH and one of these",
-        )
-    return found[0]
-
-
-def describe_source(
-    source: Side, query: sql.Composed | sql.SQL, source_sql: str | None, parameters: Params | None
-) -> list[ResultColumn]:
-    """Return the columns of what is read.
-
-    :raises UsageError: if it has placeholders, and no parameters were given.
-    :raises RemoteError: what the server's parser says.
-    """
-    try:
-        return describe(source, query.as_string(source.connection))
-    except RemoteError:
-        if source_sql is not None and parameters is None:
-            demand_parameters("source_sql", source_sql, "source_parameters", source.conn_id)
-        raise
-
-
-def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str) -> None:
-    """Refuse *text*, which a server could not read, for placeholders that were given no value.
-
-    :raises UsageError: names the argument that is missing.
-    """
-    if found := _PLACEHOLDER.search(text):
-        raise UsageError(
-            f"{name} has a placeholder ({found[0]}), but {parameters_name} is missing",
-            conn_id,
-            hint=f"{parameters_name}: a list for %s, or a dict for %(name)s",
-        )
-
-
 def _destination(destination: Side, spec: Spec) -> Relation | None:
     if spec.mode != "create":
         relation = get_relation(destination, spec.destination_table)
@@ -256,10 +191,9 @@ def _refuse_rules(destination: Side, spec: Spec, relation: Relation) -> None:
 
 
 def _refuse_children(destination: Side, relation: Relation) -> None:
-    children = destination.rows("inheritance_children", {"oid": relation.oid})
     raise UsageError(
         f"{relation} has inheritance children, and TRUNCATE would empty them, too:"
-        f" {', '.join(row['name'] for row in children)}",
+        f" {', '.join(children_of(destination, relation))}",
         destination.conn_id,
         "0A000",
         hint=f"to replace its own rows alone: mode='append' with pre_sql='TRUNCATE ONLY {relation}'",

@@ -1,6 +1,6 @@
 """COPY from one database into a table of another, in one destination transaction.
 
-:func:`airflow_dblink.core.transfer_plan.plan` has checked everything before; :func:`run`
+:func:`airflow_dblink.core.transfer.plan.plan` has checked everything before; :func:`run`
 moves the rows inside a :class:`~airflow_dblink.core.once.transaction.Once`.
 """
 
@@ -15,9 +15,9 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.once.transaction import Once
-from airflow_dblink.core.server.settings import TEXT_FORMS, set_local
+from airflow_dblink.core.server.settings import TEXT_FORMS
+from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.streams.pump import End, Pumped, pump
-from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.core.tables.sequences import reset_sequences
 from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
 
@@ -44,7 +44,7 @@ def prepare(
 
     :param source_settings: run-time parameters, local to the transaction.
     :param destination_settings: the same for the destination.
-    :raises UsageError: what can't work; see :func:`airflow_dblink.core.transfer_plan.plan`.
+    :raises UsageError: what can't work; see :func:`airflow_dblink.core.transfer.plan.plan`.
     :raises RemoteError: what a server says.
     """
     # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.

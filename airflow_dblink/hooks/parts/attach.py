@@ -12,8 +12,8 @@ from airflow_dblink.core.link.registry import Links
 from airflow_dblink.core.remote_sets.attach import attach_to_link
 from airflow_dblink.core.remote_sets.remote import Remote, remotes_by_table
 from airflow_dblink.core.server.connection import Check
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.server.target import Target
-from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.hooks.parts.task import report, task_name
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_dblink.core.server.connection import Check, LinkConnection, connect
+from airflow_dblink.core.server.connection import Check, LinkConnection
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.hooks.parts.engine import EngineSide
 from airflow_dblink.hooks.parts.insert import Insert, Row, check_names

@@ -16,13 +16,7 @@ from airflow.providers.postgres.hooks.postgres import PostgresHook
 from psycopg.conninfo import conninfo_to_dict
 
 from airflow_dblink.core.errors import UsageError, context_line, kind_of
-from airflow_dblink.core.server.connection import (
-    SETTING,
-    LinkConnection,
-    set_config,
-    settings_patience_s,
-    settings_unanswered,
-)
+from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.credentials import (
     check_credential,
     check_used_credential,
@@ -30,6 +24,8 @@ from airflow_dblink.core.server.credentials import (
     is_certificate_unasked,
     not_asked_for,
 )
+from airflow_dblink.core.server.login import SETTING, settings_patience_s, settings_unanswered
+from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.server.target import PSYCOPG_ARGUMENTS, SECRETS, Target
 from airflow_dblink.hooks.parts.task import task_name
 

@@ -13,7 +13,8 @@ from airflow_dblink.core.builders.statements import PkeyField
 from airflow_dblink.core.builders.values import Value
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link, Notification
-from airflow_dblink.core.link.messages import Params, Row, Statement
+from airflow_dblink.core.link.messages import Row
+from airflow_dblink.core.server.bind import Params, Statement
 
 
 class Vocabulary(ABC):

@@ -20,11 +20,11 @@ from airflow_dblink.core.jobs.send import Submission
 from airflow_dblink.core.jobs.wait import wait_for_end
 from airflow_dblink.core.jobs.watch import demand_session, listens_to
 from airflow_dblink.core.link.link import Link
-from airflow_dblink.core.link.messages import Params, Row
+from airflow_dblink.core.link.messages import Row
+from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.connection import Check, LinkConnection
-from airflow_dblink.core.server.settings import set_local
+from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.server.target import Target, parse_session_settings
-from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.hooks.parts.functions import Vocabulary
 
 log = logging.getLogger(__name__)

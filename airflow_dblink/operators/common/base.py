@@ -15,7 +15,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import DblinkError, OutcomeUnknownError, StoppedError, UsageError
 from airflow_dblink.core.once.transaction import Once
-from airflow_dblink.core.server.connection import LinkConnection, connect, time_limit
+from airflow_dblink.core.server.connection import LinkConnection, time_limit
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook

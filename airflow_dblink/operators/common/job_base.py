@@ -24,7 +24,8 @@ from airflow_dblink.core.jobs.job import Job, JobHandle, missing
 from airflow_dblink.core.jobs.send import Sent, Submission
 from airflow_dblink.core.jobs.watch import demand_session, listens_to
 from airflow_dblink.core.masking import without_credentials
-from airflow_dblink.core.server.connection import LinkConnection, connect, time_limit
+from airflow_dblink.core.server.connection import LinkConnection, time_limit
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.core.transfer.run import prepare, run
 from airflow_dblink.operators.common.base import DblinkBaseOperator

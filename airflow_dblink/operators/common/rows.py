@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link
-from airflow_dblink.core.link.messages import Params, Row, Statement
+from airflow_dblink.core.link.messages import Row
+from airflow_dblink.core.server.bind import Params, Statement
 from airflow_dblink.core.streams.to_csv import csv_chunks
 from airflow_dblink.core.streams.to_json import JsonValues
 from airflow_dblink.operators.common.arguments import flag, whole_number

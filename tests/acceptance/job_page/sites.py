@@ -16,7 +16,7 @@ import httpx
 from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.send import Sent, Submission
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.embedded.airflow import Airflow
 from tests.databases import Database
 from tests.hostile_server import HostileServer

@@ -19,7 +19,7 @@ from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.install import VERSION
 from airflow_dblink.core.jobs.job import SCHEMA, Job, results_schema
 from airflow_dblink.core.jobs.send import Submission
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.stores import MemoryStore

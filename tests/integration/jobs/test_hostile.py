@@ -7,9 +7,8 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.errors import InstallationError, UsageError
 from airflow_dblink.core.jobs.job import JobHandle
-from airflow_dblink.core.jobs.trust import InstallationError
 from tests.databases import Database
 from tests.integration.jobs.client import EFFECT, SLEEP, Client, dba_installs, effects, role_of
 from tests.integration.jobs.conftest import MakeClient, MakeRole

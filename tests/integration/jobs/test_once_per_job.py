@@ -181,7 +181,7 @@ def test_a_try_that_is_superseded_after_its_call_leaves_the_job_to_the_next(
 SEND = """
 import json, sys
 from pathlib import Path
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.send import Submission

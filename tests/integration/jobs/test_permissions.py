@@ -10,10 +10,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.errors import InstallationError, RemoteError, UsageError
 from airflow_dblink.core.jobs.install import VERSION, install_script
 from airflow_dblink.core.jobs.job import SCHEMA
-from airflow_dblink.core.jobs.trust import InstallationError
 from tests.databases import Database, new_database
 from tests.integration.jobs.client import EFFECT, SLEEP, Client, dba_installs, effects, role_of
 from tests.integration.jobs.conftest import MakeClient, MakeRole

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.link.link import Link
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from tests.databases import Database
 from tests.oracle import state
 

@@ -13,7 +13,7 @@ import pytest
 from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.link.registry import Links
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate
 from tests.oracle import state, wait_until

@@ -12,7 +12,7 @@ import pytest
 from airflow_dblink.core.errors import DblinkError, TransientError
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.link.registry import Links
-from airflow_dblink.core.server.connection import connect
+from airflow_dblink.core.server.login import connect
 from tests.databases import Database
 from tests.oracle import wait_until
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import psycopg
 import pytest
 
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database
 from tests.stores import MemoryStore

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from psycopg import sql
 
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sync.compare import groups
 from airflow_dblink.core.sync.compare.checksum import Checksum
-from airflow_dblink.core.tables.catalog import Side
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database, new_database
 from tests.integration.sync.tables import contents, differences, settled

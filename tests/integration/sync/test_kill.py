@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import TransientError
-from airflow_dblink.core.tables.catalog import Side
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from tests.conftest import AddConnection
 from tests.databases import Database

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_dblink.core.errors import RemoteError
-from airflow_dblink.core.sync.compare.verify import VerificationError
+from airflow_dblink.core.errors import RemoteError, VerificationError
 from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.integration.sync.tables import contents, refused, refused_by_server, settled

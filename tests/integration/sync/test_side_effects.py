@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.sync.compare.verify import VerificationError
+from airflow_dblink.core.errors import VerificationError
 from tests.databases import Database
 from tests.integration.sync.tables import contents, refused, settled
 from tests.syncs import sync, sync_operator

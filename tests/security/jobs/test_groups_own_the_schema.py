@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.jobs.trust import InstallationError
+from airflow_dblink.core.errors import InstallationError, UsageError
 from airflow_dblink.core.server.target import Target, target_from_extra
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.conftest import AddConnection

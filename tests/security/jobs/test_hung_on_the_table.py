@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from airflow_dblink.core.jobs.trust import InstallationError
+from airflow_dblink.core.errors import InstallationError
 from tests.databases import Database
 from tests.integration.jobs.client import Client, dba_installs, role_of
 from tests.integration.jobs.conftest import MakeClient, MakeRole

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from psycopg import errors
 
-from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.jobs.trust import InstallationError
+from airflow_dblink.core.errors import InstallationError, UsageError
 from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.integration.jobs.client import EFFECT, Client, dba_installs, effects, role_of

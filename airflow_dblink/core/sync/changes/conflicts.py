@@ -12,7 +12,8 @@ from airflow_dblink.core.sync.changes.apply import REMOVED, RENEWED, as_array, m
 from airflow_dblink.core.sync.changes.plan import PLAN, ROWS, named_keys, place, same_row
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
 from airflow_dblink.core.sync.work import Field, Work, column, comma
-from airflow_dblink.core.tables.catalog import UniqueIndex, unique_indexes
+from airflow_dblink.core.tables.catalog import unique_indexes
+from airflow_dblink.core.tables.entries import UniqueIndex
 
 
 def make_way(work: Work) -> tuple[int, int]:

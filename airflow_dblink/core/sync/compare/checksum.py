@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from airflow_dblink.core.tables.catalog import Side, Type
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.tables.entries import Type
 
 # Types whose own hash is that of all their bytes.
 _DIRECT = frozenset({"bool", "int2", "int4", "oid", "date", "text", "varchar", "bytea", "uuid"})
@@ -56,7 +57,9 @@ class Checksum:
         """
         seed = secrets.randbits(62) if seed is None else seed
         probe = sql.SQL("SELECT {} AS hash").format(cls(seed, True, True).of([_PROBE]))
-        hashes = [side.ask(probe, "comparing hash functions")[0]["hash"] for side in (source, destination)]
+        hashes = [
+            side.ask(probe, action="comparing hash functions")[0]["hash"] for side in (source, destination)
+        ]
         encodings = {
             side.connection.info.parameter_status("server_encoding") for side in (source, destination)
         }

@@ -22,10 +22,12 @@ from psycopg.errors import error_from_result
 from psycopg.generators import fetch, send
 
 from airflow_dblink.core.errors import from_psycopg
-from airflow_dblink.core.sync.catalog import SQL
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.prepare import null_key
 from airflow_dblink.core.sync.work import Field, Part, Work, column
-from airflow_dblink.core.tables.catalog import Side
+
+_SQL = statements("sync.sql")
 
 #: Rows that a group should have: the fewer, the more bytes for equal tables, and the less for a difference.
 ROWS_PER_GROUP = 32
@@ -211,7 +213,7 @@ def _bounds(work: Work, part: Part, candidate: Field) -> list[int]:
     if part.relation is not None and part.where is None and candidate.pair.cast is None:
         in_table = candidate.pair.source if part is work.source else candidate.pair.destination
         known = {"oid": part.relation.oid, "name": in_table}
-        found = side.ask(SQL["histogram"], _ACTION, known)
+        found = side.ask(_SQL["histogram"], known, _ACTION)
         if found and found[0]["bounds"]:
             return [int(bound) for bound in found[0]["bounds"]]
     what = sql.SQL("pg_catalog.min({0})::bigint AS low, pg_catalog.max({0})::bigint AS high").format(name)

@@ -8,14 +8,16 @@ from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import DblinkError
-from airflow_dblink.core.sync.catalog import rows_of
+from airflow_dblink.core.errors import VerificationError
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.changes.apply import REMOVED, RENEWED, as_array, matches
 from airflow_dblink.core.sync.changes.plan import PLAN, here, same_key, there
 from airflow_dblink.core.sync.compare.groups import Comparison, choose, compare
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
 from airflow_dblink.core.sync.where import in_where
 from airflow_dblink.core.sync.work import Part, Work, comma
+
+_SQL = statements("sync.sql")
 
 _LEFT = """\
 SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END AS op, {keys}
@@ -33,10 +35,6 @@ _NOT_WRITTEN = (
     " belong to the part then. Add it to columns, or let only rows be updated and deleted: insert=False"
 )
 _WHAT = {INSERT: "is missing", UPDATE: "differs", DELETE: "is still there"}
-
-
-class VerificationError(DblinkError):
-    """The destination is not what it should be after the changes; all was rolled back."""
 
 
 def verify_load(work: Work, rows: int) -> Comparison:
@@ -80,9 +78,11 @@ def verify_counts(work: Work, expected: Mapping[str, int], done: Mapping[str, in
 
 def _may_do_less(work: Work) -> bool:
     side = work.destination.side
-    if work.target.row_security or (work.spec.triggers == "fire" and rows_of(side, "triggers", work.target)):
+    if work.target.row_security or (
+        work.spec.triggers == "fire" and side.ask(_SQL["triggers"], {"oid": work.target.oid})
+    ):
         return True
-    return any(row["comes_back"] for row in rows_of(side, "cascading_references", work.target))
+    return any(row["comes_back"] for row in side.ask(_SQL["cascading_references"], {"oid": work.target.oid}))
 
 
 def _hint(work: Work, operation: str = INSERT) -> str:
@@ -102,10 +102,10 @@ def bystanders(work: Work) -> Part | None:
     side, spec, part = work.destination.side, work.spec, work.destination
     if spec.is_incremental:  # looks at what is new, and no more
         return None
-    cascades = rows_of(side, "cascading_references", work.target)
+    cascades = side.ask(_SQL["cascading_references"], {"oid": work.target.oid})
     if any(row["comes_back"] for row in cascades):
         return replace(part, where=None)
-    triggers = spec.triggers == "fire" and rows_of(side, "triggers", work.target)
+    triggers = spec.triggers == "fire" and side.ask(_SQL["triggers"], {"oid": work.target.oid})
     return part if triggers or cascades or spec.on_conflict == "replace" else None
 
 
@@ -166,7 +166,9 @@ def verify(work: Work, comparison: Comparison | None) -> None:
     operations = work.spec.operations
     if work.spec.is_incremental:
         operations = operations.replace(DELETE, "")
-    all_of_them = comparison is not None or bool(rows_of(work.destination.side, "triggers", work.target))
+    all_of_them = comparison is not None or bool(
+        work.destination.side.ask(_SQL["triggers"], {"oid": work.target.oid})
+    )
     query = sql.SQL(_LEFT).format(
         keys=comma(
             [

@@ -1,0 +1,210 @@
+"""From a target to an open connection, under dblink's credential rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from psycopg import BaseConnection, pq
+from psycopg import waiting as psycopg_waiting
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
+from psycopg.errors import error_from_result
+from psycopg.generators import execute
+from psycopg.rows import TupleRow
+
+from airflow_dblink.core.errors import ConnectError, DblinkError, context_line, from_psycopg
+from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.server import text_styles as styles
+from airflow_dblink.core.server.connection import (
+    Allowance,
+    Check,
+    LinkConnection,
+    meanwhile,
+    patience,
+    watched,
+)
+from airflow_dblink.core.server.credentials import (
+    check_credential,
+    check_used_credential,
+    demanding,
+    is_certificate_unasked,
+    not_asked_for,
+)
+from airflow_dblink.core.server.prepared import let_prepare
+from airflow_dblink.core.server.settings import set_config
+from airflow_dblink.core.server.target import Target
+from airflow_dblink.core.server.wait_events import Observe, WaitEvent, waiting
+
+_LOOK_S = 0.1
+
+
+def connect(
+    target: Target,
+    *,
+    application_name: str | None = None,
+    own_identity: bool = False,
+    check: Check | None = None,
+    observe: Observe | None = None,
+    event: WaitEvent = "DblinkConnect",
+    arguments: Mapping[str, Any] | None = None,
+    autocommit: bool = True,
+    direct: bool = False,
+    most_bytes: int | None = None,
+    keeps_encoding: bool = False,
+    prepares: bool = False,
+) -> LinkConnection:
+    """Return an open connection to *target*.
+
+    Unless *own_identity* (or ``password_required=false`` in the connection), the credential
+    must come from the Airflow connection and must have been used, so that nobody rides on
+    the worker's own identity: its OS user, ``.pgpass``, ``PGPASSWORD``, service files.
+
+    :param application_name: what ``pg_stat_activity`` shows, at most 63 bytes.
+    :param own_identity: ``dblink_connect_u``: the worker's own identity is fine.
+    :param check: asked about ten times a second while waiting, for the login too; raises to stop.
+    :param observe: told of every wait.
+    :param event: what connecting counts as.
+    :param arguments: psycopg's own, such as ``row_factory``; *autocommit* apart.
+    :param direct: around the pooler, where the target has an address for that.
+    :param most_bytes: that the server may send in all; ``None``: as many as it likes.
+    :param keeps_encoding: the session's is the connection's ``client_encoding``, if it has one; else UTF8.
+    :param prepares: statements that are repeated, where no pooler that shares sessions is in between;
+        ``prepare_threshold``, of the connection or of *arguments*, and ``cursor_factory`` come before it.
+    :raises CredentialError: 2F003, under dblink's rule.
+    :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
+        transaction pooler without a direct address.
+    :raises ConnectError: 08001 where the server can't be reached or refuses, or doesn't answer within
+        the connection's ``connect_timeout`` (default 130 s): for the login at each host, and counted anew
+        for the session settings. A :class:`~airflow_dblink.core.errors.TransientError`, and psycopg's
+        ``OperationalError``.
+
+    Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
+    """
+    free = check_credential(target, own_identity=own_identity)
+    target = target if free else demanding(target)
+    direct = direct or target.needs_direct_address()
+    # Prepared statements break behind transaction poolers.
+    given = {**{k: v for k, v in target.psycopg.items() if k == "prepare_threshold"}, **(arguments or {})}
+    allowance = None if most_bytes is None else Allowance(most_bytes)
+    before = meanwhile.set((check, allowance))
+    try:
+        with waiting(event, target.conn_id, observe):
+            connection = LinkConnection.connect(
+                target.conninfo(
+                    application_name=application_name, direct=direct, keeps_encoding=keeps_encoding
+                ),
+                **{"prepare_threshold": None, **given, "autocommit": True},
+            )
+    except psycopg.Error as error:
+        raise _not_established(target, error.with_traceback(None)) from None
+    except BaseException as error:  # noqa: BLE001 - raised again, without the frames that hold the password
+        raise error.with_traceback(None)  # noqa: B904
+    finally:
+        meanwhile.reset(before)
+    try:
+        if not free:
+            check_used_credential(target, connection.pgconn)
+        connection.check, connection.allowance = check, allowance
+        if target.session_settings:
+            connection.wait(_apply_settings(target, connection))
+        if not autocommit:
+            connection.autocommit = False
+    except BaseException:
+        connection.close()
+        raise
+    styles.register(connection)
+    if prepares and not {"prepare_threshold", "cursor_factory"}.intersection(given):
+        let_prepare(target, connection, direct=direct)
+    connection.observe = observe
+    connection.trusted_owners = target.trusted_owners
+    return connection
+
+
+async def aconnect(
+    target: Target, *, application_name: str | None = None, direct: bool = False
+) -> psycopg.AsyncConnection[TupleRow]:
+    """Return an open connection to *target* as :func:`connect` does, for an event loop.
+
+    :raises CredentialError, UsageError, ConnectError: as :func:`connect`.
+    """
+    free = check_credential(target, own_identity=False)
+    target = target if free else demanding(target)
+    direct = direct or target.needs_direct_address()
+    try:
+        connection = await psycopg.AsyncConnection.connect(
+            target.conninfo(application_name=application_name, direct=direct),
+            autocommit=True,
+            prepare_threshold=None,
+        )
+    except psycopg.Error as error:
+        raise _not_established(target, error.with_traceback(None)) from None
+    except BaseException as error:  # noqa: BLE001 - raised again, without the frames that hold the password
+        raise error.with_traceback(None)  # noqa: B904
+    try:
+        if not free:
+            check_used_credential(target, connection.pgconn)
+        if target.session_settings:
+            # Not the connection's own wait: cancelled, it would wait for the server once more.
+            settings = _apply_settings(target, connection)
+            await psycopg_waiting.wait_async(settings, connection.pgconn.socket, _LOOK_S)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def _not_established(target: Target, error: psycopg.Error) -> DblinkError:
+    """Return dblink's 08001, which has libpq's reason as its detail."""
+    reason = without_credentials(" ".join(str(error).split()))
+    if is_certificate_unasked(target, reason):
+        return not_asked_for(target)
+    return ConnectError(
+        "could not establish connection",
+        target.conn_id,
+        "08001",
+        reason,
+        hint="check host, port, database, login and password of the connection",
+    )
+
+
+def _apply_settings(target: Target, connection: BaseConnection[Any]) -> PQGen[None]:
+    """Apply ``session_settings``, with the same patience as for the login.
+
+    :raises RemoteError: what the server says.
+    :raises ConnectError: 08001 if it says nothing within ``connect_timeout`` seconds.
+    """
+    pgconn = connection.pgconn
+    statement = set_config(target.session_settings.items(), local=False)
+    try:
+        pgconn.send_query(statement.as_bytes(connection))
+        results = yield from watched(execute(pgconn), patience(settings_patience_s(target)))
+        if results[-1].status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(results[-1], encoding=connection.info.encoding)
+    except psycopg.Error as error:
+        raise from_psycopg(error, target.conn_id, SETTING) from None
+    except TimeoutError:
+        raise settings_unanswered(target) from None
+
+
+def settings_patience_s(target: Target) -> int:
+    """Return how long an answer to ``session_settings`` is awaited: ``connect_timeout``, as for the login."""
+    value = target.params.get("connect_timeout")
+    given = {} if value is None or value == "" else {"connect_timeout": str(value)}
+    return timeout_from_conninfo(conninfo_to_dict(**given))
+
+
+def settings_unanswered(target: Target) -> ConnectError:
+    """Return the error for a server that gives none in that time."""
+    return ConnectError(
+        f"the server let us in, but did not answer within {settings_patience_s(target)} s",
+        target.conn_id,
+        "08001",
+        hint="is it, or the pooler before it, out of sessions? connect_timeout in Extra is the limit",
+        context=context_line(SETTING, target.conn_id),
+    )
+
+
+#: What is done with ``session_settings``, in the context of an error.
+SETTING = "applying session_settings"

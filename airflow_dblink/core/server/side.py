@@ -1,0 +1,71 @@
+"""A connection and what errors call it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from airflow_dblink.core.errors import from_psycopg
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.own_sql import ask
+from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
+
+
+@dataclass(frozen=True)
+class Side:
+    """A connection and what errors call it."""
+
+    connection: LinkConnection
+    conn_id: str
+
+    def ask(
+        self,
+        statement: str | sql.Composable,
+        params: Mapping[str, Any] | None = None,
+        action: str = "reading the catalogs",
+    ) -> list[dict[str, Any]]:
+        """Return the rows of a question of ours that reads no table of a user; see :func:`.own_sql.ask`.
+
+        :param action: what it is for, as errors say it.
+        :raises RemoteError: what the server says.
+        """
+        try:
+            return ask(self.connection, statement, params)
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, action) from None
+
+    def run(self, statement: str | bytes | sql.SQL | sql.Composed, action: str) -> int:
+        """Run *statement* and return the number of rows it touched.
+
+        :raises RemoteError: what the server says.
+        """
+        query = statement.encode() if isinstance(statement, str) else statement
+        try:
+            return self.connection.execute(query).rowcount
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, action) from None
+
+    def fetch(self, statement: sql.SQL | sql.Composed, action: str) -> list[dict[str, Any]]:
+        """Run *statement* and return its rows.
+
+        :raises RemoteError: what the server says.
+        """
+        try:
+            with self.connection.cursor(row_factory=dict_row) as cursor:
+                return cursor.execute(statement).fetchall()
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, action) from None
+
+
+def set_local(side: Side, settings: Mapping[str, str]) -> None:
+    """Apply :data:`TEXT_FORMS` and *settings* to the transaction that is open on *side*.
+
+    :raises RemoteError: what the server says.
+    """
+    local = {**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
+    side.run(set_config(local.items(), local=True), "setting up the transaction")

@@ -1,0 +1,143 @@
+"""How values travel from one server to the other: with which casts, and whether in binary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.tables.catalog import type_names, types, types_by_name
+from airflow_dblink.core.tables.entries import Type
+from airflow_dblink.core.tables.mapping import Pair
+
+log = logging.getLogger(__name__)
+
+_SQL = statements("catalog.sql")
+
+
+def route(source: Side, destination: Side, pairs: Sequence[Pair]) -> tuple[tuple[Pair, ...], str]:
+    """Decide how values travel: returns the pairs, with casts, and ``binary`` or ``text``.
+
+    Binary needs the same built-in type on both sides. Where PostgreSQL would assign a value by
+    itself (integer to bigint, date to timestamp), the source casts, which keeps it binary. Types
+    of users (enums, composites, extensions) travel as text, to a type of the same name or to a
+    string type.
+
+    :raises UsageError: names the columns whose types don't fit.
+    """
+    there = types(source, [pair.source_type for pair in pairs])
+    if any(pair.destination_type is None for pair in pairs):
+        return _route_to_new_table(destination, pairs, there)
+    here = types(destination, [pair.destination_type or 0 for pair in pairs])
+    routed: list[Pair] = []
+    binary = True
+    for pair in pairs:
+        given, wanted = there[pair.source_type], here[pair.destination_type or 0]
+        cast = _cast(source, destination, pair, given, wanted)
+        routed.append(replace(pair, cast=cast))
+        binary = binary and goes_in_binary(given, wanted, cast)
+    return tuple(routed), "binary" if binary else "text"
+
+
+def goes_in_binary(given: Type, wanted: Type, cast: str | None) -> bool:
+    """Return whether values of one type can be loaded as the other in the form that binary COPY sends.
+
+    :param cast: type that the source casts to before sending.
+    """
+    same = given.built_in and wanted.built_in and (cast is not None or given.base_type == wanted.base_type)
+    return same and wanted.goes_in_binary and not wanted.is_catalog_reference
+
+
+def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> str | None:
+    """Return the type to cast to in the source, ``None`` for none.
+
+    :raises UsageError: if the types don't fit.
+    """
+    if given.built_in and wanted.built_in:
+        if given.base_type == wanted.base_type:
+            return _as_is(given)
+        params = {"source": given.base_type, "target": wanted.base_type}
+        if given.element and wanted.element:  # arrays are assigned as their elements are
+            params = {"source": given.element, "target": wanted.element}
+        if next(iter(source.ask(_SQL["assignable"], params)[0].values())):
+            _refuse_other_time_zone(source, destination, pair, given, wanted)
+            # Asked of the source, whose statement it becomes; built-in types are the same there.
+            return type_names(source, [wanted.base_type], [-1])[0]
+    elif given.attributes and wanted.attributes and given.attributes != wanted.attributes:
+        pass  # composites of one name, but other or reordered attributes
+    elif function := _assignment_function(destination, given, wanted):
+        # Those of citext are those of text; what another type's do is not for us to know.
+        if wanted.base_name == "citext" and given.built_in:
+            return "pg_catalog.text"
+        raise UsageError(
+            f"column {pair.destination!r} is of type {wanted.name}, to which PostgreSQL assigns {given.name}"
+            f" by function {function}, and it would be read as text from {pair.source!r} of"
+            f" {source.conn_id!r}",
+            destination.conn_id,
+            "42804",
+            hint=f"say what it should be in source_sql, e.g. {pair.source}::text",
+        )
+    elif (
+        wanted.is_string
+        or {given.name, given.base_name} & {wanted.name, wanted.base_name}
+        or (given.element_name is not None and given.element_name == wanted.element_name)
+        or (given.is_string and not wanted.built_in)
+    ):
+        # Padding is no value to a char(n), so let the source leave it out before rows are compared.
+        return "pg_catalog.bpchar" if wanted.built_in and wanted.base_name == "bpchar" else None
+    raise UsageError(
+        f"column {pair.destination!r} is of type {wanted.name},"
+        f" but {pair.source!r} of {source.conn_id!r} is {given.name}",
+        destination.conn_id,
+        "42804",
+        hint=f"cast it in source_sql: {pair.source}::{wanted.name}",
+    )
+
+
+def _as_is(kind: Type) -> str | None:
+    """Return the type to cast to in the source, so that a value arrives as it is stored."""
+    if not kind.is_xml:
+        return None
+    return "pg_catalog.text[]" if kind.element else "pg_catalog.text"
+
+
+def _assignment_function(destination: Side, given: Type, wanted: Type) -> str | None:
+    """Return the function by which the destination assigns one type to the other, if it does so by one."""
+    if not given.built_in or wanted.built_in:
+        return None
+    found = destination.ask(_SQL["cast_function"], {"source": given.base_type, "target": wanted.base_type})
+    return str(found[0]["name"]) if found else None
+
+
+def _refuse_other_time_zone(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> None:
+    """Refuse a cast whose result depends on the session's TimeZone, where the sessions' differ."""
+    zones = [side.connection.info.parameter_status("TimeZone") for side in (source, destination)]
+    with_zone = {given.base_name, wanted.base_name} & {"timestamptz", "timetz"}
+    if with_zone and not wanted.is_string and zones[0] != zones[1]:
+        raise UsageError(
+            f"column {pair.destination!r} is of type {wanted.name}, {pair.source!r} of {source.conn_id!r} is"
+            f" {given.name}, and the TimeZone there is {zones[0]}, but here {zones[1]}",
+            destination.conn_id,
+            "42804",
+            hint=f"say which zone is meant in source_sql: {pair.source} AT TIME ZONE '...'",
+        )
+
+
+def _route_to_new_table(
+    destination: Side, pairs: Sequence[Pair], there: Mapping[int, Type]
+) -> tuple[tuple[Pair, ...], str]:
+    """Keep the types for a table that is created; those it can't have become text."""
+    known = types_by_name(destination, [pair.type_name for pair in pairs])
+    routed: list[Pair] = []
+    for pair, found in zip(pairs, known, strict=True):
+        if found is None:
+            log.warning(
+                "%s has no type %s: %r becomes text", destination.conn_id, pair.type_name, pair.destination
+            )
+        name = "pg_catalog.text" if found is None else pair.type_name
+        routed.append(replace(pair, type_name=name, cast=_as_is(there[pair.source_type])))
+    binary = all(goes_in_binary(there[pair.source_type], there[pair.source_type], None) for pair in pairs)
+    return tuple(routed), "binary" if binary else "text"

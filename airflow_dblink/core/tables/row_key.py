@@ -1,0 +1,97 @@
+"""Which columns tell the rows of a table apart, and what PostgreSQL's ON CONFLICT makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.tables.catalog import primary_key, types, unique_indexes
+from airflow_dblink.core.tables.entries import Relation
+from airflow_dblink.core.tables.mapping import Pair
+
+_TEXTS = ("text", "varchar")
+
+
+def key_columns(
+    destination: Side,
+    relation: Relation,
+    wanted: Sequence[str] | None,
+    pairs: Sequence[Pair],
+    *,
+    for_on_conflict: bool = False,
+) -> tuple[str, ...]:
+    """Return the columns that tell rows apart: *wanted*, else the primary key's.
+
+    :param for_on_conflict: it must be one that ON CONFLICT can use.
+    :raises UsageError: if there is no primary key, a column doesn't exist or gets no value, or no unique
+        index is on just these columns.
+    """
+    conn_id = destination.conn_id
+    key = tuple(wanted) if wanted else tuple(primary_key(destination, relation))
+    if not key:
+        raise UsageError(
+            f"{relation} has no primary key", conn_id, hint="name the columns of a unique key: key=[...]"
+        )
+    known = [column.name for column in relation.columns]
+    if unknown := [name for name in key if name not in known]:
+        raise UsageError(
+            f"{relation} has no column {', '.join(map(repr, unknown))}, named in key",
+            conn_id,
+            "42703",
+            hint=f"it has: {', '.join(known)}",
+        )
+    indexes = unique_indexes(destination, relation)
+    if not any(set(key) == set(i.columns) and (i.is_immediate or not for_on_conflict) for i in indexes):
+        deferrable = "not deferrable, " if for_on_conflict else ""
+        raise UsageError(
+            f"{relation} has no unique index on key ({', '.join(key)})",
+            conn_id,
+            "42P10",
+            hint=f"create one, or name another key; it must be whole: not partial, {deferrable}not on"
+            " expressions",
+        )
+    given = {pair.destination for pair in pairs}
+    if missing := [name for name in key if name not in given]:
+        raise UsageError(f"key column {', '.join(missing)} of {relation} gets no value", conn_id)
+    return key
+
+
+@dataclass(frozen=True)
+class UpsertKey:
+    """The columns that tell rows apart.
+
+    :ivar columns: in the order in which they were named.
+    :ivar loose: those of which two values that are the same may be written differently (1.0 and 1.00, -0
+        and 0, citext): the row that is there gets the source's form.
+    :ivar takes_null: whether NULL is in conflict with NULL.
+    """
+
+    columns: tuple[str, ...] = ()
+    loose: tuple[str, ...] = ()
+    takes_null: bool = False
+
+    @classmethod
+    def of(
+        cls, destination: Side, relation: Relation, wanted: Sequence[str] | None, pairs: Sequence[Pair]
+    ) -> UpsertKey:
+        """Return the key: *wanted*, else the primary key.
+
+        :raises UsageError: as :func:`~airflow_dblink.core.tables.row_key.key_columns`.
+        """
+        columns = key_columns(destination, relation, wanted, pairs, for_on_conflict=True)
+        indexes = [
+            index
+            for index in unique_indexes(destination, relation)
+            if set(index.columns) == set(columns) and index.is_immediate
+        ]
+        is_exact = all(index.is_deterministic and index.is_plain for index in indexes)
+        oids = {pair.destination: pair.destination_type or 0 for pair in pairs}
+        kinds = types(destination, [oids[name] for name in columns])
+        loose = [
+            name
+            for name in columns
+            if not ((kind := kinds[oids[name]]).is_exact or (kind.base_name in _TEXTS and is_exact))
+        ]
+        return cls(columns, tuple(loose), any(index.nulls_are_equal for index in indexes))

@@ -1,0 +1,45 @@
+"""What is read from a source: a table's columns or a query, and what the server says of them."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import RemoteError
+from airflow_dblink.core.server.bind import Params, bind
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sqltext.rules import demand_parameters, the_query
+from airflow_dblink.core.tables.catalog import describe
+from airflow_dblink.core.tables.entries import Relation, ResultColumn
+
+
+def source_query(
+    source: Side, table: Relation | None, source_sql: str | None, parameters: Params | None
+) -> sql.Composed | sql.SQL:
+    """Return what is read: all columns of *table*, or *source_sql* with its *parameters* in it.
+
+    :raises UsageError: if *source_sql* isn't one statement, or the parameters don't fit.
+    """
+    if table is not None:
+        names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
+        return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
+    # Neither the semicolon nor a comment behind it: COPY puts it in parentheses.
+    text = the_query(source_sql or "", source.conn_id).text
+    if parameters is not None:
+        text = bind(source.connection, source.conn_id, text, parameters, "source_parameters")
+    return sql.SQL(text)
+
+
+def describe_source(
+    source: Side, query: sql.Composed | sql.SQL, source_sql: str | None, parameters: Params | None
+) -> list[ResultColumn]:
+    """Return the columns of what is read.
+
+    :raises UsageError: if it has placeholders, and no parameters were given.
+    :raises RemoteError: what the server's parser says.
+    """
+    try:
+        return describe(source, query.as_string(source.connection))
+    except RemoteError:
+        if source_sql is not None and parameters is None:
+            demand_parameters("source_sql", source_sql, "source_parameters", source.conn_id)
+        raise
