@@ -39,9 +39,10 @@ fuzz: $(VENV)/.installed  ## the builders beside the extension's, on random tabl
 soak: $(VENV)/.installed  ## remote jobs under randomized kills on real Airflow: make soak ROUNDS=100
 	$(BIN)/python -m tests.soak --rounds $(or $(ROUNDS),100)
 
-check: $(VENV)/.installed  ## lint, format and types
+check: $(VENV)/.installed  ## lint, format, borders of imports, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: $(VENV)/.installed

@@ -1,13 +1,10 @@
-"""The core knows PostgreSQL and nothing of Airflow."""
+"""What only a running interpreter shows of the borders; `make check` holds who imports whom."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import airflow_dblink
 
@@ -32,24 +29,6 @@ def test_a_fresh_interpreter_imports_all_of_core_without_airflow() -> None:
 
     assert len(modules) > 10
     assert run.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("path", CORE, ids=_module)
-def test_core_imports_nothing_above_it(path: Path) -> None:
-    imported = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            imported.add(node.module or "")
-    above = {
-        name
-        for name in imported
-        if name.partition(".")[0] == "airflow"
-        or (name.startswith("airflow_dblink") and not name.startswith("airflow_dblink.core"))
-    }
-    assert not above
 
 
 def test_provider_info_imports_nothing_of_airflow_or_psycopg() -> None:
