@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_dblink.core.server.settings import HANDED_ON
 from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.operators.common.files import FileWritingOperator
-from airflow_dblink.operators.common.rows import Handler, RowSink
+from airflow_dblink.operators.common.rows import MAX_XCOM_BYTES, Handler, RowSink
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -36,12 +36,13 @@ class DblinkFetchOperator(FileWritingOperator):
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
         PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
+    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
     :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
         ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 
-    :returns: (XCom) ``{"rows": ..., "batches": ...}``, with ``path`` for a file and ``data`` for XCom.
-    :raises AirflowFailException: for mistakes found before anything is sent, and for more rows than
-        *max_xcom_rows*.
+    :returns: (XCom) ``rows``; with ``path`` for a file, else with ``batches``, and ``data`` for XCom.
+    :raises AirflowFailException: for mistakes found before anything is sent, for more rows than
+        *max_xcom_rows*, and for more bytes than *max_xcom_bytes*.
     :raises RemoteError: what the server says; the file is then not there, or the old one.
     :raises TransientError: the same, where a retry may help.
     :raises DblinkTaskKilledError: after a kill; the query was cancelled.
@@ -76,6 +77,7 @@ class DblinkFetchOperator(FileWritingOperator):
         header: bool = True,
         csv_options: Mapping[str, str] | None = None,
         max_xcom_rows: int | None = None,
+        max_xcom_bytes: int = MAX_XCOM_BYTES,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -89,6 +91,7 @@ class DblinkFetchOperator(FileWritingOperator):
         self.header = header
         self.csv_options = csv_options
         self.max_xcom_rows = max_xcom_rows
+        self.max_xcom_bytes = max_xcom_bytes
         self._note_given("path")
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -105,5 +108,5 @@ class DblinkFetchOperator(FileWritingOperator):
                 set_local(side, self._settings(link.connection, self.conn_id, **HANDED_ON))
                 result = sink.deliver(link, self.sql, self.parameters)
                 side.run("COMMIT", "ending the transaction")
-            self.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])
+            self.log.info("Fetched %s", sink.told(result))
             return result

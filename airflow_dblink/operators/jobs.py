@@ -24,7 +24,7 @@ from airflow_dblink.operators.common.handles import TakesHandle, handles_of
 from airflow_dblink.operators.common.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
 from airflow_dblink.operators.common.kept_rows import delivered
 from airflow_dblink.operators.common.moving import MovingOperator
-from airflow_dblink.operators.common.rows import Handler, RowSink
+from airflow_dblink.operators.common.rows import MAX_XCOM_BYTES, Handler, RowSink
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -103,6 +103,7 @@ class DblinkJobOperator(FileWritingOperator, DblinkJobWaitingOperator):
     :param path: URL of a CSV file on Airflow's object storage. (templated)
     :param path_conn_id: Airflow connection of the object storage. (templated)
     :param max_xcom_rows: push the rows as a list of lists, at most so many.
+    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
     :param batch_rows: rows per batch.
     :param keep_result: leave the rows of a query on the server, for others.
     :param kwargs: of the base operators: ``poll_interval`` (seconds), ``grace_period``, ``job_schema``,
@@ -139,6 +140,7 @@ class DblinkJobOperator(FileWritingOperator, DblinkJobWaitingOperator):
         path: str | None = None,
         path_conn_id: str | None = None,
         max_xcom_rows: int | None = None,
+        max_xcom_bytes: int = MAX_XCOM_BYTES,
         batch_rows: int = 10_000,
         keep_result: bool = False,
         **kwargs: Any,
@@ -147,6 +149,7 @@ class DblinkJobOperator(FileWritingOperator, DblinkJobWaitingOperator):
         self.handler = handler
         self.path, self.path_conn_id = path, path_conn_id
         self.max_xcom_rows = max_xcom_rows
+        self.max_xcom_bytes = max_xcom_bytes
         self.batch_rows = batch_rows
         self.keep_result = keep_result
         self._note_given("path")
@@ -188,6 +191,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
     :param header: whether the file begins with the column names.
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many.
+    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
     :param batch_rows: rows per batch.
     :param destination_conn_id: Airflow connection of the destination. (templated)
     :param destination_table: table that gets the rows, as in SQL. (templated)
@@ -239,6 +243,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
         header: bool = True,
         csv_options: Mapping[str, str] | None = None,
         max_xcom_rows: int | None = None,
+        max_xcom_bytes: int = MAX_XCOM_BYTES,
         batch_rows: int = 10_000,
         destination_conn_id: str | None = None,
         destination_table: str | None = None,
@@ -258,6 +263,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
         self.header = header
         self.csv_options = csv_options
         self.max_xcom_rows = max_xcom_rows
+        self.max_xcom_bytes = max_xcom_bytes
         self.batch_rows = batch_rows
         self.destination_conn_id = destination_conn_id
         self.destination_table = destination_table

@@ -21,7 +21,7 @@ from airflow_dblink.core.sqltext.rules import QUERIES, check_script
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.files import FileWritingOperator
-from airflow_dblink.operators.common.rows import Handler, RowSink
+from airflow_dblink.operators.common.rows import MAX_XCOM_BYTES, Handler, RowSink
 
 if TYPE_CHECKING:
     import jinja2
@@ -68,17 +68,19 @@ class DblinkQueryOperator(FileWritingOperator):
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
         PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
+    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and run again.
     :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
         ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 
     :returns: (XCom) ``sets``: rows by the name of the set; ``command_tags`` of the statements, those of the
-        last one left out where its rows are delivered; there also ``rows`` and ``batches``, with ``path``
-        for a file and ``data`` for XCom. Where an earlier try has committed, what that one has stored:
+        last one left out where its rows are delivered; there also ``rows``, with ``path`` for a file, else
+        ``batches``, and ``data`` for XCom. Where an earlier try has committed, what that one has stored:
         without tags if all was one message.
     :raises AirflowFailException: for mistakes found before a row moves (no retry helps), for more rows than
-        *max_xcom_rows*, and if the server can't tell whether an earlier try has committed.
+        *max_xcom_rows* or bytes than *max_xcom_bytes*, and if the server can't tell whether an earlier
+        try has committed.
     :raises RemoteError: what a server says, naming its connection; home is unchanged then.
     :raises TransientError: the same, where a retry may help.
     :raises DblinkTaskKilledError: after a kill.
@@ -117,6 +119,7 @@ class DblinkQueryOperator(FileWritingOperator):
         header: bool = True,
         csv_options: Mapping[str, str] | None = None,
         max_xcom_rows: int | None = None,
+        max_xcom_bytes: int = MAX_XCOM_BYTES,
         orphan_timeout: timedelta = timedelta(hours=1),
         **kwargs: Any,
     ) -> None:
@@ -133,6 +136,7 @@ class DblinkQueryOperator(FileWritingOperator):
         self.header = header
         self.csv_options = csv_options
         self.max_xcom_rows = max_xcom_rows
+        self.max_xcom_bytes = max_xcom_bytes
         self.orphan_timeout = orphan_timeout
         self._note_given("path")
 
@@ -253,7 +257,7 @@ class DblinkQueryOperator(FileWritingOperator):
         result = {"sets": sets, "command_tags": tags, **delivered}
         self._check()
         once.commit(result)
-        self.log.info("Delivered %s rows in %s batches, committed", result["rows"], result["batches"])
+        self.log.info("Delivered %s, and committed", sink.told(result))
         return result
 
 

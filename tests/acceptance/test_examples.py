@@ -93,7 +93,7 @@ def test_fetch(airflow_env: AirflowEnv) -> None:
 
     path = airflow_env.files / "airflow_dblink" / "squares.csv.gz"
     assert result("to_function") == {"rows": 25_000, "batches": 3}
-    assert result("to_file") == {"rows": 25_000, "batches": 3, "path": path.as_uri()}
+    assert result("to_file") == {"rows": 25_000, "path": path.as_uri()}
     assert result("to_xcom") == {"rows": 1, "batches": 1, "data": [[100, 5050]]}
     with gzip.open(path, "rt") as file:
         assert file.read().splitlines()[:3] == ["n,square", "1,1", "2,4"]

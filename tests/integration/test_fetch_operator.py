@@ -74,6 +74,7 @@ def test_more_rows_than_allowed_fail_without_retries() -> None:
         ({"max_xcom_rows": "five"}, "max_xcom_rows must be an integer of at least 0, got 'five'"),
         ({"max_xcom_rows": -1}, "max_xcom_rows must be"),
         ({"max_xcom_rows": True}, "max_xcom_rows must be"),
+        ({"max_xcom_rows": 1, "max_xcom_bytes": 0}, "max_xcom_bytes must be an integer of at least 1, got 0"),
         ({"path": "file:///tmp/x", "header": "no"}, "header must be true or false"),
         ({"path": "file:///tmp/x", "batch_rows": 2.0}, "batch_rows must be"),
         ({"max_xcom_rows": 5, "sql": None}, r"sql has no value \(None\)"),
@@ -102,7 +103,7 @@ def test_a_file_is_postgresqls_csv(tmp_path: Path, end: str) -> None:
 
     result = _fetch(SERIES + end, path=f"file://{path}", batch_rows=2)
 
-    assert result == {"rows": 5, "batches": 3, "path": f"file://{path}"}
+    assert result == {"rows": 5, "path": f"file://{path}"}
     assert path.read_text() == 'a,b\n1,"x,1"\n2,"x,2"\n3,"x,3"\n4,"x,4"\n5,"x,5"\n'
     assert [file.name for file in path.parent.iterdir()] == ["rows.csv"]
 
@@ -137,7 +138,7 @@ def test_an_empty_result_is_a_file_with_a_header(tmp_path: Path) -> None:
 
     result = _fetch("SELECT 1 AS a WHERE false", path=f"file://{path}")
 
-    assert (result["rows"], result["batches"]) == (0, 0)
+    assert result == {"rows": 0, "path": f"file://{path}"}
     assert path.read_text() == "a\n"
 
 

@@ -36,7 +36,7 @@ def delivered(
         return result
     with hook.result_link(handle, job) as (link, query):
         result = sink.deliver(link, query, expected=job.row_count)
-    operator.log.info("Fetched %s rows in %s batches", result["rows"], result["batches"])
+    operator.log.info("Fetched %s", sink.told(result))
     if drop:
         store.set(_KEY, {**mine, "result": result})
         hook.drop_result(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -9,6 +10,7 @@ from typing import Any, Self
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.link.messages import Row
+from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.server.bind import Params, Statement
 from airflow_dblink.core.streams.to_csv import csv_chunks
 from airflow_dblink.core.streams.to_json import JsonValues
@@ -17,6 +19,8 @@ from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.files import OWN, demand_file, demand_mode, new_file
 
 Handler = Callable[[list[Row]], object]
+#: Rows in XCom take at most so many bytes, as JSON, unless the task says otherwise.
+MAX_XCOM_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class RowSink:
     header: bool = True
     csv_options: Mapping[str, str] = field(default_factory=dict)
     max_xcom_rows: int | None = None
+    max_xcom_bytes: int = MAX_XCOM_BYTES
 
     @classmethod
     def of(cls, operator: DblinkBaseOperator, conn_id: str) -> Self:
@@ -49,7 +54,7 @@ class RowSink:
         """
         names = {field.name for field in fields(cls)} - {"conn_id", "check"}
         given = {name: getattr(operator, name) for name in names if getattr(operator, name, None) is not None}
-        for name, least in (("batch_rows", 1), ("max_xcom_rows", 0)):
+        for name, least in (("batch_rows", 1), ("max_xcom_rows", 0), ("max_xcom_bytes", 1)):
             if name in given:
                 given[name] = whole_number(name, given[name], least=least)
         if "header" in given:
@@ -89,8 +94,9 @@ class RowSink:
         """Read the rows of *statement* and hand them on.
 
         :param expected: how many there must be; a file doesn't appear otherwise.
-        :returns: ``rows`` and ``batches``, with ``path`` for a file and ``data`` for XCom.
-        :raises UsageError: for more rows than *max_xcom_rows*; if there are not as many as *expected*.
+        :returns: ``rows``; with ``path`` for a file, else with ``batches``, and ``data`` for XCom.
+        :raises UsageError: for more rows than *max_xcom_rows*, or more bytes than *max_xcom_bytes*; if there
+            are not as many rows as *expected*.
         :raises RemoteError: what the server says; the file is then not there, or the old one.
         """
         if self.path is not None:
@@ -98,6 +104,16 @@ class RowSink:
         result = self._to_handler(link, statement, params)
         self._demand(result["rows"], expected)
         return result
+
+    def told(self, result: Mapping[str, Any]) -> str:
+        """Return what :meth:`deliver` did, for the log: how many rows, and where they went."""
+        rows = f"{result['rows']:,} rows"
+        if self.path is not None:
+            return f"{rows} to {without_credentials(self.path)}"
+        if self.handler is not None:
+            name = getattr(self.handler, "__qualname__", type(self.handler).__name__)
+            return f"{rows} in {result['batches']:,} batches to handler {name}"
+        return f"{rows} to XCom"
 
     def _demand(self, rows: int, expected: int | None) -> None:
         if expected is not None and rows != expected:
@@ -109,7 +125,7 @@ class RowSink:
 
     def _to_handler(self, link: Link, statement: Statement, params: Params | None) -> dict[str, Any]:
         kept: list[Any] = []
-        rows = batches = 0
+        rows = batches = size = 0
         batch_rows, values = self.batch_rows, None
         if self.max_xcom_rows is not None:
             # One more than allowed is enough to refuse them.
@@ -126,7 +142,15 @@ class RowSink:
                     self.conn_id,
                     hint="limit the query, or use path or handler",
                 )
-            kept.extend(list(row) for row in batch)
+            for row in map(list, batch):
+                size += len(json.dumps(row))  # not the text of all: one row may be large
+                if size > self.max_xcom_bytes:
+                    raise UsageError(
+                        f"the rows take more than max_xcom_bytes={self.max_xcom_bytes} bytes as JSON",
+                        self.conn_id,
+                        hint="use path or handler; or raise max_xcom_bytes, if XCom's storage takes so much",
+                    )
+                kept.append(row)
         result: dict[str, Any] = {"rows": rows, "batches": batches}
         return result if self.handler is not None else {**result, "data": kept}
 
@@ -141,4 +165,4 @@ class RowSink:
                 rows += count
             self.check()
             self._demand(rows, expected)
-        return {"rows": rows, "batches": -(-rows // self.batch_rows), "path": path}
+        return {"rows": rows, "path": path}
