@@ -37,6 +37,12 @@ def job_url(dag_id: str, handle: JobHandle) -> str:
     return f"{base.rstrip('/')}/{job_path(dag_id, handle)}"
 
 
+def page_note(dag_id: str, handle: JobHandle) -> str:
+    """Return the address for the end of a log line, nothing where the page is off."""
+    url = job_url(dag_id, handle)
+    return f" (page: {url})" if url else ""
+
+
 def job_path(dag_id: str, handle: JobHandle) -> str:
     """Return the part of that address which is ours."""
     path = "/".join(quote(part, safe="") for part in (dag_id, handle.conn_id, handle.job_id))

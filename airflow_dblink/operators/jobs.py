@@ -16,7 +16,7 @@ from airflow_dblink.core.once.transaction import KEY as ONCE_KEY
 from airflow_dblink.core.transfer.plan import Mode, Spec
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.job_functions import demand_kept_rows
-from airflow_dblink.links.job import DblinkJobLink
+from airflow_dblink.links.job import DblinkJobLink, page_note
 from airflow_dblink.operators.common.arguments import demand_columns, flag
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.files import FileWritingOperator
@@ -284,6 +284,8 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
             handle = self.job_handle = self._read_handle()
             sink = RowSink.of(self, handle.conn_id)
             self._demand_one_place(sink)
+            page = page_note(self.dag_id, handle)
+            self.log.info("Getting the result of job %s on %s%s", handle.job_id, handle.conn_id, page)
             with self._hook(handle.conn_id) as hook:
                 job = hook.wait_for_job(handle, poll_s=self.poll_interval)
                 if (error := job.error(handle.conn_id)) is not None:

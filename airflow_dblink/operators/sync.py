@@ -386,12 +386,12 @@ class DblinkSyncOperator(FileWritingOperator):
             result["bytes"] / 1e6,
             result["seconds"],
         )
+        differing, all_groups = result["groups_differing"], result["groups"]
         self.log.info(
-            "Compared %s rows of the source with %s of the destination; %s of %s groups differ.",
+            "Compared %s rows of the source with %s of the destination%s.",
             f"{result['source_rows'] or 0:,}",
             f"{result['destination_rows'] or 0:,}",
-            f"{result['groups_differing']:,}",
-            f"{result['groups']:,}",
+            f"; {differing:,} of {all_groups:,} groups differ" if all_groups else "",
         )
         for kind, keys in result["first_keys"].items():
             if keys:

@@ -16,7 +16,7 @@ from airflow_dblink.core.errors import DblinkError, TransientError
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.exceptions import DblinkJobError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.links.job import DblinkJobLink
+from airflow_dblink.links.job import DblinkJobLink, page_note
 from airflow_dblink.operators.common.handles import TakesHandle
 from airflow_dblink.triggers.job import DblinkJobTrigger
 
@@ -121,7 +121,8 @@ class DblinkJobSensor(BaseSensorOperator, TakesHandle):
         except DblinkError as error:
             raise DblinkJobError(str(error)) from None
         if not job.has_ended:
-            self.log.info("Job %s on %s: %s", job.id, handle.conn_id, job.state)
+            page = page_note(self.dag_id, handle)
+            self.log.info("Job %s on %s: %s%s", job.id, handle.conn_id, job.state, page)
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._succeeded(handle, job))
 

@@ -25,7 +25,7 @@ from psycopg.waiting import Ready, Wait
 from airflow_dblink.core.errors import RemoteError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.streams.pump import Data, Listener
+from airflow_dblink.core.streams.pump import HEADER, LAST_MESSAGES, TRAILER, Data, Listener
 
 #: Called with the name of a set, its rows and its bytes so far.
 Report = Callable[[str, int, int], None]
@@ -36,11 +36,6 @@ _AHEAD = 4 * 1024 * 1024
 _WORTHWHILE = 2 * 1024 * 1024
 _TURN = 8 * 1024 * 1024  # of one remote, while others wait
 _LOOK_MS = 100
-
-# Binary COPY data: signature, flags, length of an extension; in the end a count of fields of -1.
-_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_TRAILER = b"\xff\xff"
-_LAST_MESSAGES = (_TRAILER, _HEADER + _TRAILER)
 
 _EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
 
@@ -222,7 +217,7 @@ class _Stream(_Task):
     def _rows(self, arriving: _Arriving, has_room: Callable[[], bool]) -> PQGen[None]:
         get, binary = self.pgconn.get_copy_data, arriving.load.binary
         rows: list[bytes] = []
-        size, skipped = 0, len(_HEADER) if binary else 0
+        size, skipped = 0, len(HEADER) if binary else 0
         while True:
             count, data = get(1)
             if count == 0:  # what is in the socket already need not be waited for
@@ -238,7 +233,7 @@ class _Stream(_Task):
             elif count > 0:
                 rows.append(bytes(data))
                 size += count
-                if size >= _CHUNK and rows[-1] not in _LAST_MESSAGES:
+                if size >= _CHUNK and rows[-1] not in LAST_MESSAGES:
                     arriving.add(b"".join(rows)[skipped:], len(rows))
                     rows, size, skipped = [], 0, 0
                     yield from self._wait_for(has_room)
@@ -247,7 +242,7 @@ class _Stream(_Task):
             else:
                 break
         # The last message of binary data is the trailer, behind the header where there are no rows.
-        end = len(_TRAILER) if binary else 0
+        end = len(TRAILER) if binary else 0
         chunk = b"".join(rows)
         arriving.add(chunk[skipped : len(chunk) - end], len(rows) - (1 if binary else 0))
 
@@ -353,7 +348,7 @@ class _Gathering:
         with Listener(self._connection) as listener:
             while not refused and (yield from self._goes_on(arriving, moved, listener)):
                 if load.binary and not moved:
-                    yield from listener.send(_HEADER)
+                    yield from listener.send(HEADER)
                 chunk, rows = arriving.take()
                 refused = yield from listener.send(chunk)
                 moved += len(chunk)
@@ -361,7 +356,7 @@ class _Gathering:
                 del chunk  # let go of before the next is read
                 self._report(load.name, load.rows, load.size)
             if load.binary and not refused:
-                yield from listener.send(_TRAILER)
+                yield from listener.send(TRAILER)
             result = yield from listener.end(b"the client stopped" if refused else None)
         arriving.taken += self._home.demand(result, pq.ExecStatus.COMMAND_OK, action)
 

@@ -30,6 +30,12 @@ Report = Callable[[int, int], None]
 Data: TypeAlias = bytes | memoryview
 
 _CHUNK = 256 * 1024
+# Binary COPY data: signature, flags, length of an extension; in the end a count of fields of -1. The header
+# comes in one message with the first row, the trailer in one of its own, or behind the header of no rows.
+# No row is like them: one of text ends with a newline, one of binary begins with its count of fields.
+HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+TRAILER = b"\xff\xff"
+LAST_MESSAGES = (TRAILER, HEADER + TRAILER)
 # A server that fails in COPY FROM STDIN says so at once but goes on swallowing data, and
 # libpq shows the error only at the end. 64 chunks are 16 MB.
 _CHUNKS_AFTER_UNREAD = 64
@@ -109,12 +115,16 @@ def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[deque[Data], int, bool]]:
             rows.append(bytes(data))
             size += count
         elif count < 0:
-            return deque([b"".join(rows)]), len(rows), False
+            return deque([b"".join(rows)]), _count(rows), False
         else:
             while (yield Wait.R) == Ready.NONE:
                 pass
             pgconn.consume_input()
-    return deque([b"".join(rows)]), len(rows), True
+    return deque([b"".join(rows)]), _count(rows), True
+
+
+def _count(messages: list[bytes]) -> int:
+    return len(messages) - (1 if messages and messages[-1] in LAST_MESSAGES else 0)
 
 
 class Listener:

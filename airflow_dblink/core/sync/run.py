@@ -225,9 +225,9 @@ def _compare(work: Work, outcome: Outcome) -> None:
         outcome.method = "replace"
         return
     if spec.method == "auto" and comparison.differing_rows > comparison.rows * RELOAD_SHARE:
-        log.info(
-            "%s of %s groups differ: all rows are fetched.", len(comparison.differing), comparison.groups
-        )
+        if comparison.source_rows:  # else there are none to fetch, and a guard may refuse that
+            differing = len(comparison.differing)
+            log.info("%s of %s groups differ: all rows are fetched.", differing, comparison.groups)
         return
     outcome.comparison, outcome.method = comparison, "difference"
 

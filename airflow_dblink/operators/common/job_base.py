@@ -29,7 +29,7 @@ from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.links.job import DblinkJobLink, job_url
+from airflow_dblink.links.job import DblinkJobLink, job_url, page_note
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.triggers.job import DblinkJobTrigger
 
@@ -100,7 +100,13 @@ class DblinkJobBaseOperator(DblinkBaseOperator):
             )
         )
         self.job_handle = JobHandle(self.conn_id, str(sent.job_id), submission.schema)
-        self.log.info("Job %s on %s: %s", sent.job_id, self.conn_id, "taken over" if sent.job else "running")
+        self.log.info(
+            "Job %s on %s: %s%s",
+            sent.job_id,
+            self.conn_id,
+            "taken over" if sent.job else "running",
+            page_note(self.dag_id, self.job_handle),
+        )
         # Now, and not when the task has ended: who waits wants to look.
         context["ti"].xcom_push(DblinkJobLink().xcom_key, job_url(self.dag_id, self.job_handle))
         return sent
