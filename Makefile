@@ -49,7 +49,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## ratios against peers, written to where README shows them
+bench: $(VENV)/.installed  ## figures beside other tools', written to docs/benchmarks.md and README
 	$(BIN)/python -m benchmarks
 
 clean:

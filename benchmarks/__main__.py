@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: run the benchmarks and write the table where README shows it."""
+"""``python -m benchmarks``: run the benchmarks; store and show what they found."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from benchmarks.lab import Lab, laboratory
 from benchmarks.measure import BenchmarkError, Outcome
 
 
-def main() -> int:
+def main(files: report.Files = report.CHECKOUT) -> int:
     """Run; 1 if something failed or rows differ, never for a missed target."""
     options = _options()
-    writes_readme = not options.no_readme and options.only is None
     try:
-        if writes_readme:
-            report.check_markers(report.README)
+        if options.write:
+            report.write(report.load(files), files)
+            return 0
+        keeps = options.only is None or options.merge
+        if keeps:
+            report.check_markers(files)
         with laboratory() as lab:
             about = report.machine(lab.version)
             if options.merge:
-                report.check_others(about, options.repeat)
-            outcomes = [run(lab) for run in _benchmarks(options)]
-        text = report.summary(outcomes, about, options.repeat)
-        print(f"\n{text}")
+                report.check_same_setup(report.load(files), about, options.repeat)
+            results = report.collected([run(lab) for run in _benchmarks(options)], about, options.repeat)
+        print(f"\n{report.shown(results)}")
         if options.merge:
-            report.merge(outcomes, about, options.repeat)
-        elif options.only is None:  # a part would replace the whole
-            report.RESULTS.write_text(report.full(outcomes, text), encoding="utf-8")
-        if writes_readme:
-            report.write_between_markers(report.README, text)
+            results = report.merged(report.load(files), results)
+        if keeps:
+            report.store(results, files)
     except BenchmarkError as error:
         print(f"benchmark failed: {error}", file=sys.stderr)
         return 1
@@ -71,20 +71,24 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         choices=["transfer", "sync", "query", "batches", "builders", "small", "exec", "jobs", "memory"],
-        help="run one benchmark; neither README nor results.md is written then",
+        help="run one benchmark, and keep nothing of it",
     )
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="with --only: put its figures among the others in README and results.md, which stay",
+        help="with --only: keep its figures, in place of the stored ones; the other figures stay",
+    )
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="run nothing: write docs/benchmarks.md and README's table from the stored results",
     )
     parser.add_argument(
         "--no-large", action="store_true", help="leave out the transfer of ten times the rows"
     )
-    parser.add_argument("--no-readme", action="store_true", help="leave README as it is")
     options = parser.parse_args()
-    if options.merge and (options.only is None or options.no_readme):
-        parser.error("--merge goes with --only, and not with --no-readme")
+    if options.merge and options.only is None:
+        parser.error("--merge goes with --only")
     return options
 
 

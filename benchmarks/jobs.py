@@ -244,9 +244,9 @@ def _sending_table(trips: Mapping[str, int], whole: Mapping[str, Series]) -> Tab
         ["way", "round trips", "ms, connecting included"],
         rows,
         [
-            "A send is over when the job is seen running; DblinkJobOperator waits for its end, and"
-            " connects twice. Round trips without those of connecting. The task state store, a call to"
-            " Airflow, is left out."
+            "A send ends when the job is seen running. DblinkJobOperator waits for the job's end, and"
+            " connects twice. Round trips of connecting don't count; neither do calls to Airflow, which"
+            " stores the task's state."
         ],
     )
 

@@ -79,12 +79,14 @@ class Table:
 class Outcome:
     """What one benchmark found.
 
-    :ivar samples: every wall time, by title and way, for the full results.
+    :ivar samples: every wall time, by title and way, for the stored results.
+    :ivar short: the table that README shows, from one benchmark.
     """
 
     tables: Sequence[Table]
     checks: Sequence[Check]
     samples: Mapping[str, Sequence[Series]] = field(default_factory=dict)
+    short: Table | None = None
 
 
 Way = Callable[[], Sample]

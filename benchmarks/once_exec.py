@@ -36,7 +36,10 @@ def run(lab: Lab, repeat: int, say: Callable[[str], None]) -> Outcome:
             [name, str(trips[way]), *(number(_ms(timed[job][way], job)) for job in _TIMES)]
             for way, name in _NAMES.items()
         ],
-        ["Round trips without those of connecting. The task state store, a call to Airflow, is left out."],
+        [
+            "Round trips of connecting don't count; neither does the call to Airflow, which stores the task's"
+            " state."
+        ],
     )
     check = Check(
         "exactly once exec: round trips more", str(extra), f"<= {_EXTRA_TRIPS}", extra <= _EXTRA_TRIPS

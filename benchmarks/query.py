@@ -120,15 +120,15 @@ def _table(results: Mapping[int, Mapping[str, Series]], rows: int) -> Table:
     return Table(
         f"A remote set of {rows:,} mixed rows, joined with a table at home and aggregated",
         [
-            "time, in times of the operator's",
+            "time relative to the operator's",
             *(f"{size:,} rows at home" for size in results),
             "client CPU, s",
             "memory, MB",
         ],
         lines,
         [
-            "Seconds in brackets; connecting, the checks before and ANALYZE are included."
-            " All columns of the set are used."
+            "Seconds in brackets; connecting, all checks and ANALYZE are included."
+            " The query uses all columns of the set."
         ],
     )
 

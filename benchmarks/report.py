@@ -1,22 +1,65 @@
-"""The results as GitHub markdown: on the screen, in README.md and, in full, in results.md."""
+"""What a run found: kept in results.json, and shown in docs/benchmarks.md and in README's short table."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError, Check, Outcome, Table
 
-_ROOT = Path(__file__).parents[1]
-README = _ROOT / "README.md"
-RESULTS = _ROOT / "benchmarks" / "results.md"
 _BEGIN, _END = "<!-- bench -->", "<!-- /bench -->"
-_TARGETS = "Targets"
-_ALL_ROUNDS = "## All rounds"
+_PAGE = """# Benchmarks
+
+`make bench` writes this page and the short table in [README](../README.md). Nothing here is edited by hand.
+The time of every single round is in [results.json](../benchmarks/results.json)."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the results are kept and shown, below *root*: the checkout, or a copy of it."""
+
+    root: Path
+
+    @property
+    def results(self) -> Path:
+        """The stored results, with every round."""
+        return self.root / "benchmarks" / "results.json"
+
+    @property
+    def page(self) -> Path:
+        """The page with all figures and targets."""
+        return self.root / "docs" / "benchmarks.md"
+
+    @property
+    def readme(self) -> Path:
+        """README, where the short table stands between two markers."""
+        return self.root / "README.md"
+
+
+CHECKOUT = Files(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is shown.
+
+    :ivar about: the machine and the versions.
+    :ivar repeat: rounds that the medians are of.
+    :ivar short: README's table; ``None`` as long as no transfer was measured.
+    :ivar rounds: wall seconds by title, way and round.
+    """
+
+    about: str
+    repeat: int
+    short: Table | None
+    tables: Sequence[Table]
+    checks: Sequence[Check]
+    rounds: Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def machine(postgresql: str) -> str:
@@ -29,126 +72,146 @@ def machine(postgresql: str) -> str:
     )
 
 
-def summary(outcomes: Sequence[Outcome], about: str, repeat: int) -> str:
-    """Return the tables and, after them, the targets."""
-    blocks = [_first_line(about, repeat)]
-    blocks += [_table(table) for outcome in outcomes for table in outcome.tables]
-    blocks.append(_checks([check for outcome in outcomes for check in outcome.checks]))
-    return "\n\n".join(blocks)
+def collected(outcomes: Sequence[Outcome], about: str, repeat: int) -> Results:
+    """Return the results of one run of the benchmarks."""
+    return Results(
+        about,
+        repeat,
+        next((outcome.short for outcome in outcomes if outcome.short), None),
+        [table for outcome in outcomes for table in outcome.tables],
+        [check for outcome in outcomes for check in outcome.checks],
+        {
+            title: {series.name: [round(sample.seconds, 3) for sample in series.samples] for series in every}
+            for outcome in outcomes
+            for title, every in outcome.samples.items()
+        },
+    )
 
 
-def full(outcomes: Sequence[Outcome], text: str) -> str:
-    """Return the summary and every single sample."""
-    blocks = ["# Benchmark results", "Written by `make bench`.", text, _ALL_ROUNDS, "Wall seconds."]
-    blocks += [_table(table) for outcome in outcomes for table in _samples(outcome)]
-    return "\n\n".join(blocks) + "\n"
+def merged(old: Results, new: Results) -> Results:
+    """Return *old* with the tables, targets and rounds of *new* in place of its own of the same names.
 
+    New names go behind the others.
 
-def merge(outcomes: Sequence[Outcome], about: str, repeat: int) -> None:
-    """Put figures in the place of those that README.md and results.md have of the same tables and targets.
-
-    What is new goes behind the others; all else stays as it is.
-
-    :raises BenchmarkError: as :func:`check_others`.
+    :raises BenchmarkError: as :func:`check_same_setup`.
     """
-    check_others(about, repeat)
-    readme, results = README.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8")
-    shown = readme[readme.index(_BEGIN) + len(_BEGIN) : readme.index(_END)]
-    figures, rounds = results.split(_ALL_ROUNDS)
-    samples = [table for outcome in outcomes for table in _samples(outcome)]
-    figures, rounds = _merged(figures, outcomes), _with_tables(rounds, samples)
-    RESULTS.write_text(f"{figures}\n\n{_ALL_ROUNDS}\n\n{rounds}\n", encoding="utf-8")
-    write_between_markers(README, _merged(shown, outcomes))
+    check_same_setup(old, new.about, new.repeat)
+    return Results(
+        old.about,
+        old.repeat,
+        new.short or old.short,
+        list(({table.title: table for table in [*old.tables, *new.tables]}).values()),
+        list(({check.what: check for check in [*old.checks, *new.checks]}).values()),
+        {**old.rounds, **new.rounds},
+    )
 
 
-def check_others(about: str, repeat: int) -> None:
-    """Look whether other figures can stand beside these, before minutes are spent.
+def check_same_setup(old: Results, about: str, repeat: int) -> None:
+    """Raise unless stored figures may stand beside new ones; called before minutes are spent.
 
-    :raises BenchmarkError: if they come from another machine, other versions or fewer rounds.
+    :raises BenchmarkError: if they come from another machine, other versions or another number of rounds.
     """
-    check_markers(README)
-    first = _first_line(about, repeat)
-    for path in (README, RESULTS):
-        if not path.is_file() or first not in path.read_text(encoding="utf-8"):
-            raise BenchmarkError(f"the other figures in {path.name} don't go with these: {first}")
-
-
-def check_markers(path: Path) -> None:
-    """Look for the place in README, before minutes are spent.
-
-    :raises BenchmarkError: if it isn't there, or not once.
-    """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1 or text.index(_BEGIN) > text.index(_END):
+    if (old.about, old.repeat) != (about, repeat):
         raise BenchmarkError(
-            f"{path.name} needs one {_BEGIN} and, after it, one {_END}: the table goes between them"
-            " (--no-readme does without)"
+            f"the stored figures come from another setup: {_first_line(old.about, old.repeat)}"
+            f" This run: {_first_line(about, repeat)}"
         )
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the markers.
+# -- the stored results
 
-    :raises BenchmarkError: as :func:`check_markers`.
+
+def load(files: Files) -> Results:
+    """Read the stored results.
+
+    :raises BenchmarkError: if there are none.
     """
-    check_markers(path)
-    old = path.read_text(encoding="utf-8")
-    before, after = old[: old.index(_BEGIN)], old[old.index(_END) :]
-    path.write_text(f"{before}{_BEGIN}\n{text}\n{after}", encoding="utf-8")
+    try:
+        kept = json.loads(files.results.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BenchmarkError(f"{files.results.name} is missing: run all benchmarks once") from None
+    short = kept["short"]
+    return Results(
+        kept["about"],
+        kept["repeat"],
+        short and Table(**short),
+        [Table(**table) for table in kept["tables"]],
+        [Check(**check) for check in kept["checks"]],
+        kept["rounds"],
+    )
+
+
+def store(results: Results, files: Files) -> None:
+    """Store *results*, and write the page and README's table from them.
+
+    :raises BenchmarkError: as :func:`check_markers`; nothing is written then.
+    """
+    check_markers(files)
+    files.results.write_text(
+        json.dumps(asdict(results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    write(results, files)
+
+
+# -- the page and README
+
+
+def write(results: Results, files: Files) -> None:
+    """Write the page and README's table.
+
+    :raises BenchmarkError: as :func:`check_markers`; nothing is written then.
+    """
+    check_markers(files)
+    files.page.write_text(f"{_PAGE}\n\n{shown(results)}\n", encoding="utf-8")
+    if results.short:
+        old = files.readme.read_text(encoding="utf-8")
+        before, after = old[: old.index(_BEGIN)], old[old.index(_END) :]
+        files.readme.write_text(
+            f"{before}{_BEGIN}\n{_rows(results.short)}\n{after}",
+            encoding="utf-8",
+        )
+
+
+def shown(results: Results) -> str:
+    """Return the tables and, after them, the targets, as GitHub markdown."""
+    blocks = [_first_line(results.about, results.repeat), *map(_section, results.tables)]
+    return "\n\n".join([*blocks, _section(_targets(results.checks))])
+
+
+def check_markers(files: Files) -> None:
+    """Raise unless README has a place for its table; called before minutes are spent.
+
+    :raises BenchmarkError: if a marker is missing, stands twice, or they stand in the wrong order.
+    """
+    readme = files.readme
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if text.count(_BEGIN) != 1 or text.count(_END) != 1 or text.index(_BEGIN) > text.index(_END):
+        raise BenchmarkError(
+            f"{readme.name} needs one {_BEGIN} and, after it, one {_END}: the short table goes between them"
+        )
 
 
 def _first_line(about: str, repeat: int) -> str:
     return f"{about} Medians of {repeat} interleaved rounds; differences below 20 % are noise."
 
 
-def _samples(outcome: Outcome) -> Iterator[Table]:
-    for title, every in outcome.samples.items():
-        rounds = max(len(series.samples) for series in every)
-        rows = [
-            [s.name, *(f"{sample.seconds:.3f}" for sample in s.samples)] + [""] * (rounds - len(s.samples))
-            for s in every
-        ]
-        yield Table(title, ["way", *(str(n + 1) for n in range(rounds))], rows)
+def _targets(checks: Iterable[Check]) -> Table:
+    rows = [
+        [check.what, check.figure, check.target, "met" if check.met else "**missed**"] for check in checks
+    ]
+    return Table("Targets", ["what", "figure", "target", ""], rows)
 
 
-def _merged(text: str, outcomes: Sequence[Outcome]) -> str:
-    """Return *text*, which ends with the targets, with other tables and targets."""
-    before, targets = text.strip("\n").split(f"**{_TARGETS}**")
-    head, rows = targets.split("--:|\n")
-    lines = {_what(line): line for line in rows.splitlines()}
-    lines |= {_what(line): line for outcome in outcomes for line in map(_check_row, outcome.checks)}
-    tables = _with_tables(before, [table for outcome in outcomes for table in outcome.tables])
-    return f"{tables}\n\n**{_TARGETS}**{head}--:|\n" + "\n".join(lines.values())
-
-
-def _with_tables(text: str, tables: Iterable[Table]) -> str:
-    head, *rest = re.split(r"^(?=\*\*[^\n]+\*\*$)", text.strip("\n"), flags=re.MULTILINE)
-    blocks = {block.split("**")[1]: block.strip("\n") for block in rest}
-    blocks |= {table.title: _table(table) for table in tables}
-    return "\n\n".join([head.strip("\n"), *blocks.values()])
-
-
-def _what(line: str) -> str:
-    return re.split(r"(?<!\\)\|", line)[1]
-
-
-def _checks(checks: Iterable[Check]) -> str:
-    table = _table(Table(_TARGETS, ["what", "figure", "target", ""], []))
-    return "\n".join([table, *map(_check_row, checks)])
-
-
-def _check_row(check: Check) -> str:
-    return _row([check.what, check.figure, check.target, "met" if check.met else "**missed**"])
-
-
-def _table(table: Table) -> str:
-    lines = [f"**{table.title}**", ""]
-    lines.append(_row(table.header))
-    lines.append("|" + "|".join(["---", *["--:"] * (len(table.header) - 1)]) + "|")
-    lines += [_row(row) for row in table.rows]
+def _section(table: Table) -> str:
+    lines = [f"## {table.title}", "", _rows(table)]
     if table.notes:
         lines += ["", " ".join(table.notes)]
     return "\n".join(lines)
+
+
+def _rows(table: Table) -> str:
+    divider = "|" + "|".join(["---", *["--:"] * (len(table.header) - 1)]) + "|"
+    return "\n".join([_row(table.header), divider, *map(_row, table.rows)])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -113,7 +113,7 @@ def _table(results: _Results, rows: int) -> Table:
         f"Sync of {rows:,} mixed rows: compare, apply and verify",
         [
             OPERATOR,
-            "time, in times of a full copy",
+            "time relative to a full copy",
             "MB to the client",
             "of the table's",
             "client CPU, s",
@@ -121,10 +121,10 @@ def _table(results: _Results, rows: int) -> Table:
         ],
         lines,
         [
-            "Seconds in brackets; connecting is included. Of what differs a third each is to be updated,"
-            " inserted and deleted. The full copy goes into an empty table with its key. Before each run the"
-            " destination is filled anew as it was, vacuumed and checkpointed; after it both tables are"
-            " compared by their rows' texts.",
+            "Seconds in brackets; connecting is included. One third of the differing rows is updated, one"
+            " inserted and one deleted. The full copy goes into an empty table with its key. Before each run"
+            " the destination gets its old rows again, VACUUM and a checkpoint. After each run the texts of"
+            " both tables' rows are compared.",
         ],
     )
 
@@ -145,16 +145,16 @@ def _peer_table(results: _Results, rows: int) -> Table:
     return Table(
         f"Finding what differs in {rows:,} mixed rows",
         [
-            "time, in times of a full copy by `psql | psql`",
+            "time relative to a full copy by `psql | psql`",
             *(d.title for d in _WITH_TARGETS),
             "client CPU, s, scattered",
         ],
         lines,
         [
-            f"Seconds in brackets. The others print the difference and apply nothing; medians of {_PEER_RUNS}"
-            " runs after the rounds, of whole processes. data-diff reads a view that gives the numeric column"
-            " a scale, without which it fails; pg_comparator calls PostgreSQL's own hash of the text in place"
-            " of its C code, which is built for one version.",
+            "Seconds in brackets. The other programs print the difference and apply nothing. Their times are"
+            f" medians of {_PEER_RUNS} runs of whole processes, after the rounds. data-diff fails without a"
+            " scale for the numeric column, so it reads a view that gives one. pg_comparator's C code is"
+            " built for one version, so it calls PostgreSQL's own hash of the text instead.",
             *missing,
         ],
     )

@@ -82,8 +82,8 @@ def _table(curve: _Curve, said: Mapping[float, Said], rows: int, repeat: int) ->
         ],
         lines,
         [
-            f"In times of {TRANSFER}, which empties the table and copies all rows and compares nothing;"
-            f" seconds in brackets. Medians of {min(repeat, _ROUNDS)} rounds.",
+            f"Times are relative to {TRANSFER}, which empties the table, copies all rows and compares"
+            f" nothing; seconds in brackets. Medians of {min(repeat, _ROUNDS)} rounds.",
             *(_crossing_note(curve, left, right) for left, right in _crossings()),
         ],
     )

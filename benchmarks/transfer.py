@@ -56,7 +56,7 @@ class _Result:
     per_row: float
 
     def ratio(self, name: str) -> float:
-        """Return the time of a way in times of ``psql | psql``."""
+        """Return the time of a way relative to ``psql | psql``."""
         if name == GENERIC:
             return self.per_row / self.series[PSQL].seconds
         return self.series[name].ratio_to(self.series[PSQL])
@@ -74,7 +74,7 @@ def run(lab: Lab, rows: int, repeat: int, say: Callable[[str], None]) -> Outcome
     samples = {
         f"Transfer, {result.shape.title}": [*result.series.values(), result.generic] for result in results
     }
-    return Outcome([_table(results)], [*_checks(results)], samples)
+    return Outcome([_table(results)], [*_checks(results)], samples, _short_table(results))
 
 
 def _measure(lab: Lab, shape: Shape, rows: int, repeat: int, say: Callable[[str], None]) -> _Result:
@@ -213,15 +213,37 @@ def _table(results: list[_Result]) -> Table:
     few = min(mixed.rows, _GENERIC_ROWS)
     return Table(
         "Transfer into an empty table with its key",
-        ["time, in times of `psql | psql`", *titles, "client CPU, s per 1M mixed rows", "memory, MB"],
+        ["time relative to `psql | psql`", *titles, "client CPU, s per 1M mixed rows", "memory, MB"],
         rows,
         [
             "Seconds in brackets. The operator's time is that of `execute()`, connecting included; memory"
             " is the peak above the process with everything imported.",
-            f"(*) run on {_short(few)} rows and reckoned per row, except its memory: it is slow, and holds"
+            f"(*) run on {_short(few)} rows and scaled by rows, except its memory: it is slow, and holds"
             " all rows in memory.",
         ],
     )
+
+
+def _short_table(results: list[_Result]) -> Table:
+    """Return the table that README shows: seconds and megabytes, no ratios."""
+    mixed = next(result for result in results if result.shape is MIXED)
+    few = min(mixed.rows, _GENERIC_ROWS)
+    labels = {
+        OPERATOR: f"`{OPERATOR}`",
+        PSQL: "`psql | psql`, binary COPY",
+        DBLINK: DBLINK,
+        FDW: FDW,
+        GENERIC: f"{GENERIC} (computed from {few:,} rows)",
+    }
+    rows = []
+    for name, label in labels.items():
+        series = mixed.generic if name == GENERIC else mixed.series[name]
+        seconds = mixed.per_row if name == GENERIC else series.seconds
+        # The memory of a program that isn't ours is not measured.
+        memory = "-" if series.rss_mb is None else f"{series.rss_mb:.0f} MB"
+        rows.append([label, f"{number(seconds, 1 if seconds < 10 else 0)} s", memory])
+    what = f"{mixed.rows:,} rows of mixed types"
+    return Table(f"Transfer of {what}", [f"{what} into an empty table", "time", "memory of the worker"], rows)
 
 
 def _cell(result: _Result, name: str) -> str:

@@ -57,9 +57,8 @@ def test_dag(shop: AirflowEnv) -> None:
 
 
 def test_own_dags_on_the_embedded_servers(tmp_path: Path) -> None:
-    python = python_blocks(ROOT / "README.md")
-    (script,) = [block for block in python if "with servers(" in block]
-    (dag,) = [block for block in python if "with DAG(" in block]
+    (script,) = python_blocks(ROOT / "docs/how-to/embedded.md")
+    (dag,) = [block for block in python_blocks(ROOT / "README.md") if "with DAG(" in block]
     (tmp_path / "dags").mkdir()
     target = (tmp_path / "closed_orders.csv.gz").as_uri()
     (tmp_path / "dags/shop.py").write_text(dag.replace("file:///tmp/closed_orders.csv.gz", target))
