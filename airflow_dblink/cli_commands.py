@@ -23,7 +23,8 @@ from psycopg import sql as pg
 from airflow_dblink.core.errors import DblinkError, UsageError
 from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.install import VERSION, install_script
-from airflow_dblink.core.jobs.job import SCHEMA, Job, parse_job_id, results_schema
+from airflow_dblink.core.jobs.job import SCHEMA, Job, parse_job_id
+from airflow_dblink.core.jobs.trust import results_schema
 from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.hooks.dblink import DblinkHook
 

@@ -25,10 +25,10 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time.context import set_current_context
 
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError
+from airflow_dblink.core.jobs.call import call
 from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.job import JobHandle
-from airflow_dblink.core.jobs.send import call
 from airflow_dblink.exceptions import DblinkJobError, DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.execute import DblinkExecOperator

@@ -25,9 +25,10 @@ from airflow_dblink.core.builders.relation_cache import (
     send,
     succeed,
 )
-from airflow_dblink.core.builders.values import Text, quote_array, quote_literal
+from airflow_dblink.core.builders.values import Text
 from airflow_dblink.core.errors import DblinkError, RemoteError, StaleError, TransientError, UsageError
 from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.sqltext.quote import quote_array, quote_literal
 
 _Made = TypeVar("_Made")
 #: Makes a statement from the literals of a row's values and those of the new key (``None``: NULL).

@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 
 from psycopg import pq, sql
 
-from airflow_dblink.core.builders.values import quote_literal
 from airflow_dblink.core.errors import DblinkError, RemoteError, StaleError, TransientError, UsageError
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.server.own_sql import message, rows_of
 from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.sqltext.quote import quote_literal
 
 T = TypeVar("T")
 #: Positions of key columns among the relation's columns, from 0.

@@ -15,9 +15,7 @@ from psycopg import ClientCursor, sql
 from psycopg.rows import dict_row
 
 from airflow_dblink.core.errors import (
-    InstallationError,
     RemoteError,
-    TransientError,
     UsageError,
     from_psycopg,
 )
@@ -25,7 +23,7 @@ from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.install import VERSION, Installation, install_script
 from airflow_dblink.core.jobs.job import Job, job_of, missing
 from airflow_dblink.core.jobs.steps import Pause, Rows, Step, Steps
-from airflow_dblink.core.jobs.trust import distrust_of
+from airflow_dblink.core.jobs.trust import asking_failed
 from airflow_dblink.core.server.connection import LinkConnection
 
 log = logging.getLogger(__name__)
@@ -256,17 +254,6 @@ class Jobs:
         except StopIteration as done:
             result: T = done.value
             return result
-
-
-def asking_failed(error: psycopg.Error, conn_id: str, schema: str) -> InstallationError | RemoteError:
-    """Return the error for a question about jobs that the server didn't answer.
-
-    A limit of the role's, a lock, somebody's cancel pass: who waits for a job asks again.
-    """
-    if (distrusted := distrust_of(error, conn_id, schema)) is not None:
-        return distrusted
-    ours = from_psycopg(error, conn_id, "asking for jobs")
-    return TransientError(*ours.args) if ours.sqlstate in ("57014", "55P03") else ours
 
 
 def _tables(schemas: Sequence[str], table: str) -> dict[str, sql.Composable]:

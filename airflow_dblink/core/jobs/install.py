@@ -10,8 +10,8 @@ from typing import Any, Self
 from psycopg import sql
 
 from airflow_dblink.core.errors import InstallationError
-from airflow_dblink.core.jobs.job import results_schema, standby
-from airflow_dblink.core.jobs.trust import distrust
+from airflow_dblink.core.jobs.job import standby
+from airflow_dblink.core.jobs.trust import distrust, results_schema
 from airflow_dblink.core.sql.named import statements
 
 #: Of the table and the procedure; a newer one there serves older clients, too. 2: results have a schema

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from hashlib import sha256
 from typing import Any, Literal, Self
 from uuid import UUID
 
@@ -28,22 +27,6 @@ ENDED: frozenset[str] = frozenset(("succeeded", "failed", "cancelled", "lost"))
 
 #: Name of the schema on the remote, unless the connection says another.
 SCHEMA = Target.job_schema
-
-
-_NAME_BYTES = 63
-
-
-def results_schema(schema: str) -> str:
-    """Return the name of the schema for kept results that stands beside the job schema.
-
-    Apart from it, since who keeps results needs CREATE there.
-    """
-    name = f"{schema}_results"
-    if len(name.encode()) <= _NAME_BYTES:
-        return name
-    digest = sha256(schema.encode()).hexdigest()[:8]
-    kept = schema.encode()[: _NAME_BYTES - len(f"_{digest}_results")].decode(errors="ignore")
-    return f"{kept}_{digest}_results"
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, TypeGuard
 
 import psycopg
 from psycopg import sql
 
-from airflow_dblink.core.errors import InstallationError
-from airflow_dblink.core.jobs.job import results_schema
+from airflow_dblink.core.errors import InstallationError, RemoteError, TransientError, from_psycopg
 from airflow_dblink.core.sql.named import statements
 
 #: Of the guard's refusal; no other error of a server has it.
 SQLSTATE = "ADJ01"
 
+_NAME_BYTES = 63
 _NAME = re.compile(r"[^\0]{0,300}", re.DOTALL)  # with its schema, and both quoted
 _COMMENT = re.compile(r"[ ]*--.*")  # why is for who reads the file: the guard goes over the wire each time
 
@@ -124,3 +125,27 @@ def distrust(finding: object, conn_id: str, schema: str) -> InstallationError:
         message = f"{what} belongs to role {role!r}, who {could}"
         hint += "; to trust that role, with all of its members, name it in trusted_owners of the connection"
     return InstallationError(message, conn_id, hint=hint)
+
+
+def results_schema(schema: str) -> str:
+    """Return the name of the schema for kept results that stands beside the job schema.
+
+    Apart from it, since who keeps results needs CREATE there.
+    """
+    name = f"{schema}_results"
+    if len(name.encode()) <= _NAME_BYTES:
+        return name
+    digest = sha256(schema.encode()).hexdigest()[:8]
+    kept = schema.encode()[: _NAME_BYTES - len(f"_{digest}_results")].decode(errors="ignore")
+    return f"{kept}_{digest}_results"
+
+
+def asking_failed(error: psycopg.Error, conn_id: str, schema: str) -> InstallationError | RemoteError:
+    """Return the error for a question about jobs that the server didn't answer.
+
+    A limit of the role's, a lock, somebody's cancel pass: who waits for a job asks again.
+    """
+    if (distrusted := distrust_of(error, conn_id, schema)) is not None:
+        return distrusted
+    ours = from_psycopg(error, conn_id, "asking for jobs")
+    return TransientError(*ours.args) if ours.sqlstate in ("57014", "55P03") else ours

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from uuid import UUID
 
 import psycopg
 
 from airflow_dblink.core.errors import TransientError, from_psycopg
+from airflow_dblink.core.jobs.call import call
 from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.job import Job, standby
-from airflow_dblink.core.jobs.send import call
-from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, CHANNEL
+from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, LISTEN, back_off
 from airflow_dblink.core.server.connection import Check, LinkConnection
 
 log = logging.getLogger(__name__)
 
-LISTEN = f"LISTEN {CHANNEL}".encode()
 
 _CHECK_S = 0.1
-_FIRST_BACK_OFF_S = 0.5
-_LAST_BACK_OFF_S = 30.0
 
 
 def wait_for_end(
@@ -76,14 +72,6 @@ def wait_for_end(
         except TransientError as error:
             log.warning("%s", error)
         _sleep(next(pauses), check)
-
-
-def back_off() -> Iterator[float]:
-    """Yield seconds to wait before another try: half a second at first, half a minute in the end."""
-    seconds = _FIRST_BACK_OFF_S
-    while True:
-        yield seconds * random.uniform(0.5, 1.0)  # noqa: S311 - so that not all come back at once
-        seconds = min(2 * seconds, _LAST_BACK_OFF_S)
 
 
 def _until_told(connection: LinkConnection, job_id: UUID, seconds: float) -> None:

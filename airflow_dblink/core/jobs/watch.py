@@ -30,11 +30,17 @@ from airflow_dblink.core.errors import (
     from_psycopg,
 )
 from airflow_dblink.core.jobs import steps
-from airflow_dblink.core.jobs.client import asking_failed
 from airflow_dblink.core.jobs.job import Job, standby
-from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, Pause, Step, Steps, until_claimed
-from airflow_dblink.core.jobs.trust import distrust_of, guarded_call
-from airflow_dblink.core.jobs.wait import LISTEN, back_off
+from airflow_dblink.core.jobs.steps import (
+    CALL_AGAIN_AFTER_S,
+    LISTEN,
+    Pause,
+    Step,
+    Steps,
+    back_off,
+    until_claimed,
+)
+from airflow_dblink.core.jobs.trust import asking_failed, distrust_of, guarded_call
 from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.server.login import aconnect
 from airflow_dblink.core.server.target import Target

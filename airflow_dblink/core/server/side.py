@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from airflow_dblink.core.errors import from_psycopg
+from airflow_dblink.core.errors import UsageError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import ask
 from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
@@ -69,3 +69,12 @@ def set_local(side: Side, settings: Mapping[str, str]) -> None:
     """
     local = {**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
     side.run(set_config(local.items(), local=True), "setting up the transaction")
+
+
+def demand(granted: bool, side: Side, message: str) -> None:
+    """Refuse with *message* what the connection's role may not do.
+
+    :raises UsageError: 42501 unless *granted*.
+    """
+    if not granted:
+        raise UsageError(message, side.conn_id, "42501", hint="grant it to the connection's role")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from psycopg import sql
 
 from airflow_dblink.core.errors import TransientError, UsageError
-from airflow_dblink.core.sync.changes.apply import matches
-from airflow_dblink.core.sync.changes.plan import PLAN, Plan
-from airflow_dblink.core.sync.outcome import Outcome
+from airflow_dblink.core.server.side import demand
+from airflow_dblink.core.sync.outcome import Outcome, Plan
+from airflow_dblink.core.sync.staged import PLAN, matches
 from airflow_dblink.core.sync.work import Work
 from airflow_dblink.core.tables.catalog import find_relation
-from airflow_dblink.core.transfer.plan import demand
 
 
 def guard_sizes(work: Work, outcome: Outcome) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sqltext.lexer import tokens
 
+#: Of an error: what was asked for is wrong, or too much. Others, such as a lock's, may be gone next time.
+OF_THE_TEXT = ("0A", "22", "23", "3F", "42", "54")
+
 # What depends on the server, the moment or the session: words that are such a value unless in double
 # quotes; functions, whose names columns may have; texts that are one where a date or time is wanted.
 _MOVING_WORDS = frozenset(
@@ -74,3 +77,10 @@ def _is_alone(tokens: Sequence[tuple[str, str]]) -> bool:
         if depth == 0 or (depth == 1 and text == ","):
             return depth == 0
     return True
+
+
+def in_where(where: str | None, names: Sequence[str]) -> list[str]:
+    """Return those of *names*, of columns, that seem to stand in *where*."""
+    texts = {(where or "")[start:end] for _, start, end in tokens(where or "")}
+    found = {text[1:-1].replace('""', '"') if text.startswith('"') else text.lower() for text in texts}
+    return [name for name in names if name in found]

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.sync.changes.plan import Plan
-from airflow_dblink.core.sync.compare.groups import Comparison
-from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.sync.comparison import Comparison
+from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE, Spec
 from airflow_dblink.core.sync.work import Work
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What differs.
+
+    :ivar missing: rows that only the source has.
+    :ivar changed: rows that both have, with other values.
+    :ivar extra: rows that only the destination has.
+    :ivar digest: of all keys, and of the rows' contents on both sides.
+    :ivar first_keys: some keys of each kind, as text, of which the first 100 characters.
+    """
+
+    missing: int = 0
+    changed: int = 0
+    extra: int = 0
+    digest: str = ""
+    first_keys: Mapping[str, list[list[str]]] = field(default_factory=dict)
+
+    def done(self, operations: str) -> int:
+        """Return how many rows *operations* will touch."""
+        given = {INSERT: self.missing, UPDATE: self.changed, DELETE: self.extra}
+        return sum(given[operation] for operation in operations)
 
 
 @dataclass

@@ -8,13 +8,12 @@ from typing import Any
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.server.side import Side, demand
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.work import Work
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.mapping import Pair
-from airflow_dblink.core.transfer.plan import demand
 
 _SQL = statements("sync.sql")
 

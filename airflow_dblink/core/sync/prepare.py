@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,12 +12,12 @@ from psycopg import sql
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.sync.compare.checksum import Checksum
+from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.permissions import check_key_type, check_places, check_privileges
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import watermark, window
 from airflow_dblink.core.sync.where import check_where, condition
-from airflow_dblink.core.sync.work import Field, Part, Work, column
+from airflow_dblink.core.sync.work import Field, Part, Work, column, null_key
 from airflow_dblink.core.tables.catalog import (
     describe,
     get_relation,
@@ -39,6 +40,10 @@ log = logging.getLogger(__name__)
 # where rows travel as text, only that can come to be equal.
 _ONE_AS_TEXT = frozenset(
     {"float4", "float8", "point", "line", "lseg", "box", "path", "polygon", "circle", "tsquery"}
+)
+_PROBE = sql.SQL(
+    "true, 1::int2, 70000::int4, -70000000000::int8, 4294967295::oid, 'abc'::text COLLATE pg_catalog.\"C\","
+    " '\\x00ff'::bytea, NULL::text, date '2024-02-29', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid"
 )
 
 
@@ -70,7 +75,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     pairs = _rounded(source, destination, target, pairs)
     key = key_columns(destination, target, spec.key, pairs)
     check_privileges(source, destination, spec, table, target, pairs, key)
-    checksum = Checksum.agree(source, destination, spec.plan["seed"] if spec.plan else None)
+    checksum = agree(source, destination, spec.plan["seed"] if spec.plan else None)
     index = _key_index(destination, target, key)
     collations = dict(zip(index.columns, index.collations, strict=True))
     fields = tuple(
@@ -103,6 +108,19 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     given = {pair.destination for pair in pairs} | {*_others(spec, table, offered, pairs)}
     _check_conditions(work, [c.name for c in target.columns if c.name in given])
     return work
+
+
+def agree(source: Side, destination: Side, seed: int | None = None) -> Checksum:
+    """Return how the two servers hash alike: nothing promises that their versions' hashes are the same.
+
+    :raises RemoteError: what a server says.
+    """
+    seed = secrets.randbits(62) if seed is None else seed
+    probe = sql.SQL("SELECT {} AS hash").format(Checksum(seed, native=True, same_encoding=True).of([_PROBE]))
+    sides, action = (source, destination), "comparing hash functions"
+    hashes = [side.ask(probe, action=action)[0]["hash"] for side in sides]
+    encodings = {side.connection.info.parameter_status("server_encoding") for side in sides}
+    return Checksum(seed, hashes[0] == hashes[1], len(encodings) == 1)
 
 
 def _refuse_drift(spec: Spec, target: Relation, names: set[str], source: Side, destination: Side) -> None:
@@ -244,13 +262,3 @@ def _check_conditions(work: Work, names: Sequence[str]) -> None:
 
 def _not_null(relation: Relation) -> set[str]:
     return {c.name for c in relation.columns if c.not_null}
-
-
-def null_key(work: Work, side: Side) -> UsageError:
-    """Return the error for a row that no key finds."""
-    return UsageError(
-        f"a row has NULL in key ({work.key_names}) of {work.target}",
-        side.conn_id,
-        hint="NULL is equal to nothing, so such a row could never be found again: leave it out (where=...),"
-        " or choose another key",
-    )

@@ -27,7 +27,7 @@ from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.changes.apply import apply_set, stage_rows
 from airflow_dblink.core.sync.changes.conflicts import make_way
 from airflow_dblink.core.sync.changes.load import load
-from airflow_dblink.core.sync.changes.plan import Plan, digest, make_plan, stage_all, stage_hashes
+from airflow_dblink.core.sync.changes.plan import digest, make_plan, stage_all, stage_hashes
 from airflow_dblink.core.sync.changes.statements import apply_statements
 from airflow_dblink.core.sync.compare import groups
 from airflow_dblink.core.sync.compare.verify import (
@@ -47,7 +47,7 @@ from airflow_dblink.core.sync.guards import (
     guard_sizes,
 )
 from airflow_dblink.core.sync.other_writers import demand_read, is_quiet, rewritten, snapshot
-from airflow_dblink.core.sync.outcome import Outcome
+from airflow_dblink.core.sync.outcome import Outcome, Plan
 from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import highest
@@ -279,8 +279,9 @@ def _load(work: Work, outcome: Outcome) -> None:
         demand_read(work.source.side)
         guard_sizes(work, outcome)
         work.destination.side.run("SET CONSTRAINTS ALL IMMEDIATE", "checking constraints")
-        comparison = verify_load(work, pumped.taken)
+        comparison = groups.compare(work, groups.choose(work, pumped.taken))
         outcome.size += comparison.size
+        verify_load(work, comparison)
     work.source.side.run("COMMIT", "ending the source transaction")
     outcome.plan = Plan() if truncate else Plan(missing=pumped.sent)
     outcome.done = {"inserted": pumped.taken, "deleted": before}

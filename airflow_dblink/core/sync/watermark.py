@@ -9,8 +9,8 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sync.moving import OF_THE_TEXT
 from airflow_dblink.core.sync.spec import Spec
-from airflow_dblink.core.sync.where import OF_THE_TEXT
 from airflow_dblink.core.sync.work import Work, column
 from airflow_dblink.core.tables.catalog import types
 from airflow_dblink.core.tables.entries import ResultColumn, Type

@@ -12,17 +12,14 @@ from psycopg import sql
 from airflow_dblink.core.errors import DblinkError, UsageError, from_psycopg
 from airflow_dblink.core.server.bind import bind
 from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.sqltext.lexer import tokens
 from airflow_dblink.core.sqltext.rules import demand_parameters
-from airflow_dblink.core.sync.moving import moving_texts, moving_value
+from airflow_dblink.core.sync.moving import OF_THE_TEXT, moving_texts, moving_value
 from airflow_dblink.core.tables.catalog import parse
 
 if TYPE_CHECKING:
     from airflow_dblink.core.sync.spec import Spec
     from airflow_dblink.core.sync.work import Part
 
-#: Of an error: what was asked for is wrong, or too much. Others, such as a lock's, may be gone next time.
-OF_THE_TEXT = ("0A", "22", "23", "3F", "42", "54")
 _AT = re.compile(r' at or near "(.*)"', re.DOTALL)
 _NOT_BOOLEAN = re.compile(r"CASE/WHEN\W.*boolean, not type (.+)", re.DOTALL)
 _IN_LIST = re.compile(r"\bIN\s*%", re.IGNORECASE)
@@ -107,10 +104,3 @@ def _where_error(
     elif sqlstate == "42601" and _IN_LIST.search(spec.where or ""):
         hint = "a list is one parameter: = ANY(...) takes it, IN doesn't"
     return UsageError(message, side.conn_id, sqlstate, ours.detail, hint, ours.context)
-
-
-def in_where(where: str | None, names: Sequence[str]) -> list[str]:
-    """Return those of *names*, of columns, that seem to stand in *where*."""
-    texts = {(where or "")[start:end] for _, start, end in tokens(where or "")}
-    found = {text[1:-1].replace('""', '"') if text.startswith('"') else text.lower() for text in texts}
-    return [name for name in names if name in found]

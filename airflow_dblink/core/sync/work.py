@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.sync.compare.checksum import Checksum
+from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.tables.entries import Relation, Type
 from airflow_dblink.core.tables.mapping import Pair
@@ -166,3 +167,13 @@ def column(name: str, alias: str = "part") -> sql.Identifier:
 def comma(items: Sequence[sql.Composable]) -> sql.Composed:
     """Return *items* with commas between them."""
     return sql.SQL(", ").join(items)
+
+
+def null_key(work: Work, side: Side) -> UsageError:
+    """Return the error for a row that no key finds."""
+    return UsageError(
+        f"a row has NULL in key ({work.key_names}) of {work.target}",
+        side.conn_id,
+        hint="NULL is equal to nothing, so such a row could never be found again: leave it out (where=...),"
+        " or choose another key",
+    )

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
-from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.server.side import Side, demand
 from airflow_dblink.core.sqltext.rules import check_script, the_query
 from airflow_dblink.core.tables.catalog import (
     children_of,
@@ -242,15 +242,6 @@ def _check_privileges(
         fixed = [c.name for c in relation.columns if c.name in values and not c.may_update]
         demand(not fixed, destination, f"permission denied: no UPDATE on {relation} ({', '.join(fixed)})")
         demand(relation.may_stage, destination, "permission denied: no TEMP on the database, for staging")
-
-
-def demand(granted: bool, side: Side, message: str) -> None:
-    """Refuse with *message* what the connection's role may not do.
-
-    :raises UsageError: 42501 unless *granted*.
-    """
-    if not granted:
-        raise UsageError(message, side.conn_id, "42501", hint="grant it to the connection's role")
 
 
 def _key(destination: Side, spec: Spec, relation: Relation | None, pairs: Sequence[Pair]) -> UpsertKey:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from airflow.sdk import DAG, Param, task
 
-from airflow_dblink.core.jobs import send
+from airflow_dblink.core.jobs import call
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.jobs import (
     DblinkGetResultOperator,
@@ -25,7 +25,7 @@ LASTS = f"pg_sleep(%(seconds)s), pg_advisory_xact_lock_shared({GATE})"
 EFFECT = f"INSERT INTO effect (task) SELECT %(task)s FROM {LASTS}"  # noqa: S608
 
 
-class DyingCall(send.Call):
+class DyingCall(call.Call):
     """Dies once the row is inserted, or once CALL is on its way."""
 
     moment = ""
@@ -92,7 +92,7 @@ class FirstTryDies:
             threading.Timer(moment.seconds, die).start()
         elif moment.call:
             DyingCall.moment = moment.call
-            vars(send)["Call"] = DyingCall  # in this process alone
+            vars(call)["Call"] = DyingCall  # in this process alone
 
 
 class Job(FirstTryDies, DblinkJobOperator):

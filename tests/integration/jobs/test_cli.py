@@ -17,8 +17,9 @@ from airflow.utils import yaml
 
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.install import VERSION
-from airflow_dblink.core.jobs.job import SCHEMA, Job, results_schema
+from airflow_dblink.core.jobs.job import SCHEMA, Job
 from airflow_dblink.core.jobs.send import Submission
+from airflow_dblink.core.jobs.trust import results_schema
 from airflow_dblink.core.server.login import connect
 from tests.conftest import AddConnection
 from tests.databases import Database

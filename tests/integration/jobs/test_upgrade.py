@@ -14,7 +14,8 @@ import pytest
 
 from airflow_dblink.core.errors import InstallationError
 from airflow_dblink.core.jobs.install import VERSION, install_script
-from airflow_dblink.core.jobs.job import SCHEMA, results_schema
+from airflow_dblink.core.jobs.job import SCHEMA
+from airflow_dblink.core.jobs.trust import results_schema
 from airflow_dblink.hooks.dblink import DblinkHook
 from tests.databases import Database
 from tests.integration.jobs.client import (

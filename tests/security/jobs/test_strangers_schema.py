@@ -16,9 +16,9 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import InstallationError
+from airflow_dblink.core.jobs.call import call
 from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.job import SCHEMA, Job
-from airflow_dblink.core.jobs.send import call
 from airflow_dblink.core.jobs.watch import Watcher, acall, acancel
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.exceptions import DblinkJobError

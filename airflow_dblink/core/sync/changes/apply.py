@@ -6,20 +6,11 @@ from collections.abc import Iterator
 
 from psycopg import sql
 
-from airflow_dblink.core.sync.changes.plan import (
-    PLAN,
-    ROWS,
-    Plan,
-    copy,
-    create_rows,
-    is_few,
-)
-from airflow_dblink.core.sync.compare.groups import Comparison
+from airflow_dblink.core.sync.comparison import Comparison
+from airflow_dblink.core.sync.outcome import Plan
 from airflow_dblink.core.sync.spec import DELETE
+from airflow_dblink.core.sync.staged import PLAN, REMOVED, RENEWED, ROWS, as_array, copy, create_rows, matches
 from airflow_dblink.core.sync.work import Field, Work, column, comma
-
-# What make_way() adds to a plan: a row that is deleted to make way, and one that is then inserted again.
-REMOVED, RENEWED = "R", "S"
 
 _KEYS_AT_ONCE = 50_000
 _KEYS_BYTES_AT_ONCE = 4 * 1024 * 1024  # and one more key, however long
@@ -75,9 +66,7 @@ def stage_rows(work: Work, plan: Plan, comparison: Comparison) -> int:
         return 0
     values = comma([column(field.name) for field in work.fields])
     if wanted > max(_KEYS_AT_ONCE, comparison.differing_rows * _SHARE_BY_KEY):
-        few = is_few(comparison)
-        query = comparison.grouping.select(work.source, values, comparison.differing, few=few)
-        size = copy(work, query, ROWS, work.row_format).size
+        size = copy(work, comparison.select(work.source, values), ROWS, work.row_format).size
     else:
         size = sum(
             copy(work, _by_keys(work, values, keys), ROWS, work.row_format).size
@@ -135,11 +124,6 @@ def _is_wanted(field: Field, wanted: sql.Identifier) -> sql.Composed:
     return sql.SQL("{} OPERATOR(pg_catalog.=) {}").format(column(field.name), value)
 
 
-def as_array(operations: str) -> sql.Composed:
-    """Return *operations* as an array of "char"."""
-    return sql.SQL('{}::pg_catalog."char"[]').format(sql.Literal("{" + ",".join(operations) + "}"))
-
-
 def apply_set(work: Work) -> dict[str, int]:
     """Apply the plan in one statement; returns ``deleted``, ``updated``, ``inserted``.
 
@@ -181,10 +165,3 @@ def _is_row_of_plan(work: Work) -> sql.Composed:
     """Return the condition that a row of the table is the plan's row itself."""
     key = matches(work, "part")
     return sql.SQL("{} AND {}").format(key, _AT_PLACE) if work.sees_places else key
-
-
-def matches(work: Work, alias: str) -> sql.Composed:
-    """Return the condition that a row of *alias* has the key of the plan's row."""
-    return sql.SQL(" AND ").join(
-        field.same(column(field.name, alias), column(f"k{i}", "plan")) for i, field in enumerate(work.key)
-    )

@@ -8,9 +8,18 @@ from dataclasses import replace
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.sync.changes.apply import REMOVED, RENEWED, as_array, matches
-from airflow_dblink.core.sync.changes.plan import PLAN, ROWS, named_keys, place, same_row
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
+from airflow_dblink.core.sync.staged import (
+    PLAN,
+    REMOVED,
+    RENEWED,
+    ROWS,
+    as_array,
+    matches,
+    named_keys,
+    place,
+    same_row,
+)
 from airflow_dblink.core.sync.work import Field, Work, column, comma
 from airflow_dblink.core.tables.catalog import unique_indexes
 from airflow_dblink.core.tables.entries import UniqueIndex

@@ -6,7 +6,7 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.streams.pump import Pumped
-from airflow_dblink.core.sync.changes.plan import copy
+from airflow_dblink.core.sync.staged import copy
 from airflow_dblink.core.sync.work import Work, column, comma
 
 

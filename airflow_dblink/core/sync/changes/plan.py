@@ -10,26 +10,29 @@ with SELECT on columns alone can't read places: then it is known by its key, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.streams.pump import End, Pumped, pump
-from airflow_dblink.core.sync.compare.groups import Comparison
-from airflow_dblink.core.sync.prepare import null_key
+from airflow_dblink.core.streams.pump import Pumped
+from airflow_dblink.core.sync.comparison import Comparison
+from airflow_dblink.core.sync.outcome import Plan
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
-from airflow_dblink.core.sync.work import Part, Work, column, comma
-
-THERE = sql.Identifier("pg_temp", "airflow_dblink_there")
-PLAN = sql.Identifier("pg_temp", "airflow_dblink_plan")
-ROWS = sql.Identifier("pg_temp", "airflow_dblink_rows")
-
-_PLACE = sql.SQL("part.tableoid AS place_table, part.ctid AS place")
-_NO_PLACE = sql.SQL("NULL::pg_catalog.oid AS place_table, NULL::pg_catalog.tid AS place")
-_FEW = 0.2  # of the rows: below it an index finds them faster than a scan
+from airflow_dblink.core.sync.staged import (
+    PLAN,
+    ROWS,
+    THERE,
+    copy,
+    create_rows,
+    here,
+    keys_and_hash,
+    named_keys,
+    same_key,
+    staged_keys,
+    there,
+)
+from airflow_dblink.core.sync.work import Work, column, comma, null_key
 
 _MAKE_PLAN = """\
 CREATE TEMP TABLE airflow_dblink_plan ON COMMIT DROP AS
@@ -46,29 +49,6 @@ SELECT pg_catalog.count(*) FILTER (WHERE op OPERATOR(pg_catalog.=) 'I') AS missi
 _DIGEST = "SELECT pg_catalog.bit_xor({first}) AS first, pg_catalog.bit_xor({second}) AS second FROM {plan}"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What differs.
-
-    :ivar missing: rows that only the source has.
-    :ivar changed: rows that both have, with other values.
-    :ivar extra: rows that only the destination has.
-    :ivar digest: of all keys, and of the rows' contents on both sides.
-    :ivar first_keys: some keys of each kind, as text, of which the first 100 characters.
-    """
-
-    missing: int = 0
-    changed: int = 0
-    extra: int = 0
-    digest: str = ""
-    first_keys: Mapping[str, list[list[str]]] = field(default_factory=dict)
-
-    def done(self, operations: str) -> int:
-        """Return how many rows *operations* will touch."""
-        given = {INSERT: self.missing, UPDATE: self.changed, DELETE: self.extra}
-        return sum(given[operation] for operation in operations)
-
-
 def stage_hashes(work: Work, comparison: Comparison) -> Pumped:
     """Fetch keys and hashes of the source's rows in the groups that differ.
 
@@ -80,33 +60,11 @@ def stage_hashes(work: Work, comparison: Comparison) -> Pumped:
         comma(named_keys(work)), work.target.identifier
     )
     destination.run(empty.format(shape), "creating the table of hashes")
-    found = comparison.grouping.select(
-        work.source, _keys_and_hash(work), comparison.differing, few=is_few(comparison)
-    )
-    moved = copy(work, found, THERE, work.key_format)
+    moved = copy(work, comparison.select(work.source, keys_and_hash(work)), THERE, work.key_format)
     destination.run(sql.SQL("ANALYZE {}").format(THERE), "analyzing the hashes")
     if not _is_trusted(work):
         _demand_unique_key(work, sql.SQL("{} AS there").format(THERE))
     return moved
-
-
-def is_few(comparison: Comparison) -> bool:
-    """Return whether the rows that differ are best found by an index."""
-    return comparison.differing_rows < comparison.rows * _FEW
-
-
-def create_rows(work: Work) -> None:
-    """Make the empty table for whole rows.
-
-    :raises RemoteError: what the destination says.
-    """
-    names = comma([column(f.name) for f in work.fields])
-    work.destination.side.run(
-        sql.SQL(
-            "CREATE TEMP TABLE airflow_dblink_rows ON COMMIT DROP AS SELECT {} FROM {} AS part WITH NO DATA"
-        ).format(names, work.target.identifier),
-        "creating the staging table",
-    )
 
 
 def stage_all(work: Work) -> Pumped:
@@ -126,21 +84,8 @@ def stage_all(work: Work) -> Pumped:
         if destination.fetch(rows, "checking the key"):
             raise null_key(work, work.source.side)
     if not _is_trusted(work):
-        _demand_unique_key(work, sql.SQL("({}) AS there").format(_staged_keys(work)))
+        _demand_unique_key(work, sql.SQL("({}) AS there").format(staged_keys(work)))
     return moved
-
-
-def copy(work: Work, query: sql.Composed, into: sql.Composable, copy_format: str) -> Pumped:
-    """Move the rows of *query*, which the source runs, into a table of the destination.
-
-    :raises RemoteError: what a server says.
-    """
-    name = sql.Identifier(copy_format)
-    return pump(
-        End.of(work.source.side, sql.SQL("COPY ({}) TO STDOUT (FORMAT {})").format(query, name)),
-        End.of(work.destination.side, sql.SQL("COPY {} FROM STDIN (FORMAT {})").format(into, name)),
-        lambda rows, size: None,
-    )
 
 
 def make_plan(work: Work, comparison: Comparison | None) -> Plan:
@@ -183,60 +128,6 @@ def digest(work: Work) -> str:
         "reading the plan",
     )[0]
     return "".join(f"{(found[part] or 0) % 2**64:016x}" for part in ("first", "second"))
-
-
-def there(work: Work, comparison: Comparison | None) -> sql.Composed:
-    """Return what stands after FROM for the source's keys and hashes."""
-    if comparison is not None:
-        return sql.SQL("{} AS there").format(THERE)
-    return sql.SQL("({}) AS there").format(_staged_keys(work))
-
-
-def here(work: Work, comparison: Comparison | None) -> sql.Composed:
-    """Return the SELECT of the destination's keys, hashes and places, of the groups that differ."""
-    what = sql.SQL("{}, {}").format(_keys_and_hash(work), place(work))
-    if comparison is None:
-        return work.destination.select(what)
-    return comparison.grouping.select(work.destination, what, comparison.differing, few=is_few(comparison))
-
-
-def same_key(work: Work, left: str, right: str) -> sql.Composed:
-    """Return the condition that two aliases' ``k0``, ``k1``, ... are the same key."""
-    return sql.SQL(" AND ").join(
-        key.same(column(f"k{i}", left), column(f"k{i}", right)) for i, key in enumerate(work.key)
-    )
-
-
-def place(work: Work) -> sql.SQL:
-    """Return the columns that say where a row of the destination lies; NULL where the role can't see it."""
-    return _PLACE if work.sees_places else _NO_PLACE
-
-
-def same_row(work: Work, left: str, right: str) -> sql.SQL | sql.Composed:
-    """Return the condition that two aliases, each of the plan or of its form, mean one row."""
-    if not work.sees_places:
-        return same_key(work, left, right)
-    return sql.SQL(
-        f"{left}.place OPERATOR(pg_catalog.=) {right}.place"
-        f" AND {left}.place_table OPERATOR(pg_catalog.=) {right}.place_table"
-    )
-
-
-def named_keys(work: Work) -> list[sql.Composed]:
-    """Return the key's columns of a row of a part, as ``k0``, ``k1``, ..."""
-    return [
-        sql.SQL("{} AS {}").format(column(key.name), sql.Identifier(f"k{i}"))
-        for i, key in enumerate(work.key)
-    ]
-
-
-def _keys_and_hash(work: Work) -> sql.Composed:
-    return sql.SQL("{}, {} AS h").format(comma(named_keys(work)), work.row_hash)
-
-
-def _staged_keys(work: Work) -> sql.Composed:
-    staged = Part(work.destination.side, sql.SQL("{} AS part").format(ROWS), None, None, frozenset())
-    return staged.select(_keys_and_hash(work))
 
 
 def _has_twice(work: Work, rows: sql.Composed, alias: str) -> bool:

@@ -20,10 +20,9 @@ from airflow_dblink.core.builders.statements import render_delete, render_insert
 from airflow_dblink.core.builders.values import Text
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
-from airflow_dblink.core.sync.changes.apply import as_array, matches
-from airflow_dblink.core.sync.changes.plan import PLAN, ROWS
 from airflow_dblink.core.sync.permissions import demand_nameable
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
+from airflow_dblink.core.sync.staged import PLAN, ROWS, as_array, matches
 from airflow_dblink.core.sync.work import Work, column, comma
 
 _STATEMENTS_AT_ONCE = 1_000

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import struct
-from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from dataclasses import dataclass
+from itertools import pairwise
 
 import psycopg
 from psycopg import pq, sql
@@ -24,19 +23,17 @@ from psycopg.generators import fetch, send
 from airflow_dblink.core.errors import from_psycopg
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.sync.prepare import null_key
-from airflow_dblink.core.sync.work import Field, Part, Work, column
+from airflow_dblink.core.sync.comparison import Comparison, Grouping
+from airflow_dblink.core.sync.work import Field, Part, Work, column, null_key
 
 _SQL = statements("sync.sql")
 
 #: Rows that a group should have: the fewer, the more bytes for equal tables, and the less for a difference.
 ROWS_PER_GROUP = 32
 _BLOCK_BITS = 6
-_HALF_BITS = 32  # of an int8
 # Number in the block, rows, checksum. Without the rows, two that are equal would cancel out.
 _GROUP = struct.Struct(">hiq")
 _COUNT_MAX = 2**31 - 1
-_INT8_MIN, _INT8_MAX = -(2**63), 2**63 - 1
 _UNEVEN = 16  # times ROWS_PER_GROUP: where some range may have more rows, buckets are better
 _ACTION = "comparing checksums"
 
@@ -53,99 +50,6 @@ SELECT g OPERATOR(pg_catalog.>>) {bits} AS block, pg_catalog.sum(c)::bigint AS r
          GROUP BY 1) AS grouped
  GROUP BY 1
  ORDER BY 1"""
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Which group a row is in.
-
-    :ivar number: the group's number, a bigint, from a row of a :class:`Part`; NULL where no key finds it.
-    :ivar field: the key column whose ranges they are; ``None`` for buckets.
-    :ivar shift: a range holds ``2**shift`` values.
-    """
-
-    number: sql.Composed
-    field: Field | None = None
-    shift: int = 0
-    buckets: int = 0
-
-    def row_hash(self, work: Work) -> sql.Composed:
-        """Return the hash of a row that tells it from all others that may be in its group.
-
-        PostgreSQL's own hash of an int8 folds its upper half into the lower one. Keys of one group have the
-        same upper half, so it serves for them, and is cheaper than that of all their bytes.
-        """
-        if self.field is None or self.shift > _HALF_BITS:
-            return work.row_hash
-        key = sql.SQL("{}::bigint").format(column(self.field.name))
-        name = self.field.name
-        return work.checksum.of([key if field.name == name else field.canonical for field in work.fields])
-
-    def select(self, part: Part, what: sql.Composable, groups: Sequence[int], *, few: bool) -> sql.Composed:
-        """Return the SELECT of *what* from the rows of *groups*.
-
-        :param few: an index, if there is one, is better than reading all.
-        """
-        if self.field is not None and few and self.field.name in part.indexed:
-            return self._by_index(part, what, groups, column(self.field.name))
-        wanted = sql.SQL("{} OPERATOR(pg_catalog.=) ANY ({}::bigint[])").format(
-            self.number, sql.Literal(_array(groups))
-        )
-        return part.select(what, wanted)
-
-    def _by_index(
-        self, part: Part, what: sql.Composable, groups: Sequence[int], name: sql.Composable
-    ) -> sql.Composed:
-        ranges = [*self._ranges(groups)]
-        between = sql.SQL(
-            "{0} OPERATOR(pg_catalog.>=) wanted.low AND {0} OPERATOR(pg_catalog.<=) wanted.high"
-        ).format(name)
-        # OFFSET 0 keeps it a loop over the index, whatever the planner thinks of how many there are.
-        return sql.SQL(
-            "SELECT found.* FROM ROWS FROM (pg_catalog.unnest({}::bigint[]), pg_catalog.unnest({}::bigint[]))"
-            " AS wanted (low, high) CROSS JOIN LATERAL ({}) AS found"
-        ).format(
-            sql.Literal(_array([low for low, _ in ranges])),
-            sql.Literal(_array([high for _, high in ranges])),
-            part.select(what, between, " OFFSET 0"),
-        )
-
-    def _ranges(self, groups: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Yield the lowest and the highest value of groups that follow each other."""
-        for _, near in groupby(enumerate(sorted(groups)), lambda pair: pair[1] - pair[0]):
-            numbers = [number for _, number in near]
-            low, high = numbers[0] << self.shift, ((numbers[-1] + 1) << self.shift) - 1
-            yield max(low, _INT8_MIN), min(high, _INT8_MAX)
-
-    def name(self, number: int) -> str:
-        """Return what *number* means to a reader."""
-        if self.field is None:
-            return f"bucket {number} of {self.buckets}"
-        low = number << self.shift
-        return f"{self.field.name} from {low} to {low + (1 << self.shift) - 1}"
-
-
-@dataclass
-class Comparison:
-    """What the checksums say.
-
-    :ivar differing: numbers of the groups that differ.
-    :ivar differing_rows: rows in them, on the side that has more.
-    :ivar size: bytes that came to the client.
-    """
-
-    grouping: Grouping
-    differing: array[int] = field(default_factory=lambda: array("q"))
-    differing_rows: int = 0
-    source_rows: int = 0
-    destination_rows: int = 0
-    groups: int = 0
-    size: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Rows of the side that has more."""
-        return max(self.source_rows, self.destination_rows)
 
 
 def choose(work: Work, rows: int) -> Grouping:
@@ -325,7 +229,3 @@ class _Blocks:
         except psycopg.Error as error:
             raise from_psycopg(error, self._side.conn_id, _ACTION) from None
         return result
-
-
-def _array(numbers: Sequence[int]) -> str:
-    return "{" + ",".join(map(str, numbers)) + "}"

@@ -10,11 +10,10 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import VerificationError
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.sync.changes.apply import REMOVED, RENEWED, as_array, matches
-from airflow_dblink.core.sync.changes.plan import PLAN, here, same_key, there
-from airflow_dblink.core.sync.compare.groups import Comparison, choose, compare
+from airflow_dblink.core.sync.comparison import Comparison
+from airflow_dblink.core.sync.moving import in_where
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
-from airflow_dblink.core.sync.where import in_where
+from airflow_dblink.core.sync.staged import PLAN, REMOVED, RENEWED, as_array, here, matches, same_key, there
 from airflow_dblink.core.sync.work import Part, Work, comma
 
 _SQL = statements("sync.sql")
@@ -37,14 +36,12 @@ _NOT_WRITTEN = (
 _WHAT = {INSERT: "is missing", UPDATE: "differs", DELETE: "is still there"}
 
 
-def verify_load(work: Work, rows: int) -> Comparison:
-    """Compare the whole part with the source.
+def verify_load(work: Work, comparison: Comparison) -> None:
+    """Look whether the whole part is as the source's.
 
-    :param rows: about how many there are.
+    :param comparison: of the two, after the load.
     :raises VerificationError: names the first group that differs.
-    :raises RemoteError: what a server says.
     """
-    comparison = compare(work, choose(work, rows))
     if comparison.differing:
         group = comparison.grouping.name(comparison.differing[0])
         raise VerificationError(
@@ -52,7 +49,6 @@ def verify_load(work: Work, rows: int) -> Comparison:
             work.destination.side.conn_id,
             hint=_hint(work),
         )
-    return comparison
 
 
 def verify_counts(work: Work, expected: Mapping[str, int], done: Mapping[str, int]) -> None:

@@ -13,13 +13,11 @@ somebody made to be unseen) is no rule for the next.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
 
-from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.tables.entries import Type
 
 # Types whose own hash is that of all their bytes.
@@ -29,11 +27,6 @@ _ENCODED = frozenset({"text", "varchar"})
 _TEXT = frozenset({"bpchar", "xml", "json", "name", "refcursor"})
 # Under a nondeterministic collation texts that are "=" have one hash, and a query may have no collation.
 _BYTES = sql.SQL('{} COLLATE pg_catalog."C"')
-
-_PROBE = sql.SQL(
-    "true, 1::int2, 70000::int4, -70000000000::int8, 4294967295::oid, 'abc'::text COLLATE pg_catalog.\"C\","
-    " '\\x00ff'::bytea, NULL::text, date '2024-02-29', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid"
-)
 
 
 @dataclass(frozen=True)
@@ -48,22 +41,6 @@ class Checksum:
     seed: int
     native: bool
     same_encoding: bool
-
-    @classmethod
-    def agree(cls, source: Side, destination: Side, seed: int | None = None) -> Checksum:
-        """Return how the two servers hash alike: nothing promises that their versions' hashes are the same.
-
-        :raises RemoteError: what a server says.
-        """
-        seed = secrets.randbits(62) if seed is None else seed
-        probe = sql.SQL("SELECT {} AS hash").format(cls(seed, True, True).of([_PROBE]))
-        hashes = [
-            side.ask(probe, action="comparing hash functions")[0]["hash"] for side in (source, destination)
-        ]
-        encodings = {
-            side.connection.info.parameter_status("server_encoding") for side in (source, destination)
-        }
-        return cls(seed, hashes[0] == hashes[1], len(encodings) == 1)
 
     def canonical(self, value: sql.Composable, kind: Type, *, built_in: bool) -> sql.Composable:
         """Return *value* in a form that is the same on both sides if, and only if, the value is.
