@@ -1,7 +1,7 @@
 """### Three databases asked at the same time.
 
-One task opens a link to each of three databases and sends each of them its query; they work while
-the task waits for the first. What takes as long as the slowest, not as long as all three together.
+One task opens a link to each of three databases and sends each of them its query. All three work while
+the task waits for the first, so the task takes as long as the slowest query, not as long as all together.
 `send_query`, `is_busy`, `get_result` and `cancel_query` are dblink's.
 """
 
@@ -37,7 +37,7 @@ with DAG(dag_id="dblink_async", schedule=None, doc_md=__doc__, tags=["dblink", "
                         log.warning("%s is too slow: %s", database, hook.cancel_query(database))
                         break
                     time.sleep(0.1)
-                # Of a cancelled query it raises, and leaving the block cancels the others.
+                # It raises if the query was cancelled; the end of the block then cancels the others.
                 answers += [list(row) for row in hook.get_result(database)]
                 assert hook.get_result(database) == []  # noqa: S101 - read to the end: the link is free again
         return answers

@@ -1,7 +1,7 @@
 """### Fetch rows in batches.
 
-`DblinkFetchOperator` reads a query of any size in constant memory and from one snapshot. The rows go to a
-function, to a CSV file on any object storage that Airflow knows, or (if they are few) to XCom.
+`DblinkFetchOperator` reads a query's result of any size, in constant memory and from one snapshot. The rows
+go to a function, to a CSV file on any object storage that Airflow knows, or (if they are few) to XCom.
 """
 
 import logging

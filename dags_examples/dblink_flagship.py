@@ -4,8 +4,8 @@
 go to `warehouse_db`: first all accounts, then only those that have changed since. In the end both sides
 are compared, row by row.
 
-Every task can be retried, cleared or killed at any time. What the exec and transfer operators change is
-one transaction each, done exactly once; a second run on the same day replaces what the first one loaded.
+Every task can be retried, cleared or killed at any time. Each exec or transfer operator makes its changes in
+one transaction, exactly once. A second run on the same day replaces the rows that the first one loaded.
 """
 
 import logging
@@ -98,7 +98,7 @@ with DAG(
         path=f"{{{{ params.export_folder }}}}/history-{DAY}.csv.gz",
         batch_rows=BATCH_ROWS,
     )
-    # Read before the load: what comes later is loaded (again) by update_accounts.
+    # Read before the load: update_accounts loads all later changes (again).
     watermark = DblinkFetchOperator(
         task_id="watermark",
         conn_id="source_db",

@@ -29,7 +29,7 @@ with DAG(dag_id="dblink_hook", schedule=None, doc_md=__doc__, tags=["dblink", "e
             hook.open("numbers", "SELECT n FROM number ORDER BY n", connname="source")
             while rows := hook.fetch("numbers", 4, connname="source"):
                 log.info("%s", rows)
-            hook.close("numbers", connname="source")  # and so ends the transaction that open began
+            hook.close("numbers", connname="source")  # also ends the transaction that open began
 
             if hook.exec("SELECT nonsense", connname="source", fail_on_error=False) == "ERROR":
                 log.info("As expected: %s", hook.error_message("source"))

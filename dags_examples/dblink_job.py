@@ -1,10 +1,10 @@
-"""### A query that runs as a job of the server's own.
+"""### A query that the server runs by itself, as a job.
 
-`send` starts it and is done as soon as it is running; from then on it needs no worker, and nobody's
-connection. `wait` waits in the triggerer. The rows are kept on the server, until `load` and `export` have
+`send` starts the job and ends as soon as the job is running; from then on the job needs no worker and no
+connection. `wait` waits in the triggerer. The server keeps the rows until `load` and `export` have
 fetched them.
 
-Kill what you like meanwhile, the worker, the triggerer, the scheduler: the query goes on, and runs once.
+Kill worker, triggerer or scheduler meanwhile: the query goes on, and runs once.
 """
 
 import tempfile
@@ -42,10 +42,10 @@ with DAG(
              ORDER BY n
         """,
         parameters={"seconds": "{{ params.seconds }}", "rows": "{{ params.rows }}"},
-        keep_result=True,  # in a table of the server's, or nobody could fetch the rows later
-        retries=2,  # a retry finds the job that is there, and sends none beside it
+        keep_result=True,  # in a table on the server, so that the rows can be fetched later
+        retries=2,  # a retry finds this job, and sends no second one
     )
-    # Gives the job's handle on, so that what comes after it needs only this one.
+    # Returns the job's handle, so later tasks depend only on this one.
     wait = DblinkJobSensor(task_id="wait", handle=send.output, deferrable=True)
     load = DblinkGetResultOperator(
         task_id="load",
@@ -58,6 +58,6 @@ with DAG(
         task_id="export",
         handle=wait.output,
         path=Path(tempfile.gettempdir(), "airflow_dblink", "number_digests.csv.gz").as_uri(),
-        drop_result=True,  # the last one cleans up; else prune-jobs does, with the job
+        drop_result=True,  # the last reader cleans up; otherwise prune-jobs does, with the job
     )
     chain(table, load, export)

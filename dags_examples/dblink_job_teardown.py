@@ -1,10 +1,10 @@
 """### A job that nobody wants any more is cancelled.
 
-While the job runs, `meanwhile` does something else. If that fails, nobody waits for the job; it would
+While the job runs, `meanwhile` does something else. If it fails, nobody waits for the job, which would
 go on for nothing. `cancel` is the teardown of `send`: Airflow runs it at the end, whatever failed in
-between. A job that has ended is left as it is, so after a good run it does nothing.
+between. It leaves an ended job as it is, so after a good run it does nothing.
 
-A teardown does not decide how the run ends: that stays with `meanwhile` and `wait`.
+A teardown does not decide how the run ends: `meanwhile` and `wait` do.
 """
 
 from typing import Any

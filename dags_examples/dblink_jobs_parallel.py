@@ -1,7 +1,7 @@
 """### The same query in several databases at the same time.
 
-One job per database: all run at once, and while they do, no worker waits. Each has tries of its own, so a
-database that is away for a while holds up only itself.
+Each database runs one job, all at the same time, and no worker waits for them. Each job has tries of its own,
+so a database that is away for a while delays only its own job.
 """
 
 from typing import Any
@@ -58,7 +58,7 @@ with DAG(
         task_id="gather",
         destination_conn_id="warehouse_db",
         destination_table="database_size",
-        mode="upsert",  # cleared, it replaces its own row
+        mode="upsert",  # a cleared task replaces its own row
         drop_result=True,
     ).expand(handle=wait.output)
     chain(table, gather)

@@ -1,8 +1,8 @@
 """### A join over three databases.
 
 Orders are in the warehouse, customers in the shop's own database, prices of former years in an archive.
-`DblinkQueryOperator` reads customers and prices where they are, at the same time, makes them temporary
-tables of a session of the warehouse, and runs the SQL there, all of it in one transaction and exactly once.
+`DblinkQueryOperator` reads customers and prices at the same time, makes temporary tables of them in a session
+of the warehouse, and runs the SQL there, all in one transaction and exactly once.
 The last task does the same in Python, with `hook.attach`.
 """
 

@@ -1,10 +1,10 @@
 """### Keep a table equal to another database's.
 
-`DblinkSyncOperator` compares checksums inside both servers, fetches only the rows that differ, and writes
-them in one transaction, exactly once. Before the commit it looks again. Rows that are equal are not touched.
+`DblinkSyncOperator` has both servers compute checksums, fetches only the rows that differ, and writes
+them in one transaction, exactly once. Before the commit it compares again. Equal rows are not touched.
 
 `change_source` plays a shop: the first run fills its table, each later one deletes, updates and inserts some
-rows. With `plan_only` the run says what differs, and changes nothing.
+rows. With `plan_only` the run reports the difference, and changes nothing.
 """
 
 from airflow.sdk import DAG, Param, chain
@@ -60,7 +60,7 @@ with DAG(
         source_conn_id="source_db",
         source_table="product",
         destination_conn_id="warehouse_db",
-        destination_table="product",  # rows are told apart by its primary key
+        destination_table="product",  # its primary key identifies the rows
         plan_only="{{ params.plan_only }}",
         max_delete_fraction=0.1,  # refuse to delete more: somebody should look
         retries=2,

@@ -1,7 +1,7 @@
 """### Sync as soon as the source is ready.
 
-Another system loads the day's sales into the source, and leaves a mark when it is done. A sensor of Airflow's
-own waits for the mark, without holding a worker. Then that day is made equal, and no other one.
+Another system loads the day's sales into the source, and sets a mark when it is done. Airflow's own sensor
+waits for the mark, without holding a worker. Then only that day is synced.
 
 `other_system` plays that system.
 """
@@ -72,7 +72,7 @@ with DAG(
         destination_table="sale",
         where="day = %(day)s",  # on both sides; other days are left alone
         where_parameters={"day": DAY},
-        max_delete_fraction=None,  # a day that was loaded anew may be another one
+        max_delete_fraction=None,  # a day that was loaded again may have other rows
         retries=2,
     )
     chain(make_tables, begin_day, [other_system, wait])

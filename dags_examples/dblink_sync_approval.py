@@ -1,9 +1,9 @@
 """### Sync only what a person has approved.
 
-`plan` is a dry run: it says what differs and changes nothing. Its statements go to a file. `approve` is
-Airflow's own: it shows the plan to a person, and waits for an answer as long as it takes, without holding a
-worker. `apply` does exactly that plan. If the data moved on since, on either side, it fails instead, and
-nothing is changed.
+`plan` is a dry run: it reports the difference and changes nothing. Its statements go to a file. `approve` is
+Airflow's own operator: it shows the plan to a person, and waits for an answer as long as it takes, without
+holding a worker. `apply` makes exactly these changes. If the data has moved on since, on either side, it
+fails and changes nothing.
 
 `change_source` plays somebody who works on a price list.
 """
@@ -40,7 +40,7 @@ Table `price` of the warehouse has {{ found.destination_rows }} rows, the source
 All statements: `{{ params.folder }}/price-{{ dag_run.run_after | ts_nodash }}.sql`
 """
 
-# Planned and applied alike: a plan holds only for the same question.
+# The same arguments for both tasks: a plan is refused with others.
 WHAT: dict[str, Any] = {
     "source_conn_id": "source_db",
     "source_table": "price",
@@ -96,7 +96,7 @@ with DAG(
     apply = DblinkSyncOperator(
         task_id="apply",
         plan=plan.output,
-        retries=2,  # not for a plan that no longer holds: that fails at once
+        retries=2,  # but a plan that no longer fits the data fails at once
         **WHAT,
     )
     chain(make_table, change_source, plan, anything_to_do(plan.output), approve, apply)

@@ -1,12 +1,12 @@
-"""### Every hour what is new, every day all of it.
+"""### Sync new rows every hour, and all rows every day.
 
-Each hour only those rows are read that have changed since the last run: where the column `changed_at` is
-above the highest value that has been seen, the *watermark*. Airflow keeps it with the asset, and moves it
-on when the rows are committed.
+Each hour, only rows that have changed since the last run are read: those whose `changed_at` is above the
+highest value so far, the *watermark*. Airflow keeps it with the asset, and moves it on when the rows are
+committed.
 
-That misses some changes: rows that are deleted leave no `changed_at` behind, and what is committed very late
-is below the watermark by then. So once a day both tables are compared as a whole. That reads them, but moves
-only the difference.
+This misses some changes: a deleted row leaves no `changed_at` behind, and a very late commit is below the
+watermark by then. So once a day both tables are compared as a whole. That reads all rows, but moves only the
+difference.
 
 `change_source` plays the devices.
 """
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS reading (
     PRIMARY KEY (device, number)
 )
 """
-# The first run makes rows that have changed a minute apart, the last of them an hour ago.
+# The first run makes rows that changed a minute apart, the last of them an hour ago.
 CHANGES = """
 DELETE FROM reading WHERE (device, number) IN (
     SELECT device, number FROM reading ORDER BY random() LIMIT %(changes)s::integer);
@@ -79,7 +79,8 @@ with DAG(
         destination_conn_id="warehouse_db",
         destination_table="reading",
         watermark_column="changed_at",
-        # now() is when a transaction began; its rows are seen when it has committed. None takes longer.
+        # now() is the time at which a transaction began; its rows are seen when it has committed.
+        # No transaction takes longer than this.
         watermark_overlap=timedelta(minutes=10),
         outlets=[READINGS],  # has the watermark, and tells other Dags that there is something new
         retries=2,
@@ -93,7 +94,9 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     is_paused_upon_creation=True,
-    params={"plan_only": Param(False, type="boolean", description="Say what differs, and change nothing.")},
+    params={
+        "plan_only": Param(False, type="boolean", description="Report the difference, and change nothing.")
+    },
     doc_md=__doc__,
     tags=["dblink", "example"],
 ):

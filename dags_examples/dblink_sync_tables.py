@@ -1,10 +1,10 @@
 """### Keep several tables equal, foreign keys among them.
 
 Each table is a mapped task of its own, so they run at the same time, and each has its own tries. Foreign keys
-need an order: first the parents' new rows, then the children, and last the parents' rows that are gone.
+need an order: insert the parents' new rows, then sync the children, and last delete the parents' old rows.
 
-Each task reads its table in a snapshot of its own, and the source goes on meanwhile. So that no child comes
-without its parent, all of them look at the same rows only: those that were made up to some minutes ago.
+Each task reads its table in a snapshot of its own, and others write to the source meanwhile. So that no child
+comes without its parent, all tasks select only rows that were made some minutes ago or earlier.
 
 `change_source` plays a library: it gets an author with a book, and gives away another with theirs.
 """
@@ -93,7 +93,7 @@ with DAG(
     common: dict[str, Any] = {
         "source_conn_id": "source_db",
         "destination_conn_id": "warehouse_db",
-        # Of both sides only these rows count: the same in each of the tasks.
+        # Selects rows on both sides; the same condition in all tasks.
         "where": "created_at < %(until)s",
         "where_parameters": {
             "until": "{{ dag_run.run_after - macros.timedelta(minutes=params.minutes_behind) }}"

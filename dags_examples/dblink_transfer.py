@@ -1,7 +1,7 @@
 """### Move rows from one database into a table of another.
 
-`DblinkTransferOperator` copies by COPY, so every type arrives as it was. Columns go by name. Everything is
-checked before a row moves, and the destination's transaction is done exactly once.
+`DblinkTransferOperator` copies by COPY, so every type arrives as it was. Columns are matched by name.
+Everything is checked before a row moves, and the destination's transaction is done exactly once.
 """
 
 from airflow.sdk import DAG, chain
