@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
+from weakref import WeakSet
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -20,9 +21,9 @@ from airflow_dblink.core.server.target import Target
 from airflow_dblink.hooks.dblink import DblinkHook
 
 _NAME = "airflow-dblink triggerer"
+_FIRST_LOOK_S = 5.0  # of a server that is away
 
-# Of this process.
-_warmed_up: list[bool] = []
+_warmed_up: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -99,7 +100,7 @@ class DblinkJobTrigger(BaseTrigger):
         get_target = self._target
         key = (self.conn_id, self.schema, self.password_required)
         watcher = Watcher.shared(key, lambda: Watcher(get_target, self.schema, _NAME))
-        _kept(self._warm_up())
+        _kept(self._warm_up(watcher.has_looked))
         left = None if self.deadline is None else self.deadline - time.time()
         try:
             async with asyncio.timeout(left):
@@ -149,10 +150,17 @@ class DblinkJobTrigger(BaseTrigger):
         )
         return next((state for run in states.values() for state in run.values()), None)
 
-    async def _warm_up(self) -> None:
-        """Ask once for a task's state: the first answer in a triggerer takes seconds, and a kill has few."""
-        if not _warmed_up:
-            _warmed_up.append(True)
+    async def _warm_up(self, first_look: asyncio.Event) -> None:
+        """Ask once for a task's state: the first answer in a triggerer takes seconds, and a kill has few.
+
+        After the first look, since Airflow answers one question after the other: that for the connection,
+        and the event of a job that has ended by now, must not wait for this one.
+        """
+        loop = asyncio.get_running_loop()
+        if loop not in _warmed_up:
+            _warmed_up.add(loop)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(first_look.wait(), _FIRST_LOOK_S)
             with suppress(Exception):  # only a rehearsal
                 await self._task_state()
 

@@ -60,6 +60,7 @@ _ANSWER_S = 60.0
 class Watcher:
     """What one event loop waits for in one database.
 
+    :ivar has_looked: set once it has looked at jobs for the first time.
     :param get_target: asked before each connecting, so that a changed password is picked up.
     :param schema: where the job table is.
     :param application_name: what ``pg_stat_activity`` shows of it.
@@ -79,6 +80,7 @@ class Watcher:
         self._answer_s = answer_s
         self._waiting: dict[UUID, set[asyncio.Future[Job | None]]] = {}
         self._to_look_at: set[UUID] = set()
+        self.has_looked = asyncio.Event()
         self._wake = asyncio.Event()
         self._nobody_waits = asyncio.Event()
         self._polls: dict[asyncio.Future[Job | None], float] = {}
@@ -129,9 +131,10 @@ class Watcher:
         pauses = back_off()
         while self._waiting:
             try:
-                connection = await self._connection()
+                target = await self._get_target()
+                connection = await aconnect(target, application_name=self._application_name, direct=True)
                 try:
-                    async for _ in self._looks(connection):
+                    async for _ in self._looks(connection, target):
                         pauses = back_off()
                 finally:  # at once: no ROLLBACK over a network that may have gone
                     await connection.close()
@@ -147,9 +150,9 @@ class Watcher:
                 self._fail(error)
         self._task = None
 
-    async def _looks(self, connection: Connection) -> AsyncIterator[None]:
+    async def _looks(self, connection: Connection, target: Target) -> AsyncIterator[None]:
         """Look at what is waited for, whenever there is reason to, until nothing is."""
-        target, loop = await self._get_target(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         listens = listens_to(target)
         if listens:
             connection.add_notify_handler(lambda note: self._told(note.payload))
@@ -166,6 +169,7 @@ class Watcher:
                 )
                 for job_id in ids:
                     self._seen(job_id, jobs.get(job_id), target)
+            self.has_looked.set()
             yield None
             if self._waiting and not self._to_look_at:
                 await self._until_woken(connection, looked_at_all + self._poll_s - loop.time())
@@ -227,9 +231,6 @@ class Watcher:
             self._told(note.extra.decode(errors="replace"))
 
     # -- the server
-
-    async def _connection(self) -> Connection:
-        return await aconnect(await self._get_target(), application_name=self._application_name, direct=True)
 
     async def _say(self, connection: Connection, statement: bytes, conn_id: str) -> None:
         try:

@@ -219,8 +219,8 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
                 if sent.call is not None:
                     sent.call.wait(self.grace_period.total_seconds())
                     sent.call.leave()
-                job = self._look(hook, self._handle)
-                if job is None or not job.has_ended:
+                job = self._ended_job(hook)
+                if job is None:
                     if self.deferrable:
                         self._demand_wanted(context)
                         self._defer(began)
@@ -242,10 +242,11 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
             raise UsageError("no job was sent", self.conn_id)
         return self.job_handle
 
-    def _look(self, hook: DblinkHook, handle: JobHandle) -> Job | None:
-        """Return the job as it is now, ``None`` where the server can't be asked."""
+    def _ended_job(self, hook: DblinkHook) -> Job | None:
+        """Return the job if it has ended, ``None`` if it still runs or the server can't be asked."""
         try:
-            return hook.job(handle)
+            job = hook.job(self._handle)
+            return job if job.has_ended else None
         except DblinkError as error:
             if not isinstance(error, UsageError) and not isinstance(error, StoppedError):
                 self.log.warning("%s", error)
@@ -288,7 +289,9 @@ class DblinkJobWaitingOperator(DblinkJobBaseOperator):
             if state == "missing":
                 raise missing(self.job_handle.job_id, self.conn_id, self.job_handle.schema)
             with self._cancelling(context, hook, submission):
-                job = hook.wait_for_job(self.job_handle, poll_s=self.poll_interval)
+                job = self._ended_job(hook)
+                if job is None:
+                    job = hook.wait_for_job(self._handle, poll_s=self.poll_interval)
             return self._ended(context, hook, submission, job)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
