@@ -21,8 +21,8 @@ KeySource: TypeAlias = Sequence[Sequence[Value]] | Statement
 class Keys:
     """A list of keys, as columns of texts.
 
-    :ivar odd: number, from 1, of the first key that isn't as long as it should be, and its length;
-        there are no columns then.
+    :ivar odd: number, from 1, of the first key with a wrong length, and that length; there are
+        no columns then.
     """
 
     columns: list[list[Text]]
@@ -55,7 +55,7 @@ class Keys:
         return any(None in column for column in self.columns)
 
     def demand_length(self, link: Wire, side: str, length: int) -> None:
-        """Refuse keys of another length.
+        """Raise unless all keys have the *wanted* length.
 
         :raises UsageError: 2202E.
         """
@@ -65,7 +65,7 @@ class Keys:
 
 
 def demand_length(link: Wire, side: str, wanted: int, found: int, detail: str | None = None) -> None:
-    """Refuse a key of another length.
+    """Raise unless a key's length, *found*, is the *wanted* one.
 
     :raises UsageError: 2202E ``source key array length must match number of key attributes``.
     """
@@ -76,9 +76,9 @@ def demand_length(link: Wire, side: str, wanted: int, found: int, detail: str | 
 
 
 def read_keys(link: Wire, argument: str, source: KeySource, length: int) -> Keys | sql.SQL:
-    """Return the keys, or the query for them, without what follows it.
+    """Return the keys, or the query for them without its semicolon and later comments.
 
-    :raises UsageError: as :meth:`Keys.of`; if it isn't exactly one statement.
+    :raises UsageError: as :meth:`Keys.of`; if *source* isn't exactly one statement.
     """
     if isinstance(source, str | sql.Composable):
         return link.one(source, None)

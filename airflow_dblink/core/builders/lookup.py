@@ -1,9 +1,9 @@
 """Rows by their keys: one by one, each with dblink's own lookup, or a whole set in one statement.
 
-The set-based form must give what the lookups one by one give. A lookup compares a column with a
-literal, whose type PostgreSQL finds for itself; so it is asked which type that is, and the keys,
-which travel as ``text[]``, are cast to it. Where that cast wouldn't read a value as a literal is
-read, or where anything fails that a key may have caused, the lookups are made one by one.
+The statement for a set must give the same rows as single lookups. A lookup compares a column with a
+literal, and PostgreSQL chooses the literal's type. So we ask which type that is, and cast the keys,
+which travel as ``text[]``, to it. Single lookups are used if the cast wouldn't read a value as the
+literal is read, or if anything fails that a key may have caused.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _FORMAT_ARGUMENTS = 99  # 100 with the template itself
 _STOPPED = ("55P03", "57014")  # lock_timeout; statement_timeout or a cancel: somebody's wish
 
 # Keys are materialized, so that each is cast once and before the join: an input function isn't
-# leakproof, and would keep row level security from using the key's index. The limit, one row more
-# than there are keys, is enough to see that one of them isn't unique.
+# leakproof, so row-level security couldn't use the key's index. The limit is one row more than there
+# are keys, which is enough to see that a key isn't unique.
 _AT_ONCE = sql.SQL("""\
 WITH k AS MATERIALIZED ({keys})
 SELECT k.n, {statement}{more}
@@ -54,7 +54,7 @@ _QUERIED = sql.SQL("""\
 SELECT u.n{keys} FROM (SELECT pg_catalog.row_number() OVER () AS n{texts} FROM (
 {query}
 ) AS q ({names})) AS u""")
-# As the output function writes it, not a cast; a row of NULLs is no NULL; no collation of its own.
+# The text is the output function's, not a cast's; a row of NULLs isn't NULL; no collation but the default.
 _TEXT = sql.SQL(
     ", CASE WHEN q.{name} IS DISTINCT FROM NULL"
     """ THEN pg_catalog.format('%s', q.{name}) COLLATE pg_catalog."default" END AS {name}"""
@@ -78,11 +78,11 @@ def look_up(
 ) -> list[list[str]]:
     """Return the values, as literals, of the row that each of *keys* finds.
 
-    :param number: what errors call the first of the keys, if they should tell which key it was.
-    :raises RemoteError: 21000 if one finds no row, or more than one; what the server says.
-    :raises StaleError: if the *shape* doesn't hold.
+    :param number: of the first key, if errors should name the key's number.
+    :raises RemoteError: 21000 if a key finds no row, or more than one; the server's errors.
+    :raises StaleError: if the *shape* is out of date.
     """
-    # In a transaction a later key must not abort it where an earlier one is what fails.
+    # In a transaction one key at a time: a later key must not abort it if an earlier one fails.
     at_once = _LOOKUPS if link.is_idle else 1
     rows: list[list[str]] = []
     for first in range(0, len(keys), at_once):
@@ -120,7 +120,7 @@ def statements_of_keys(
     """Return the statement that *render* makes of each row that *src* finds, with the keys *tgt*.
 
     :raises RemoteError: as :func:`look_up`.
-    :raises StaleError: if the *shape* doesn't hold.
+    :raises StaleError: if the *shape* is out of date.
     """
     if not src.count:
         confirm(link, shape)
@@ -137,9 +137,9 @@ def statements_of_query(
 ) -> list[str]:
     """Return the statements for the keys that *query* returns; see :func:`statements_of_keys`.
 
-    :raises UsageError: if it has another count of columns.
+    :raises UsageError: if the query has a wrong number of columns.
     :raises RemoteError: as :func:`look_up`.
-    :raises StaleError: if the *shape* doesn't hold.
+    :raises StaleError: if the *shape* is out of date.
     """
     made = _unless_it_fails(link, lambda: _of_query(link, shape, positions, query, render))
     if made is not None:
@@ -151,9 +151,9 @@ def statements_of_query(
 def queried_keys(link: Wire, shape: Shape, query: sql.SQL, length: int) -> Keys:
     """Return the keys that *query* returns.
 
-    :raises UsageError: if it has another count of columns than *length*.
-    :raises RemoteError: what the server says.
-    :raises StaleError: if the *shape* doesn't hold.
+    :raises UsageError: if the query doesn't have *length* columns.
+    :raises RemoteError: the server's errors.
+    :raises StaleError: if the *shape* is out of date.
     """
     results = confirm(link, shape, _NO_ROWS.format(query=query).as_string(), query.as_string())
     _demand_columns(link, results, length)
@@ -167,7 +167,7 @@ def queried_keys(link: Wire, shape: Shape, query: sql.SQL, length: int) -> Keys:
 
 
 def _demand_columns(link: Wire, results: Sequence[pq.abc.PGresult], length: int) -> None:
-    """Refuse a query with another count of columns; the first of *results* is its description."""
+    """Raise unless the query has *length* columns; the first of *results* is its description."""
     succeed(link, results[:1])
     found = results[0].nfields
     if found != length:
@@ -179,9 +179,9 @@ def _demand_columns(link: Wire, results: Sequence[pq.abc.PGresult], length: int)
 
 
 def _unless_it_fails(link: Wire, make: Callable[[], _Made]) -> _Made | None:
-    """Return what *make* does, ``None`` where it fails: the lookups one by one tell which key it was.
+    """Return the result of *make*, or ``None`` if it fails: single lookups then find the wrong key.
 
-    In a transaction a savepoint, gone when this returns, keeps them possible.
+    In a transaction a savepoint keeps them possible; it is released before this returns.
     """
     savepoint = None if link.is_idle else f"airflow_dblink_{token_hex(6)}"
     if savepoint:
@@ -204,9 +204,9 @@ def _unless_it_fails(link: Wire, make: Callable[[], _Made]) -> _Made | None:
 def _of_keys(
     link: Wire, shape: Shape, positions: Positions, src: Keys, tgt: Keys, render: Render
 ) -> list[str] | None:
-    """Return the statements up to that of the first key that doesn't find one row.
+    """Return the statements of all keys before the first one that doesn't find exactly one row.
 
-    ``None`` where the types don't allow to make them at once.
+    ``None`` if the types don't allow one statement for the whole set.
     """
     types = key_types(link, shape, positions)
     if types is None:
@@ -229,9 +229,10 @@ def _of_keys(
 def _of_query(
     link: Wire, shape: Shape, positions: Positions, query: sql.SQL, render: Render
 ) -> list[str] | None:
-    """Return the statements, ``None`` where the lookups one by one must decide.
+    """Return the statements, or ``None`` if single lookups must decide.
 
-    That is where the types don't allow to make them at once, a key is NULL, or doesn't find one row.
+    They must if the types don't allow one statement for the whole set, or if a key is NULL or
+    doesn't find exactly one row.
     """
     types = key_types(link, shape, positions)
     if types is None:
@@ -252,11 +253,11 @@ def _of_query(
 def query_of_statements(
     link: Wire, shape: Shape, positions: Positions, query: sql.SQL, render: Render
 ) -> sql.Composed | None:
-    """Return the query whose ``statement`` are what :func:`statements_of_query` returns.
+    """Return a query whose column ``statement`` has the statements of :func:`statements_of_query`.
 
-    :returns: ``None`` where the types don't allow to make them at once.
-    :raises RemoteError: what the server says.
-    :raises StaleError: if the *shape* doesn't hold.
+    :returns: ``None`` if the types don't allow one statement for the whole set.
+    :raises RemoteError: the server's errors.
+    :raises StaleError: if the *shape* is out of date.
     """
     types = key_types(link, shape, positions)
     if types is None:
@@ -280,7 +281,7 @@ def _for_query(
 
 
 def _collect(link: Wire, result: pq.abc.PGresult, count: int) -> list[str]:
-    """Return the statements of *count* keys, up to that of the first key that doesn't find one row."""
+    """Return the statements of *count* keys, as far as each key finds exactly one row."""
     numbers = [int(result.get_value(row, 0) or 0) for row in range(result.ntuples)]
     if numbers != list(range(1, count + 1)):
         wanted, found = next(pair for pair in enumerate([*numbers, None], 1) if pair[0] != pair[1])
@@ -293,9 +294,9 @@ def _collect(link: Wire, result: pq.abc.PGresult, count: int) -> list[str]:
 class _Group:
     """Keys with NULL in the same places.
 
-    :ivar indexes: which keys they are.
+    :ivar indexes: positions of the keys, from 0.
     :ivar src: their values column by column, ``None`` for a column of NULLs.
-    :ivar tgt: likewise; the same object where the keys are the same.
+    :ivar tgt: the same for the new keys; the same object if these equal the old ones.
     """
 
     indexes: Sequence[int]
@@ -357,7 +358,7 @@ def _statement(
     """Return the statement that makes the statements of *keys*.
 
     :param keys: query for n (from 1), x0, x1, ... (what to look up), g0, g1, ... (what to write).
-    :param has: whether each of the x and each of the g isn't NULL; it is the same for all keys.
+    :param has: which columns x and g aren't NULL; the same for all keys.
     :param more: further columns.
     """
     has_src, has_tgt = has
@@ -395,5 +396,5 @@ def _format(template: str, values: Sequence[str]) -> str:
 
 
 def _sql(parts: Iterable[str]) -> sql.SQL:
-    """Return *parts*, which are SQL, as one."""
+    """Return all *parts*, which are SQL, as one text of SQL."""
     return sql.SQL("".join(parts))

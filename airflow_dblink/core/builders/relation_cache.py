@@ -1,8 +1,8 @@
-"""What a relation looks like to a link, remembered from call to call and never trusted.
+"""The shape of a relation: its name, columns and types. It is cached per link, and checked at each use.
 
-Reading the catalogs costs three times what reading a row by its key does. So the shape of a
-relation is kept, and every message that builds on it brings back what tells whether it still
-holds. If it doesn't, or anything fails, the catalogs are read and decide.
+Reading the catalogs costs three times as much as reading a row by its key. So the shape is cached,
+and each message that uses it also asks whether it is still up to date. If it isn't, or anything
+fails, the catalogs are read again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _SHAPES_MAX = 1_000  # of one link
 _KINDS = {"f": "foreign table", "m": "materialized view", "S": "sequence", "v": "view"}
 _NOT_OPEN = ("c", "i", "I")  # composite type, index, partitioned index
 
-# The cheapest statements that tell whether a shape holds; the state's columns are those of
-# "relation" in builders.sql.
+# The cheapest statements that tell whether a shape is up to date; the state has the first columns
+# of "relation" in builders.sql.
 _STATE = sql.SQL(
     "pg_catalog.to_regclass({relname})::pg_catalog.oid, {visible},"
     " pg_catalog.has_table_privilege({oid}, 'SELECT'), pg_catalog.current_setting('quote_all_identifiers')"
@@ -51,9 +51,9 @@ _SELECT = sql.SQL("SELECT FROM {source}")
 
 
 class Column(NamedTuple):
-    """A live column: its name, and that as the server quotes it.
+    """A column that wasn't dropped: its name, and the name as the server quotes it.
 
-    ``equals_schema`` and ``base_type`` are quoted, and those of a user's type; empty for PostgreSQL's own.
+    ``equals_schema`` and ``base_type``, both quoted, are set for users' types only.
     """
 
     name: str
@@ -62,9 +62,9 @@ class Column(NamedTuple):
     base_type: str
 
     def equals(self, operand: str, value: str) -> str:
-        """Return the condition that the column, which *operand* is, is ``=`` *value*.
+        """Return the condition ``operand = value``, where *operand* is this column.
 
-        It is what ``operand = value`` says, without a stranger's operator that would fit better.
+        It names the operator's schema, so that a stranger's operator can't fit better.
         """
         if self.equals_schema:
             return f"CAST({operand} AS {self.base_type}) OPERATOR({self.equals_schema}.=) {value}"
@@ -75,13 +75,13 @@ class Column(NamedTuple):
 class Shape:
     """A relation as one session sees it.
 
-    :ivar name: as it stands in dblink's statements: qualified unless visible, quoted.
-    :ivar source: its qualified name, quoted.
-    :ivar check: statement whose row tells whether the shape holds; it reads nothing.
+    :ivar name: the name in dblink's statements: quoted, and qualified unless visible.
+    :ivar source: the qualified name, quoted.
+    :ivar check: a statement whose row tells whether the shape is up to date; it reads no rows.
     :ivar key_types: the types that literals for key columns get, by the columns' positions;
-        ``None`` where a set of keys can't be looked up at once.
-    :ivar runs: whether the statements made by it are for us to run, rather than dblink's texts for others:
-        their operators have a schema then.
+        ``None`` if a set of keys can't be looked up by one statement.
+    :ivar runs: whether we run the statements ourselves, so their operators need a schema; if not,
+        they are dblink's texts for others.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Shape:
         return tuple(attnum - 1 for attnum in attnums)
 
     def where(self, positions: Positions, literals: Sequence[str | None]) -> str:
-        """Return the condition, of a statement that is made, that these columns have these values.
+        """Return the condition that these columns have these values, for a statement that is returned.
 
         ``None`` is NULL.
         """
@@ -125,7 +125,7 @@ class Shape:
         )
 
     def condition(self, positions: Positions, values: Sequence[str | None]) -> str:
-        """Return what :meth:`where` says, for a statement that is run: each operator has its schema."""
+        """Return the condition of :meth:`where` for a statement that we run: operators have a schema."""
         columns = (self.columns[position] for position in positions)
         return " AND ".join(
             column.quoted + " IS NULL" if value is None else column.equals(column.quoted, value)
@@ -133,13 +133,13 @@ class Shape:
         )
 
     def lookup(self, positions: Positions, literals: Sequence[str | None]) -> str:
-        """Return the statement that reads the row with this key, and tells whether the shape holds."""
+        """Return the statement that reads the row with this key, and tells if the shape is up to date."""
         return self._lookup + self.condition(positions, literals) + " LIMIT 2"
 
     def confirm_row(self, result: pq.abc.PGresult) -> None:
-        """Compare with the first row of a :meth:`lookup`, or that of :attr:`check`.
+        """Compare the shape with the first row of a :meth:`lookup` or of :attr:`check`.
 
-        :raises StaleError: if it differs.
+        :raises StaleError: if it is out of date.
         """
         count = len(self.columns)
         state = tuple([result.get_value(0, i) for i in range(count, result.nfields)])
@@ -157,12 +157,12 @@ _shapes: WeakKeyDictionary[Wire, dict[str, Shape]] = WeakKeyDictionary()
 
 
 def with_shape(link: Wire, relname: str, work: Callable[[Shape], T]) -> T:
-    """Return what *work* makes of the relation's shape; a kept one that did not hold is read anew.
+    """Call *work* with the relation's shape; if a cached shape is out of date, read it again and repeat.
 
-    In a transaction the catalogs are always read first: what fails there would abort it.
+    In a transaction the catalogs are always read first, since a failure would abort the transaction.
 
     :raises UsageError: if *relname* is no text, or has a NUL character in it.
-    :raises RemoteError: what the server says; 42501 without SELECT on the whole relation.
+    :raises RemoteError: the server's errors; 42501 without SELECT on the whole relation.
     :raises TransientError: 55006 if the relation changes again and again meanwhile.
     """
     _demand_name(link, relname)
@@ -193,7 +193,7 @@ def with_shape(link: Wire, relname: str, work: Callable[[Shape], T]) -> T:
 
 
 def read_primary_key(link: Wire, relname: str) -> list[tuple[int, str]]:
-    """Return position and name of the key's columns, in the index's order.
+    """Return position and name of each column of the primary key, in the index's order.
 
     :raises UsageError: if *relname* is no text, or has a NUL character in it.
     :raises RemoteError: as :func:`with_shape`.
@@ -204,12 +204,12 @@ def read_primary_key(link: Wire, relname: str) -> list[tuple[int, str]]:
 
 
 def confirm(link: Wire, shape: Shape, *more: str) -> list[pq.abc.PGresult]:
-    """Send *more* statements after the *shape*'s check; return their results.
+    """Send *more* statements after the *shape*'s check, and return their results.
 
-    The last one may be an error.
+    The last result may be an error.
 
-    :raises StaleError: if the shape doesn't hold.
-    :raises RemoteError: what the server says to the check.
+    :raises StaleError: if the shape is out of date.
+    :raises RemoteError: the server's errors in the check.
     """
     checked, *results = send(link, shape.check, *more)
     succeed(link, [checked])
@@ -218,10 +218,10 @@ def confirm(link: Wire, shape: Shape, *more: str) -> list[pq.abc.PGresult]:
 
 
 def key_types(link: Wire, shape: Shape, positions: Positions) -> list[str] | None:
-    """Return what literals for the key columns become; ``None`` where a cast does not do.
+    """Return the types that literals for the key columns get; ``None`` if a cast would read them otherwise.
 
-    :raises RemoteError: what the server says.
-    :raises StaleError: if the shape doesn't hold.
+    :raises RemoteError: the server's errors.
+    :raises StaleError: if the shape is out of date.
     """
     if positions not in shape.key_types:
         results = confirm(link, shape, *_probe(link, shape, positions))

@@ -3,8 +3,8 @@
 SELECT pg_catalog.has_table_privilege(%(value)s::pg_catalog.text, 'SELECT');
 
 -- name: relation
--- to_regclass reads names likewise, but for a number, which is an oid to it, and "-": hence the
--- space. The first four columns are the state that a cached shape depends on.
+-- to_regclass reads names in the same way, except that a number is an oid, and "-" is no name: hence
+-- the space. The first four columns are the state that a cached shape depends on.
 SELECT c.oid,
        pg_catalog.pg_table_is_visible(c.oid),
        pg_catalog.has_table_privilege(c.oid, 'SELECT'),
@@ -18,9 +18,9 @@ SELECT c.oid,
  WHERE c.oid = pg_catalog.to_regclass(' ' || %(value)s::pg_catalog.text)::pg_catalog.oid;
 
 -- name: columns
--- Live columns in table order. The third and fourth column are about types of users (citext): the schema of
--- the type's own =, where search_path leads there, for PostgreSQL would take that one; and the type without
--- the domains around it, for in that schema somebody may have put another = for the domain.
+-- Columns that weren't dropped, in table order. The third and fourth column are for users' types (citext). The
+-- third is the schema of the type's own =, if search_path contains it, since PostgreSQL would take that =. The
+-- fourth is the type without domains, since somebody may have put another = for the domain into that schema.
 SELECT a.attname,
        pg_catalog.quote_ident(a.attname),
        own.schema,
@@ -55,7 +55,7 @@ SELECT a.attname,
  ORDER BY a.attnum;
 
 -- name: primary_key
--- Key columns in index order. INCLUDE columns are in indkey too: indnkeyatts cuts them off.
+-- Key columns in index order. indkey also has the INCLUDE columns; indnkeyatts is the number of key columns.
 SELECT key.position, a.attname
   FROM pg_catalog.pg_index AS i
  CROSS JOIN LATERAL pg_catalog.unnest(i.indkey) WITH ORDINALITY AS key (attnum, position)
@@ -65,10 +65,10 @@ SELECT key.position, a.attname
  ORDER BY key.position;
 
 -- name: key_types
--- What type PostgreSQL gives a literal that is compared with each key column: a parameter's type
--- is found as that of a literal. The second column: whether a cast from text reads a value as the
--- type's input function does, which a cast with a function of its own (name, "char") need not, and
--- a pseudo-type (record) can't.
+-- The type that PostgreSQL gives a literal that is compared with each key column; it finds a parameter's
+-- type in the same way. The second column tells whether a cast from text reads a value as the type's input
+-- function does. A cast with a function of its own (name, "char") may not, and one to a pseudo-type
+-- (record) can't.
 SELECT t.typnamespace::pg_catalog.regnamespace || '.' || pg_catalog.quote_ident(t.typname),
        t.typtype <> 'p'
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_cast AS c

@@ -1,9 +1,8 @@
 """COPY from several connections at the same time into tables of one, in constant memory.
 
-All remotes work at once; what they send is taken in as it comes. The home session can do one
-COPY at a time, so the streams are cut between rows and loaded by turns, a COPY for each. While
-only one remote has something to send its COPY stays open, as that of
-:func:`airflow_dblink.core.streams.pump.pump` does.
+All remotes work at once, and their data is received as it comes. The home session can run only one
+COPY at a time, so the streams are cut between rows and loaded in turns, with a COPY for each turn. While
+only one remote has data, its COPY stays open, as in :func:`airflow_dblink.core.streams.pump.pump`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from airflow_dblink.core.streams.pump import HEADER, LAST_MESSAGES, TRAILER, Dat
 Report = Callable[[str, int, int], None]
 
 _CHUNK = 256 * 1024
-# Of each remote, held here until its turn comes: enough to make a COPY of its own worthwhile.
+# Bytes of each remote that are held here until its turn comes: enough to be worth a COPY.
 _AHEAD = 4 * 1024 * 1024
 _WORTHWHILE = 2 * 1024 * 1024
 _TURN = 8 * 1024 * 1024  # of one remote, while others wait
@@ -60,14 +59,14 @@ class Load:
 
 
 def gather(home: Side, sources: Sequence[tuple[Side, Sequence[Load]]], report: Report) -> None:
-    """Do all *sources* at the same time, the loads of each one after the other.
+    """Load from all *sources* at the same time, and the loads of each source one after the other.
 
     Each source is in a transaction, which is committed as soon as it has sent its last row.
 
     :param home: in a transaction.
-    :raises RemoteError: what a server says, naming its connection. All connections are unusable
+    :raises RemoteError: a server's error, with the name of its connection. All connections are unusable
         then: :meth:`~airflow_dblink.core.server.connection.LinkConnection.abort` them; for home
-        :func:`leave_copy` does as well.
+        :func:`leave_copy` is enough.
     :raises TransientError: if a connection is lost.
     """
     _Gathering(home, sources, report).run()
@@ -101,10 +100,10 @@ def _naming(conn_id: str, action: str) -> Iterator[None]:
 
 @dataclass
 class _Arriving:
-    """What has come of one load, and is not at home yet.
+    """The data of one load that has arrived here, and is not at home yet.
 
-    :ivar sent: how many rows there were, once its remote has said so.
-    :ivar taken: how many home has kept.
+    :ivar sent: number of rows, once the remote has reported it.
+    :ivar taken: number of rows that home has kept.
     """
 
     load: Load
@@ -125,7 +124,7 @@ class _Arriving:
 
     @property
     def is_worthwhile(self) -> bool:
-        """Whether it should get the next turn."""
+        """Whether there is enough data for a turn."""
         return self.waiting >= _WORTHWHILE or (self.sent is not None and self.waiting > 0)
 
     @property
@@ -135,9 +134,9 @@ class _Arriving:
 
 
 class _Task:
-    """What is said to one server, as a generator that yields what it waits for.
+    """The messages to one server, as a generator that yields the events it waits for.
 
-    :ivar until: while set it waits for that, too: for room, or for something to load.
+    :ivar until: if set, a condition that it waits for, too: room for data, or data to load.
     """
 
     def __init__(self, side: Side) -> None:
@@ -150,7 +149,7 @@ class _Task:
         self._steps: PQGen[None] | None = None
 
     def start(self, steps: PQGen[None]) -> None:
-        """Go up to where it waits for the first time."""
+        """Run until it waits for the first time."""
         self._steps = steps
         self.step(None)
 
@@ -165,7 +164,7 @@ class _Task:
     def demand(self, result: pq.abc.PGresult | None, status: pq.ExecStatus, action: str) -> int:
         """Return the number of rows of *result*, which must have that *status*.
 
-        :raises RemoteError: what the server says otherwise.
+        :raises RemoteError: the server's error, if it has another one.
         """
         if result is None or result.status != status:
             error = psycopg.OperationalError("the server gave no result")
@@ -176,29 +175,29 @@ class _Task:
 
 
 class _Stream(_Task):
-    """One remote: sends its queries, and keeps what comes until home takes it."""
+    """One remote: sends its queries, and keeps their rows until home takes them."""
 
     def __init__(self, side: Side, loads: Sequence[Load]) -> None:
         super().__init__(side)
         self.arriving = [_Arriving(load) for load in loads]
-        self._at = 0  # of those, the first that home has not wholly taken
+        self._at = 0  # position of the first load that home has not completely taken
 
     @property
     def current(self) -> _Arriving | None:
-        """What home is to take next."""
+        """The load that home takes next."""
         return self.arriving[self._at] if self._at < len(self.arriving) else None
 
     def advance(self) -> None:
-        """Go on to the next, the current one being at home."""
+        """Go on to the next load: the current one is completely at home."""
         self._at += 1
 
     @property
     def waiting(self) -> int:
-        """Bytes that are here."""
+        """Number of bytes that wait here."""
         return sum(arriving.waiting for arriving in self.arriving[self._at :])
 
     def read(self, has_room: Callable[[], bool]) -> PQGen[None]:
-        """Get the rows of all queries, as far as there is room; then end the transaction."""
+        """Receive the rows of all queries while there is room, then end the transaction."""
         for arriving in self.arriving:
             action = f'fetching remote set "{arriving.load.name}"'
             with _naming(self.conn_id, action):
@@ -254,7 +253,7 @@ class _Stream(_Task):
 
 
 class _Gathering:
-    """The loop over all connections, and what is said to home."""
+    """The loop over all connections, and the messages to home."""
 
     def __init__(self, home: Side, sources: Sequence[tuple[Side, Sequence[Load]]], report: Report) -> None:
         self._connection = home.connection
@@ -285,20 +284,20 @@ class _Gathering:
                 poll.register(task.socket, _EVENTS[task.wants])
         found = poll.poll(0 if resumed else _LOOK_MS)
         for socket, events in found:
-            # An error or a hang-up is to be read, too.
+            # An error or a hang-up has to be read, too.
             ready = (Ready.R if events & ~select.POLLOUT else 0) | (Ready.W if events & ~select.POLLIN else 0)
             by_socket[socket].step(Ready(ready))
         if not found and not resumed:
             self._look_closer(by_socket.values())
 
     def _look_closer(self, tasks: Iterable[_Task]) -> None:
-        """Read from the remotes although nothing has come: TLS may hold back what it has read already."""
+        """Read from the remotes although their sockets are quiet: TLS may hold data that it has read."""
         for task in tasks:
             if task is not self._home:
                 task.step(Ready.R)
 
     def _has_room(self, stream: _Stream) -> bool:
-        """Return whether *stream* may get more; alone it needs no more than what is sent at once."""
+        """Return whether *stream* may receive more; if it is alone, one chunk is enough."""
         others = any(other is not stream and other.current is not None for other in self._streams)
         return stream.waiting < (_AHEAD if others else _CHUNK)
 
@@ -319,7 +318,7 @@ class _Gathering:
                 yield from self._copy(best, action)
 
     def _current(self) -> list[_Arriving]:
-        """Return what is to be loaded next, of each remote; what is wholly loaded is counted again."""
+        """Return the next load of each remote; check the row counts of loads that are complete."""
         found = []
         for stream in self._streams:
             while (arriving := stream.current) is not None and arriving.has_ended:
@@ -339,7 +338,7 @@ class _Gathering:
         return any(arriving is not None and (arriving.chunks or arriving.has_ended) for arriving in currents)
 
     def _copy(self, arriving: _Arriving, action: str) -> PQGen[None]:
-        """Load what has come, in one COPY, and what comes meanwhile; ends where others' turn is."""
+        """Load the data that is here, or comes meanwhile, in one COPY, until it is another remote's turn."""
         load, pgconn = arriving.load, self._home.pgconn
         pgconn.send_query(load.copy_in)
         results = yield from execute(pgconn)
@@ -361,9 +360,9 @@ class _Gathering:
         arriving.taken += self._home.demand(result, pq.ExecStatus.COMMAND_OK, action)
 
     def _goes_on(self, arriving: _Arriving, moved: int, listener: Listener) -> PQGen[bool]:
-        """Wait for more of *arriving*; whether there is some, and nobody else's turn."""
+        """Wait for more of *arriving*; return whether there is some, and it isn't another remote's turn."""
         while not arriving.chunks:
-            # What the server has said may be an error, which the end of this COPY brings to light.
+            # The server may have sent an error, which the end of this COPY brings to light.
             if arriving.has_ended or self._others_wait(arriving) or listener.has_unread:
                 return False
             yield from self._wait(partial(self._may_go_on, arriving), listener)

@@ -1,9 +1,9 @@
 """COPY from one connection into another, in constant memory.
 
-libpq hands out one row at a time; what makes this as fast as ``psql | psql`` is to give the
-rows back in messages of 256 kB, each flushed, and to fill each before it is sent
-(``benchmarks/`` compares). Nothing here looks into the data. A row that is longer is sent in pieces from
-where libpq has put it: so it is in memory twice, in libpq's buffer and as the row that libpq hands out.
+libpq hands out one row at a time. To be as fast as ``psql | psql``, the rows are sent on in messages of
+256 kB, each filled before it is sent, and flushed then (``benchmarks/`` compares). Nobody reads the data
+in between. A longer row is sent in pieces from libpq's memory, so it is in memory twice: in libpq's
+buffer, and as the row that libpq hands out.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ Report = Callable[[int, int], None]
 Data: TypeAlias = bytes | memoryview
 
 _CHUNK = 256 * 1024
-# Binary COPY data: signature, flags, length of an extension; in the end a count of fields of -1. The header
-# comes in one message with the first row, the trailer in one of its own, or behind the header of no rows.
-# No row is like them: one of text ends with a newline, one of binary begins with its count of fields.
+# Binary COPY data begins with a header (signature, flags, length of an extension), and ends with a trailer, a
+# field count of -1. The header comes in one message with the first row. The trailer has a message of its own,
+# or follows the header if there are no rows. No row looks like them: a row of text ends with a newline, and a
+# binary row begins with its field count.
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 LAST_MESSAGES = (TRAILER, HEADER + TRAILER)
@@ -57,10 +58,10 @@ class End:
 
 @dataclass
 class Pumped:
-    """What went through.
+    """The amount of data that went through.
 
     :ivar sent: rows the source sent.
-    :ivar taken: rows the destination kept; less where a trigger or rule dropped some.
+    :ivar taken: rows the destination kept: fewer if a trigger or rule dropped some.
     :ivar size: bytes of COPY data.
     """
 
@@ -76,7 +77,7 @@ def pump(source: End, destination: End, report: Report) -> Pumped:
     data is passed on only after the source has said that its COPY is complete.
 
     :param report: called with (rows, bytes) so far, about every 256 kB.
-    :raises RemoteError: what either server says, naming its connection. Both connections are
+    :raises RemoteError: a server's error, with the name of its connection. Both connections are
         unusable then: :meth:`~airflow_dblink.core.server.connection.LinkConnection.abort` them.
     :raises TransientError: if either connection is lost.
     """
@@ -92,7 +93,7 @@ def pump(source: End, destination: End, report: Report) -> Pumped:
 
 
 def _move(source: End, destination: End, listener: Listener, report: Report) -> tuple[Pumped, bool]:
-    """Move chunk by chunk; whether there may be more, which the destination doesn't want."""
+    """Move chunk by chunk; return also whether the destination refused to take the rest."""
     done, more, refused = Pumped(), True, False
     while more and not refused:
         chunk, rows, more = _wait(source, _chunk(source.connection.pgconn))
@@ -104,7 +105,7 @@ def _move(source: End, destination: End, listener: Listener, report: Report) -> 
 
 
 def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[deque[Data], int, bool]]:
-    """Gather rows until a chunk is full; whether there may be more."""
+    """Collect rows until a chunk is full; return also whether there may be more rows."""
     rows: list[bytes] = []
     size = 0
     while size < _CHUNK:
@@ -128,10 +129,10 @@ def _count(messages: list[bytes]) -> int:
 
 
 class Listener:
-    """Hears the destination out while it takes data, and notices an error among its notices.
+    """Reads the destination's messages while it takes data, and detects an error among its notices.
 
-    psycopg's copy_to doesn't listen: a server that has much to say (a NOTICE per row) would wait
-    for us to read while we wait for it to take data, for ever. libpq handles notices as they
+    psycopg's copy_to doesn't read meanwhile: a server with many messages (a NOTICE per row) would wait
+    for us to read, while we wait for it to take data, for ever. libpq handles notices as they
     come, and leaves an error unread until the COPY has ended.
     """
 
@@ -154,11 +155,11 @@ class Listener:
 
     @property
     def has_unread(self) -> bool:
-        """Whether the server has said something that may be an error; the end of the COPY will tell."""
+        """Whether the server has sent a message that may be an error; the end of the COPY will tell."""
         return self._unread_chunks > 0
 
     def send(self, chunk: Data) -> PQGen[bool]:
-        """Send *chunk*; whether the server has said something that is no notice."""
+        """Send *chunk*; return whether the server has sent a message that is no notice."""
         if self._unread_chunks:
             self._unread_chunks += 1
         for start in range(0, len(chunk), _CHUNK):  # a long row in pieces: libpq would double it
@@ -171,7 +172,7 @@ class Listener:
         return self._unread_chunks > _CHUNKS_AFTER_UNREAD
 
     def end(self, reason: bytes | None) -> PQGen[pq.abc.PGresult | None]:
-        """End the COPY, in failure for a *reason*; returns what the server says of it."""
+        """End the COPY, as failed if there is a *reason*; return the server's result."""
         while self._pgconn.put_copy_end(reason) == 0:
             yield from self._room()
         while self._pgconn.flush():
@@ -187,7 +188,7 @@ class Listener:
             self.listen()
 
     def listen(self) -> None:
-        """Take in what the server has sent."""
+        """Read the messages that the server has sent."""
         self._unread_chunks = self._unread_chunks or 1
         self._pgconn.consume_input()
         self._pgconn.is_busy()  # parses: a whole notice resets the count
@@ -213,7 +214,7 @@ def _finish(end: End, gen: PQGen[Any]) -> int:
 
 
 def _wait(end: End, gen: PQGen[Any]) -> Any:
-    if end.connection.check:  # where data never keeps us waiting, nobody else asks
+    if end.connection.check:  # asked here, too: if data always comes at once, nobody waits and asks
         end.connection.check()
     try:
         return end.connection.wait(gen)

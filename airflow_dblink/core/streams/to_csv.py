@@ -24,11 +24,11 @@ def csv_chunks(
 ) -> Iterator[tuple[Buffer, int]]:
     """Yield the rows of *statement* as CSV, about a megabyte at a time, all from one snapshot.
 
-    :param header: whether the column names come first; they count as no row.
-    :param options: of COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param header: whether the column names come first; they don't count as a row.
+    :param options: options of COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :returns: (bytes, whole rows in them) per chunk.
     :raises UsageError: if *statement* isn't one statement.
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     """
     given: list[Any] = [
         sql.SQL("{} {}").format(sql.SQL(name.upper()), sql.Literal(value)) for name, value in options.items()
@@ -54,7 +54,7 @@ def _chunks(link: Wire, copy: sql.Composed, header: bool) -> Iterator[tuple[Buff
                     rows, size = min(rows, 0), 0
                     lines.clear()
                 rows += 1
-                if len(line) >= _CHUNK_BYTES:  # as it is: each copy would take as much memory again
+                if len(line) >= _CHUNK_BYTES:  # not copied: a copy would take as much memory again
                     yield line, max(rows, 0)
                     rows = min(rows, 0)
                     continue

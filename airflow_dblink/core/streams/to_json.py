@@ -1,8 +1,8 @@
-"""Rows as JSON takes them without a change of value: for XCom.
+"""Rows as JSON values, without a change of value: for XCom.
 
-Numbers that JSON has (integers, finite floats), booleans, texts and NULL are JSON's own. An array is a list
-of its elements, each as its type says. All else is PostgreSQL's own text, which it reads back as the same
-value: numeric, json and jsonb (whose digits, double keys and null JSON readers change), dates and times,
+Integers, finite floats, booleans, texts and NULL become JSON's own values. An array becomes a list of its
+elements, each by its type. All other values become PostgreSQL's own text, which it reads back as the same
+value: numeric, json and jsonb (JSON readers change their digits, double keys and null), dates and times,
 intervals, bytea, ranges, composites, ``NaN`` and the infinities, and arrays whose first index isn't 1.
 """
 
@@ -27,7 +27,7 @@ _FLOATS = ("float4", "float8")
 
 
 class _FloatLoader(Loader):
-    """A number, or PostgreSQL's text where JSON has none: ``NaN``, ``Infinity``, ``-Infinity``."""
+    """A number, or PostgreSQL's text if JSON has no such number: ``NaN``, ``Infinity``, ``-Infinity``."""
 
     def load(self, data: Buffer) -> float | str:
         text = bytes(data).decode()
@@ -36,7 +36,7 @@ class _FloatLoader(Loader):
 
 
 class _BoundsLoader(Loader):
-    """The text of an array that tells its bounds, as ``[0:1]={a,b}``; of others the elements."""
+    """The text of an array with bounds, such as ``[0:1]={a,b}``; the elements of other arrays."""
 
     array: type[Loader]
     text: type[Loader]
@@ -52,7 +52,7 @@ class _BoundsLoader(Loader):
 
 @dataclass(frozen=True)
 class JsonValues:
-    """A context for psycopg in which the values of *connection* are read as JSON takes them."""
+    """A context for psycopg that reads the values of *connection* as JSON values."""
 
     connection: BaseConnection[Any]
 
@@ -83,7 +83,7 @@ def _adapters() -> AdaptersMap:
 
 @dataclass(frozen=True)
 class _Only:
-    """A context of *adapters* alone, for psycopg to register something in."""
+    """A context with nothing but *adapters*, in which psycopg can register a loader."""
 
     adapters: AdaptersMap
     connection: BaseConnection[Any] | None = None
