@@ -351,7 +351,7 @@ def _read(link: Wire, relname: str, more: str) -> tuple[list[str], list[list[str
 
 
 def _demand_select(link: Wire, facts: Sequence[str]) -> None:
-    """Refuse what can't be opened, and what the role may not read as a whole."""
+    """Raise unless the relation can be opened, and the role may read all of it."""
     _, _, privilege, _, kind, relname, name, schema, _ = facts
     if kind in _NOT_OPEN:  # each version of PostgreSQL has its own words for it
         source = sql.SQL(f"{schema}.{name}")

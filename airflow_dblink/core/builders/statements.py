@@ -1,7 +1,7 @@
 """INSERT, UPDATE and DELETE texts from rows, byte for byte those of dblink, one or many at once.
 
-For one row the values come back as text, which is what the types' output functions make, and
-the statement is put together here. For many rows the server puts the statements together: its
+For one row the server returns the values as text, made by the types' output functions, and
+the statement is built here. For many rows the server builds the statements: its
 ``format`` writes ``%L`` with the same output and quoting functions as dblink.
 """
 
@@ -39,12 +39,12 @@ class PkeyField(NamedTuple):
 
 
 def get_pkey(link: Wire, relname: str) -> list[PkeyField]:
-    """Return the columns of the relation's primary key, none where it has no key.
+    """Return the columns of the relation's primary key; no column if it has no key.
 
     :param relname: read as dblink reads it: folded to lower case unless in double quotes, found
         through ``search_path`` unless qualified; a number is a name.
     :raises UsageError: if *relname* is no text.
-    :raises RemoteError: what the server says: 42602 and 42601 if it isn't a name, 0A000 for
+    :raises RemoteError: the server's errors: 42602 and 42601 if it isn't a name, 0A000 for
         another database, 3F000, 42P01, 42809 for an index or a composite type; 42501 without
         SELECT on the whole relation.
 
@@ -63,14 +63,14 @@ def build_sql_insert(
     """Return the INSERT of the one row with the key *src_pk_att_vals*, its key replaced.
 
     :param relname: as for :func:`get_pkey`.
-    :param primary_key_attnums: the key's columns by number, from 1, dropped columns not counted;
-        any columns, also without a primary key.
+    :param primary_key_attnums: numbers of the key's columns, from 1, without dropped columns;
+        they may be any columns, also without a primary key.
     :param src_pk_att_vals: their values in the row to read; ``None`` finds NULL.
     :param tgt_pk_att_vals: their values in the statement, verbatim.
-    :raises UsageError: 22023 for no or wrong numbers, 2202E for another count of values;
-        values that aren't in a list or have no text.
+    :raises UsageError: 22023 for missing or wrong numbers, 2202E for a wrong number of values;
+        if values aren't in a list, or have no text.
     :raises RemoteError: as :func:`get_pkey`; 21000 if the key finds no row, or more than one;
-        what the server says to the lookup.
+        the server's errors in the lookup.
 
     Model: ``dblink_build_sql_insert``.
     """
@@ -86,7 +86,7 @@ def build_sql_update(
 ) -> str:
     """Return the UPDATE that gives the row with the key *tgt_pk_att_vals* the values of another.
 
-    :param src_pk_att_vals: the key of the row to read; further as :func:`build_sql_insert`.
+    :param src_pk_att_vals: the key of the row to read; other parameters as :func:`build_sql_insert`.
     :param tgt_pk_att_vals: the key of the row to be updated; never read.
     :raises UsageError: as :func:`build_sql_insert`.
     :raises RemoteError: as :func:`build_sql_insert`.
@@ -125,16 +125,16 @@ def build_sql_insert_many(
     src: KeySource,
     tgt: Sequence[Sequence[Value]] | None = None,
 ) -> list[str]:
-    """Return what :func:`build_sql_insert` does for each key, in one statement, all from one snapshot.
+    """Return the result of :func:`build_sql_insert` for each key, in one round trip, from one snapshot.
 
     :param src: keys of the rows to read; or a query that returns the key's columns in the order
-        of *primary_key_attnums*, values read as the text that PostgreSQL shows. It should only
-        read: it may run more than once.
+        of *primary_key_attnums*. Its values are read as the text that PostgreSQL shows. It may run
+        more than once, so it should only read.
     :param tgt: the keys in the statements, one for each of *src*; ``None`` for the same keys.
     :returns: the statements in the order of the keys.
     :raises UsageError: as :func:`build_sql_insert`, for the first wrong key; if *tgt* has another
-        length than *src* or comes with a query; if the query has another count of columns.
-    :raises RemoteError: as :func:`build_sql_insert`; for 21000 ``detail`` tells which key it was,
+        length than *src*, or *src* is a query; if the query has a wrong number of columns.
+    :raises RemoteError: as :func:`build_sql_insert`; for 21000 ``detail`` has the number of the key,
         from 1.
 
     Model: ``dblink_build_sql_insert``.
@@ -149,7 +149,7 @@ def build_sql_update_many(
     src: KeySource,
     tgt: Sequence[Sequence[Value]] | None = None,
 ) -> list[str]:
-    """Return what :func:`build_sql_update` does for each key, in one statement, all from one snapshot.
+    """Return the result of :func:`build_sql_update` for each key, in one round trip, from one snapshot.
 
     :param src: as for :func:`build_sql_insert_many`.
     :param tgt: as for :func:`build_sql_insert_many`.
@@ -164,11 +164,11 @@ def build_sql_update_many(
 def build_sql_delete_many(
     link: Wire, relname: str, primary_key_attnums: Sequence[int], tgt: KeySource
 ) -> list[str]:
-    """Return what :func:`build_sql_delete` does for each key; no row of the relation is read.
+    """Return the result of :func:`build_sql_delete` for each key; no row of the relation is read.
 
     :param tgt: keys, or a query that returns them; see :func:`build_sql_insert_many`.
     :raises UsageError: as :func:`build_sql_insert_many`.
-    :raises RemoteError: as :func:`get_pkey`; what the server says to the query.
+    :raises RemoteError: as :func:`get_pkey`; the server's errors in the query.
 
     Model: ``dblink_build_sql_delete``.
     """
@@ -282,7 +282,7 @@ def render_delete(shape: Shape, positions: Positions, key: Sequence[Text]) -> st
 
 
 def _with_key(positions: Positions, values: Sequence[str], key: Sequence[Text]) -> list[str]:
-    """Return *values* with those of the *key* in place; of a column that comes twice, the first."""
+    """Return *values* with those of the *key* in their places; a column that comes twice gets its first."""
     changed = list(values)
     for position, literal in zip(reversed(positions), reversed(key), strict=True):
         changed[position] = literal or "NULL"

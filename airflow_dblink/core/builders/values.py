@@ -25,8 +25,8 @@ Text = str | None
 def to_texts(link: Wire, argument: str, values: Sequence[Value]) -> list[Text]:
     """Return the texts of *values*.
 
-    :param argument: what the caller calls them.
-    :raises UsageError: if it isn't a list, a value has no text, or there is a NUL character in it.
+    :param argument: their name in errors.
+    :raises UsageError: if *values* isn't a list, or a value has no text, or contains a NUL character.
     """
     check_sequence(link, argument, values)
     kinds = set(map(type, values))
@@ -44,7 +44,7 @@ def to_texts(link: Wire, argument: str, values: Sequence[Value]) -> list[Text]:
 
 
 def check_sequence(link: Wire, argument: str, values: object) -> None:
-    """Refuse anything but a list or the like.
+    """Raise unless *values* is a list or another sequence.
 
     :raises UsageError: if it is a text, bytes, or no sequence.
     """

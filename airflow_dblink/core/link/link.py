@@ -1,4 +1,4 @@
-"""One open connection with dblink's state: the transaction that its first cursor began, the last error."""
+"""One open connection with dblink's state: its cursors, the transaction of the first one, the last error."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_\u0080-\U0010ffff][\w$]*")
 _QUOTED_NAME = re.compile(r'"((?:[^"]|"")+)"')
-# A transaction-local setting: it is gone with the transaction that open() began, however
-# that ended, so close() never commits a transaction that is somebody else's.
+# A transaction-local setting: it ends with the transaction that open() began, however
+# that ends, so close() never commits another transaction.
 _MARK = "airflow_dblink.cursor_transaction"
 _BATCHES_MARK = "airflow_dblink.batches_transaction"  # likewise, of batches()
 
@@ -45,7 +45,7 @@ class Notification(NamedTuple):
 class Link(Wire):
     """One open connection with dblink's state. Not thread-safe.
 
-    :ivar pending: its asynchronous query.
+    :ivar pending: the link's asynchronous query.
     """
 
     def __init__(self, name: str | None, target: Target, connection: LinkConnection) -> None:
@@ -68,9 +68,9 @@ class Link(Wire):
         without rows gives one row with its tag. See :meth:`DblinkHook.query`.
 
         :raises UsageError: for COPY and an empty statement, before anything is sent.
-        :raises RemoteError: what the server says; nothing but a warning in the log when
-            *fail_on_error* is false, unless the connection was lost. XX000 while another
-            query's results are unread.
+        :raises RemoteError: the server's errors; if *fail_on_error* is false, they are only warnings
+            in the log, unless the connection was lost. XX000 while another query's results are
+            unread.
         """
         self.begin(self.message(statement, params))
         if fail_on_error:
@@ -88,8 +88,8 @@ class Link(Wire):
         :returns: ``INSERT 0 1``, ``UPDATE 3``, ``CREATE TABLE``, ...; ``ERROR`` when the server
             failed and *fail_on_error* is false.
         :raises UsageError: for COPY and an empty statement, before anything is sent.
-        :raises RemoteError: what the server says; 2F003 if the last statement returned rows,
-            although it has run.
+        :raises RemoteError: the server's errors; 2F003 if the last statement returned rows; it has
+            run all the same.
         """
         last = self._command(self.message(statement, params), "executing command", fail_on_error)
         if last is None:
@@ -119,7 +119,7 @@ class Link(Wire):
         try:
             self.begin(message)
         except RemoteError as error:
-            # Where dblink() says "could not send query", libpq's PQexec gives no result.
+            # dblink() says "could not send query" here, but libpq's PQexec only gives no result.
             words = error.message.removeprefix("could not send query: ")
             context = context_line(action, self.name)
             failure = type(error)(words, self.label, "08006", None, error.hint, context)
@@ -135,7 +135,7 @@ class Link(Wire):
     def open(
         self, cursor: str, statement: Statement, params: Params | None = None, *, fail_on_error: bool = True
     ) -> str:
-        """Open a cursor; begins a transaction if none is open, which the last :meth:`close` commits.
+        """Open a cursor. If no transaction is open, begin one; the last :meth:`close` commits it.
 
         :param cursor: name, folded to lower case unless ``"quoted"``, as in dblink.
         :returns: ``OK``, or ``ERROR`` when *fail_on_error* is false; the transaction is then
@@ -146,7 +146,7 @@ class Link(Wire):
         name = self._cursor_name(cursor)
         query = self.one(statement, params)
         declare = sql.SQL("DECLARE {} CURSOR FOR ").format(sql.Identifier(name))
-        message = self.message(declare + query, None)  # now: what is refused must leave no transaction open
+        message = self.message(declare + query, None)  # before BEGIN: a refusal must leave no transaction
         if self.is_idle:
             self._mark = secrets.token_hex(8)
             self._cursors.clear()
@@ -162,7 +162,7 @@ class Link(Wire):
         """Return the next *howmany* rows of *cursor*; 0 reads the current row again, negative goes back.
 
         :raises UsageError: if *cursor* isn't a name or *howmany* isn't an integer.
-        :raises RemoteError: 34000 if there is no such cursor; what else the server says.
+        :raises RemoteError: 34000 if there is no such cursor; other errors of the server.
         """
         if isinstance(howmany, bool) or not isinstance(howmany, int):
             raise UsageError(f"howmany must be an integer, got {howmany!r}", self.label)
@@ -172,9 +172,9 @@ class Link(Wire):
         return [] if result is None else self.rows(result)
 
     def close(self, cursor: str, *, fail_on_error: bool = True) -> str:
-        """Close a cursor; the last one that :meth:`open` opened commits the transaction it began.
+        """Close a cursor. The last cursor of :meth:`open` commits the transaction that it began.
 
-        Transactions that the user opened are never committed here.
+        A transaction that the user began is never committed here.
 
         :param cursor: as in :meth:`open`; ``all`` closes every cursor.
         :returns: ``OK``, or ``ERROR`` when *fail_on_error* is false.
@@ -212,7 +212,7 @@ class Link(Wire):
 
         See :meth:`DblinkHook.batches`.
 
-        :param values: reads the values; the connection by default.
+        :param values: the psycopg context that reads the values; by default the connection.
         """
         if isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1:
             raise UsageError(f"batch_rows must be an integer of at least 1, got {batch_rows!r}", self.label)
@@ -224,10 +224,10 @@ class Link(Wire):
         cursor = f"airflow_dblink_{secrets.token_hex(6)}"
         if begins := self.is_idle:
             self.batch_cursors.clear()
-        if begins or self.batch_cursors:  # the transaction is theirs, and the last of them ends it
+        if begins or self.batch_cursors:  # batches() began the transaction; its last cursor ends it
             self.batch_cursors.add(cursor)
         name = sql.Identifier(cursor)
-        # All rows will be read: the planner should not favour the first, as it does for cursors.
+        # All rows will be read, so the planner must not favour the first rows, as it does for cursors.
         begin: sql.Composable = sql.SQL("")
         if begins:
             self._batches_mark = secrets.token_hex(8)
@@ -251,7 +251,7 @@ class Link(Wire):
             self._end_batches(name, ours=ours)
 
     def _end_batches(self, cursor: sql.Identifier, *, ours: bool) -> None:
-        # Neither where it is lost nor where a fetch was stopped midway: the error says more.
+        # Not if the connection is lost or a fetch was stopped midway: that error says more.
         status = self.pgconn.transaction_status
         if ours and not self.batch_cursors:
             if status == pq.TransactionStatus.INERROR:
@@ -290,11 +290,11 @@ class Link(Wire):
         return found
 
     def _consume(self) -> None:
-        with suppress(psycopg.OperationalError):  # what came before it broke is still there
+        with suppress(psycopg.OperationalError):  # notifications from before the loss are still there
             self.pgconn.consume_input()
 
     def _notified(self, note: psycopg.Notify) -> None:
-        """Keep what came while another answer was awaited."""
+        """Keep a notification that came while another answer was awaited."""
         self._notifications.append(Notification(note.channel, note.pid, note.payload))
 
     def disconnect(self) -> None:

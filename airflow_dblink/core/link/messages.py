@@ -63,17 +63,17 @@ class Wire:
 
     @property
     def label(self) -> str:
-        """What errors call this link: its name, else its Airflow connection."""
+        """The name of this link in errors: its own, or that of its Airflow connection."""
         return self.target.conn_id if self.name is None else self.name
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there, as far as libpq knows."""
+        """Whether the connection is open, as far as libpq knows."""
         return not self.connection.closed and self.pgconn.status == pq.ConnStatus.OK
 
     @property
     def is_idle(self) -> bool:
-        """Whether no transaction is open and no query under way."""
+        """Whether no transaction is open and no query runs."""
         return self.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
     def error_message(self) -> str:
@@ -82,7 +82,7 @@ class Wire:
         return message.rstrip("\n") or "OK"
 
     def demand_not_closed(self) -> None:
-        """Refuse what is asked of a link that was closed here, such as an iterator kept after its hook.
+        """Raise if this side has closed the link: an iterator may outlive its hook, for example.
 
         :raises UsageError: 08003.
         """
@@ -95,13 +95,13 @@ class Wire:
             )
 
     def no_connection(self) -> TransientError:
-        """Return the error for a link that is lost and asked again."""
+        """Return the error for the use of a lost link."""
         return TransientError("no connection to the server", self.label, "08006", hint=_LOST)
 
     # -- statements
 
     def compose(self, statement: Statement, params: Params | None) -> sql.Composable:
-        """Return *statement* with *params* bound on this side, as one text."""
+        """Return *statement* as one text, with *params* bound on the client's side."""
         if not isinstance(statement, str | sql.Composable):
             kind = type(statement).__name__
             raise UsageError(f"sql must be text or of psycopg.sql, got {kind}", self.label)
@@ -110,7 +110,7 @@ class Wire:
         return sql.SQL(statement) if isinstance(statement, str) else statement
 
     def one(self, statement: Statement, params: Params | None) -> sql.SQL:
-        """Return *statement* with *params* bound, without its semicolon and what follows that.
+        """Return *statement* with *params* bound, without its semicolon and later comments.
 
         :raises UsageError: if it isn't exactly one statement, or holds a NUL character.
         """
@@ -122,7 +122,7 @@ class Wire:
         return sql.SQL(text[: found[0].end])
 
     def message(self, statement: Statement, params: Params | None) -> bytes:
-        """Return *statement* with *params* bound, as it goes to the server.
+        """Return the message for *statement* with *params* bound.
 
         :raises UsageError: for COPY with the client, a NUL character and an empty statement.
         """
@@ -157,7 +157,7 @@ class Wire:
     def encoded(self, text: str) -> bytes:
         """Return *text* in the session's encoding.
 
-        :raises UsageError: for a character that it doesn't have.
+        :raises UsageError: for a character that this encoding doesn't have.
         """
         try:
             return text.encode(self.connection.info.encoding)

@@ -19,7 +19,7 @@ from airflow_dblink.core.server.connection import COPY
 log = logging.getLogger(__name__)
 
 _CANCEL_S = 30.0  # dblink's
-# Rows that libpq hands out at once, so that memory stays flat however large a result is.
+# Rows that libpq hands out at once: memory stays constant, however large a result is.
 _CHUNK_ROWS = 256
 _Status = pq.ExecStatus
 _PARTS = (_Status.SINGLE_TUPLE, _Status.TUPLES_CHUNK)
@@ -30,9 +30,9 @@ class Pending:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._reader = 0  # counts the calls that read; a stream that isn't the last has lost its result
-        self._unread = False  # there is a query whose end has not been read
-        self._midway = False  # rows of the result being read are still to come
+        self._reader = 0  # number of the last call that reads; older iterators have lost their result
+        self._unread = False  # the end of a query has not been read yet
+        self._midway = False  # a result has been read in part
 
     def send(self, statement: Statement, params: Params | None = None) -> int:
         """Send *statement* without waiting for its end.
@@ -43,7 +43,7 @@ class Pending:
             this link are being read.
         """
         wire = self._wire
-        if wire.batch_cursors:  # their end could then not end the transaction
+        if wire.batch_cursors:  # they couldn't end their transaction while a query runs
             raise UsageError(
                 "batches() of this link are still being read",
                 wire.label,
@@ -69,7 +69,7 @@ class Pending:
         try:
             pgconn.consume_input()
             return int(pgconn.is_busy())
-        except psycopg.OperationalError:  # lost; result() tells
+        except psycopg.OperationalError:  # the connection is lost, and result() raises
             return 0
 
     def result(self, *, fail_on_error: bool = True) -> list[Row]:
@@ -92,8 +92,8 @@ class Pending:
 
         :raises UsageError: if *batch_rows* is below 1; if another call has read on, or the link was
             closed meanwhile.
-        :raises RemoteError: as :meth:`result`; the lists before it are what the server had sent, of
-            the rest some rows may be missing.
+        :raises RemoteError: as :meth:`result`. The lists before the error are complete; some rows that
+            the server sent after them may be missing.
         """
         if isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1:
             raise UsageError(
@@ -115,10 +115,10 @@ class Pending:
             yield rows
 
     def cancel(self) -> str:
-        """Ask the server to cancel what runs, within 30 s.
+        """Ask the server to cancel the running query, within 30 s.
 
-        :returns: ``OK`` if it was asked, else what went wrong, as text: ``connection not open``,
-            ``cancel request timed out``, or libpq's words.
+        :returns: ``OK`` if the server got the request, otherwise the reason as text: ``connection not
+            open``, ``cancel request timed out``, or libpq's message.
         """
         if not self._wire.is_open:
             return "connection not open"
@@ -133,9 +133,9 @@ class Pending:
     # -- results, part by part
 
     def _parts(self) -> Iterator[pq.abc.PGresult]:
-        """Yield the parts of the next result: the last one may be an error; none when all are read."""
+        """Yield the parts of the next result; the last one may be an error. No part if all are read."""
         self._reader = reader = self._reader + 1
-        while self._midway:  # what an earlier call left of its result; its error is not to be missed
+        while self._midway:  # the rest of a result that an earlier call left: it may hold an error
             left = self._next()
             if left is not None and left.status not in (*_PARTS, _Status.TUPLES_OK):
                 yield left
@@ -160,7 +160,7 @@ class Pending:
             if wire.is_open:
                 with nullcontext() if self._midway else wire.timed():
                     part: pq.abc.PGresult | None = wire.connection.wait(fetch(wire.pgconn))
-            else:  # what came before the connection broke is still there; this can't block
+            else:  # results from before the loss of the connection are still there; this can't block
                 part = wire.pgconn.get_result()
         except psycopg.Error as error:
             self._unread = False

@@ -63,7 +63,7 @@ class Links:
                 hint="the name comes first, then the Airflow connection's id or the connection string",
             )
         name = _cut(connname, warn=True)
-        check_credential(target, own_identity=own_identity)  # dblink looks at it before the name
+        check_credential(target, own_identity=own_identity)  # dblink checks it before the name
         self.refuse_duplicate(connname)
         connection = connect(
             target,
@@ -90,7 +90,7 @@ class Links:
 
     @contextmanager
     def one_shot(self, target: Target) -> Iterator[Link]:
-        """Give a link for one call: what it left open is rolled back after it.
+        """Open a link for one call; a transaction that the call leaves open is rolled back.
 
         :raises CredentialError: as :meth:`connect`.
         :raises TransientError: as :meth:`connect`.
@@ -125,12 +125,12 @@ class Links:
         """Return the error for a name that no link has."""
         name = _cut(connname)
         message = "connection not available"
-        if name is not None:  # somebody may have taken it for a connection string's place
+        if name is not None:  # the user may have meant a connection string
             message = f'connection "{without_credentials(name)}" not available'
         return UsageError(message, None, "08003", hint=f"{self.open_names()}; {hint}")
 
     def open_names(self) -> str:
-        """Return which named links are open, for errors."""
+        """Return the names of the open links, as a text for errors."""
         names = (repr(without_credentials(name)) for name in self.names())
         return f"open named links: {', '.join(names) or 'none'}"
 
@@ -159,7 +159,7 @@ class Links:
         self._notices.say_left_out()
 
     def abort_all(self) -> None:
-        """Cancel what runs on every link and close them, within some seconds; never raises."""
+        """Cancel running statements on all links and close them, within some seconds; never raises."""
         links = list(self._links.values())
         self._links.clear()
         if links:  # all at the same time: SIGKILL may follow in 5 s

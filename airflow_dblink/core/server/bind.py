@@ -28,8 +28,8 @@ def bind(
 ) -> str:
     """Return *statement* with *params* as literals in it.
 
-    :param name: the argument that *params* are, as errors call it.
-    :raises UsageError: if they don't fit its placeholders.
+    :param name: name of the argument *params* in errors.
+    :raises UsageError: if *params* don't fit the placeholders.
     """
     if isinstance(params, str | bytes) or not isinstance(params, Sequence | Mapping):
         raise UsageError(f"{name} must be {_WANTED}, got {type(params).__name__}", conn_id)

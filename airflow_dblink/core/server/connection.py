@@ -1,4 +1,4 @@
-"""A connection that can be stopped while it waits, and that counts what a server sends."""
+"""A connection that can be stopped while it waits, and that counts the bytes which a server sends."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ meanwhile: ContextVar[tuple[Check | None, Allowance | None]] = ContextVar("meanw
 
 
 class Allowance:
-    """What may still come.
+    """The number of bytes that a server may still send.
 
-    Counted is what waits in the socket's buffer each time libpq is about to read. It may leave some of it
-    for the next time, which then counts again: never too little is counted, and too much by some factor.
+    Each time libpq is about to read, the bytes in the socket's buffer are counted. libpq may leave some of
+    them for the next time, and they count again then. So the count may be too high by some factor, but never
+    too low.
 
-    :param most_bytes: all in all, the login included.
+    :param most_bytes: the limit, the login included.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -49,10 +50,10 @@ class Allowance:
         self._left = most_bytes
 
     def counted(self, gen: Generator[Any, Any, RV], descriptor: int | None = None) -> Generator[Any, Any, RV]:
-        """Do what *gen* does, counting whenever there is something to read.
+        """Run *gen*, and count whenever there are bytes to read.
 
-        :param descriptor: the socket's; ``None`` where *gen* yields it, as while connecting.
-        :raises FloodError: once more has come than is allowed.
+        :param descriptor: the socket's; ``None`` if *gen* yields it, as while connecting.
+        :raises FloodError: once the server has sent more than it may.
         """
         try:
             waits_for = next(gen)
@@ -75,24 +76,24 @@ class Allowance:
 class LinkConnection(psycopg.Connection[TupleRow]):
     """A psycopg connection that asks, whenever it waits, whether it should stop.
 
-    psycopg looks up ten times a second while it waits for the server; *check* is called then
+    While psycopg waits for the server it wakes up ten times a second; *check* is called then
     and may raise. The statement goes on running on the server until :meth:`abort`.
     """
 
     check: Check | None = None
     observe: Observe | None = None
     allowance: Allowance | None = None
-    #: Whether statements may be prepared is still to be found out, after so many queries.
+    #: Whether the connection still has to find out if it may prepare statements, and its queries so far.
     undecided = False
     queries = 0
-    #: Abort when a time-out or a kill ends a wait for what the server works on; set where nobody else will.
+    #: Whether to abort when a time-out or a kill ends a wait for the server; set if nobody else will.
     abort_when_stopped = False
     #: Of the target; see :mod:`airflow_dblink.core.jobs.trust`.
     trusted_owners: Sequence[str] = ()
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
-        """Log in at one host, asking meanwhile what :func:`connect` was given."""
+        """Log in at one host, and call the *check* of :func:`connect` meanwhile."""
         check, allowance = meanwhile.get()
         gen = super()._connect_gen(conninfo, **kwargs)  # before psycopg 3.3.6 it takes the timeout
         if allowance is not None:
@@ -102,14 +103,14 @@ class LinkConnection(psycopg.Connection[TupleRow]):
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Consume *gen* as psycopg does, asking *check* in between."""
         try:
-            # Passed on as they come: psycopg 3.3 got another argument on the way.
+            # Passed on unread: psycopg 3.3 has one argument more.
             counted = self._counted(gen)
             return super().wait(watched(counted, self.check) if self.check else counted, *args, **kwargs)
         except psycopg.Error:
             raise
         except BaseException as error:
             if self.abort_when_stopped and self._is_working:
-                # A value that can't be adapted, a row factory that raises: it came out of *gen*.
+                # The error came from *gen*: a value can't be adapted, or a row factory raises.
                 is_callers = isinstance(error, Exception) and getattr(gen, "gi_frame", None) is None
                 self._after_mistake() if is_callers else self.abort()
             raise
@@ -121,7 +122,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
         try:
             return (yield from allowance.counted(gen, self.pgconn.socket))
         except FloodError:
-            self.close()  # what floods us is not to be read any more
+            self.close()  # so that nobody reads the rest of the flood
             raise
 
     @property
@@ -129,9 +130,9 @@ class LinkConnection(psycopg.Connection[TupleRow]):
         return self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
 
     def _after_mistake(self) -> None:
-        """End what the caller no longer reads; the connection goes on, as psycopg's own does."""
+        """End the statement whose results the caller no longer reads; the connection stays open."""
         if self.pgconn.pipeline_status != pq.PipelineStatus.OFF:
-            return  # psycopg ends the pipeline, and reads what is under way
+            return  # psycopg ends the pipeline, and reads its remaining results
         ended = False
         with suppress(psycopg.Error):
             ended = self.cancel_running()
@@ -139,7 +140,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
             self.close()
 
     def abort(self) -> None:
-        """Cancel what runs on the server and close, within some seconds; never raises.
+        """Cancel the running statement on the server and close, within some seconds; never raises.
 
         An open transaction is rolled back by the server.
         """
@@ -152,12 +153,12 @@ class LinkConnection(psycopg.Connection[TupleRow]):
             self.close()
 
     def cancel_running(self) -> bool:
-        """Cancel what runs and drop what is left of its results, within two seconds.
+        """Cancel the running statement and drop the rest of its results, within two seconds.
 
-        A server that has not begun to read a statement forgets the request to cancel it: it is
-        repeated until the statement has ended.
+        A server that has not begun to read a statement forgets the request to cancel it, so the
+        request is repeated until the statement has ended.
 
-        :returns: whether the connection waits for another statement now; not after a COPY.
+        :returns: whether the connection is ready for another statement now; not after a COPY.
         :raises psycopg.Error: if the server can't be asked, or the connection is lost.
         """
         deadline = time.monotonic() + _CANCEL_S
@@ -197,9 +198,9 @@ def patience(seconds: float) -> Check:
 def time_limit(conn_id: str, seconds: float) -> Check:
     """Return a check that raises once so many *seconds* are over, connecting included.
 
-    For who asks a server in somebody else's time: a page, a kill.
+    For callers that mustn't wait long for a server: a page, a kill.
 
-    :raises TransientError: the check does, 08006.
+    :raises TransientError: 08006, from the check.
     """
     after = patience(seconds)
 
@@ -213,7 +214,7 @@ def time_limit(conn_id: str, seconds: float) -> Check:
 
 
 def watched(gen: Generator[Any, Any, RV], check: Check) -> Generator[Any, Any, RV]:
-    """Do what *gen* does, calling *check* whenever it waits."""
+    """Run *gen*, and call *check* whenever it waits."""
     try:
         waits_for = next(gen)
         while True:

@@ -1,4 +1,4 @@
-"""dblink's credential rule: nobody rides on the worker's own identity.
+"""dblink's credential rule: nobody may use the worker's own identity.
 
 Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
 """
@@ -14,14 +14,14 @@ from airflow_dblink.core.errors import CredentialError
 from airflow_dblink.core.server.target import Target
 
 _SSLCERTMODE_SINCE = 160000
-# What libpq says of a server that asks for no certificate, or gets none.
+# libpq's messages about a server that asks for no certificate, or gets none.
 _UNASKED = ("server did not request an SSL certificate", "server accepted connection without a valid SSL")
 
 
 def check_credential(target: Target, *, own_identity: bool) -> bool:
-    """Return whether the worker's own identity may serve; if not, *target* must bring a credential.
+    """Return whether the worker's own identity may be used; if not, *target* must bring a credential.
 
-    Asked before connecting.
+    Called before connecting.
 
     :raises CredentialError: 2F003.
     """
@@ -32,11 +32,11 @@ def check_credential(target: Target, *, own_identity: bool) -> bool:
 
 
 def demanding(target: Target) -> Target:
-    """Return *target*, with libpq told to insist on its client certificate where that is all that it brings.
+    """Return *target*; if a client certificate is its only credential, with ``sslcertmode=require``.
 
-    A server that asks for no certificate, or a file that isn't there, then ends the connecting.
+    Then connecting fails if the server asks for no certificate, or the file isn't there.
 
-    :raises CredentialError: 2F003 where this libpq can't insist.
+    :raises CredentialError: 2F003 if this libpq has no ``sslcertmode``.
     """
     if not target.params.get("sslcert") or target.params.get("password") or target.delegates:
         return target
@@ -52,15 +52,15 @@ def demanding(target: Target) -> Target:
 
 
 def check_used_credential(target: Target, pgconn: Any) -> None:
-    """Refuse a connection that came about without the credential of *target*, as :func:`demanding` gives it.
+    """Raise if the server let us in without the credential of *target*, a result of :func:`demanding`.
 
-    :param pgconn: what tells of an open connection: psycopg's ``pgconn``, or psycopg2's ``info``.
+    :param pgconn: the facts about an open connection: psycopg's ``pgconn``, or psycopg2's ``info``.
     :raises CredentialError: 2F003.
     """
     if pgconn.used_password:
-        used = bool(target.params.get("password"))  # else it was PGPASSWORD's or .pgpass's
+        used = bool(target.params.get("password"))  # otherwise it was that of PGPASSWORD or .pgpass
     else:
-        # Elsewhere libpq shows no certificate to a server that asks for none, and doesn't say so.
+        # In other modes libpq shows no certificate to a server that asks for none, and doesn't say so.
         insists = str(target.params.get("sslcertmode", "")).strip() == "require"
         certificate = insists and target.params.get("sslcert") and pgconn.ssl_in_use
         used = bool(certificate or (target.delegates and getattr(pgconn, "used_gssapi", False)))
@@ -69,15 +69,15 @@ def check_used_credential(target: Target, pgconn: Any) -> None:
 
 
 def is_certificate_unasked(target: Target, reason: str) -> bool:
-    """Whether libpq, which was told to insist on the client certificate, ended the connecting for that.
+    """Whether connecting failed because the server didn't ask for the client certificate.
 
-    :param reason: its message.
+    :param reason: libpq's message.
     """
     return target.params.get("sslcertmode") == "require" and any(words in reason for words in _UNASKED)
 
 
 def not_asked_for(target: Target) -> CredentialError:
-    """Return the error for a server that let us in without asking for what *target* brings."""
+    """Return the error for a server that let us in without asking for the credential of *target*."""
     hint = "the server let the worker in without asking: make it ask (pg_hba.conf), or allow it: connect_u"
     if target.params.get("sslcert"):
         hint = "sslcertmode=require in Extra, if the client certificate is meant; else " + hint

@@ -57,27 +57,27 @@ def connect(
 ) -> LinkConnection:
     """Return an open connection to *target*.
 
-    Unless *own_identity* (or ``password_required=false`` in the connection), the credential
-    must come from the Airflow connection and must have been used, so that nobody rides on
+    Unless *own_identity* is true (or ``password_required=false`` in the connection), the credential
+    must come from the Airflow connection and must have been used. So nobody can use
     the worker's own identity: its OS user, ``.pgpass``, ``PGPASSWORD``, service files.
 
-    :param application_name: what ``pg_stat_activity`` shows, at most 63 bytes.
-    :param own_identity: ``dblink_connect_u``: the worker's own identity is fine.
-    :param check: asked about ten times a second while waiting, for the login too; raises to stop.
-    :param observe: told of every wait.
-    :param event: what connecting counts as.
-    :param arguments: psycopg's own, such as ``row_factory``; *autocommit* apart.
-    :param direct: around the pooler, where the target has an address for that.
-    :param most_bytes: that the server may send in all; ``None``: as many as it likes.
-    :param keeps_encoding: the session's is the connection's ``client_encoding``, if it has one; else UTF8.
-    :param prepares: statements that are repeated, where no pooler that shares sessions is in between;
-        ``prepare_threshold``, of the connection or of *arguments*, and ``cursor_factory`` come before it.
+    :param application_name: name for ``pg_stat_activity``, at most 63 bytes.
+    :param own_identity: as ``dblink_connect_u``: the worker's own identity may be used.
+    :param check: called about ten times a second while waiting, also for the login; raises to stop.
+    :param observe: called after every wait.
+    :param event: the wait event of connecting.
+    :param arguments: psycopg's own arguments, such as ``row_factory``; without *autocommit*.
+    :param direct: go around the pooler, if the target has an address for that.
+    :param most_bytes: limit for the bytes that the server may send; ``None``: no limit.
+    :param keeps_encoding: use the connection's ``client_encoding``, if it has one; otherwise UTF8.
+    :param prepares: prepare repeated statements, unless a pooler that shares sessions is in between;
+        ``prepare_threshold``, of the connection or of *arguments*, and ``cursor_factory`` override it.
     :raises CredentialError: 2F003, under dblink's rule.
     :raises UsageError: for a parameter that libpq doesn't know, or session settings through a
         transaction pooler without a direct address.
-    :raises ConnectError: 08001 where the server can't be reached or refuses, or doesn't answer within
-        the connection's ``connect_timeout`` (default 130 s): for the login at each host, and counted anew
-        for the session settings. A :class:`~airflow_dblink.core.errors.TransientError`, and psycopg's
+    :raises ConnectError: 08001 if the server can't be reached, refuses, or doesn't answer within
+        the connection's ``connect_timeout`` (default 130 s), which limits the login at each host, and again
+        the session settings. It is a :class:`~airflow_dblink.core.errors.TransientError`, and psycopg's
         ``OperationalError``.
 
     Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
@@ -146,7 +146,7 @@ async def aconnect(
         if not free:
             check_used_credential(target, connection.pgconn)
         if target.session_settings:
-            # Not the connection's own wait: cancelled, it would wait for the server once more.
+            # Not the connection's own wait, which, when cancelled, would wait for the server once more.
             settings = _apply_settings(target, connection)
             await psycopg_waiting.wait_async(settings, connection.pgconn.socket, _LOOK_S)
     except BaseException:
@@ -170,10 +170,10 @@ def _not_established(target: Target, error: psycopg.Error) -> DblinkError:
 
 
 def _apply_settings(target: Target, connection: BaseConnection[Any]) -> PQGen[None]:
-    """Apply ``session_settings``, with the same patience as for the login.
+    """Apply ``session_settings``, with the same time limit as for the login.
 
-    :raises RemoteError: what the server says.
-    :raises ConnectError: 08001 if it says nothing within ``connect_timeout`` seconds.
+    :raises RemoteError: the server's errors.
+    :raises ConnectError: 08001 if the server doesn't answer within ``connect_timeout`` seconds.
     """
     pgconn = connection.pgconn
     statement = set_config(target.session_settings.items(), local=False)
@@ -189,14 +189,14 @@ def _apply_settings(target: Target, connection: BaseConnection[Any]) -> PQGen[No
 
 
 def settings_patience_s(target: Target) -> int:
-    """Return how long an answer to ``session_settings`` is awaited: ``connect_timeout``, as for the login."""
+    """Return the time limit for ``session_settings``, in seconds: ``connect_timeout``, as for the login."""
     value = target.params.get("connect_timeout")
     given = {} if value is None or value == "" else {"connect_timeout": str(value)}
     return timeout_from_conninfo(conninfo_to_dict(**given))
 
 
 def settings_unanswered(target: Target) -> ConnectError:
-    """Return the error for a server that gives none in that time."""
+    """Return the error for a server that doesn't answer to ``session_settings`` in time."""
     return ConnectError(
         f"the server let us in, but did not answer within {settings_patience_s(target)} s",
         target.conn_id,
@@ -206,5 +206,5 @@ def settings_unanswered(target: Target) -> ConnectError:
     )
 
 
-#: What is done with ``session_settings``, in the context of an error.
+#: The action of an error's context while ``session_settings`` are applied.
 SETTING = "applying session_settings"

@@ -1,4 +1,4 @@
-"""What servers say without being asked: to the log, so much of it as a log can take."""
+"""The servers' notices and warnings: written to the log, up to a limit."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from airflow_dblink.core.server.connection import LinkConnection
 
 log = logging.getLogger(__name__)
 
-#: Of one task, or hook, over all its links.
+#: Limits for one task, or hook, over all its links.
 MAX_NOTICES = 1_000
 MAX_CHARS = 1024 * 1024
 
 
 class Notices:
-    """The messages of the servers that one task speaks to."""
+    """The messages of all servers of one task."""
 
     def __init__(self) -> None:
         self._notices = self._chars = self._left_out = 0
 
     def log_those_of(self, connection: LinkConnection, conn_id: str) -> None:
-        """Send messages on *connection* to the log: warnings as such, the rest as info."""
+        """Write messages on *connection* to the log: warnings as warnings, the others as info."""
 
         def to_log(diag: psycopg.errors.Diagnostic) -> None:
             if self._notices >= MAX_NOTICES or self._chars >= MAX_CHARS:
@@ -40,7 +40,7 @@ class Notices:
         connection.add_notice_handler(to_log)
 
     def say_left_out(self) -> None:
-        """Say how many messages were left out, if any, and begin anew."""
+        """Log how many messages were left out, if any, and begin to count anew."""
         if self._left_out:
             log.warning("%s messages of the servers were left out", f"{self._left_out:,}")
         self._notices = self._chars = self._left_out = 0

@@ -1,16 +1,16 @@
-"""Questions to the catalogs that no operator, function or type of somebody else's can get into.
+"""Questions to the catalogs that can't use a stranger's operators, functions or types.
 
-PostgreSQL looks for an operator along ``search_path`` and takes the one that fits best: there is no
-``=`` for ``oid`` and ``regclass`` in pg_catalog, so one that a stranger has put into ``public`` would
-be taken, and would run as our role. So a question of ours is read by the parser under
-:data:`PATH`, in which only PostgreSQL itself creates anything.
+PostgreSQL searches the schemas of ``search_path`` for the operator that fits best. pg_catalog has no
+``=`` for ``oid`` and ``regclass``, so PostgreSQL would take one that a stranger has put into ``public``,
+and run it as our role. So our questions are parsed under :data:`PATH`, whose objects are all
+PostgreSQL's own.
 
-It is executed under the session's own path all the same: ``to_regclass`` and ``format_type`` go by it,
-and a name means what it means to the user. A cursor makes that possible: DECLARE reads the question,
+But they are executed under the session's own path, since ``to_regclass`` and ``format_type`` use it,
+and names must mean what they mean to the user. A cursor makes that possible: DECLARE parses the question,
 FETCH executes it. All of it is one message, so it costs no round trip.
 
-Statements that touch a user's tables can't be helped so, since his triggers, views and policies need his
-path: they name the schema of every operator, ``OPERATOR(pg_catalog.=)``, function and type.
+Statements on a user's tables can't be protected in this way, since their triggers, views and policies need
+the user's path. So they name the schema of every operator (``OPERATOR(pg_catalog.=)``), function and type.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from psycopg.rows import dict_row
 
 T = TypeVar("T")
 
-#: The path that questions are read under. pg_temp would be looked through first if it weren't named.
+#: The path under which questions are parsed. pg_temp is named, since it would be searched first otherwise.
 PATH = "pg_catalog, pg_temp"
 
-_KEPT = "airflow_dblink.search_path"  # where the session's own is, in the same transaction
+_KEPT = "airflow_dblink.search_path"  # keeps the session's own path during the transaction
 #: Sets :data:`PATH` in the transaction; in a message of its own, or before :data:`UNPIN` in the same one.
 PIN = sql.SQL(
     "SELECT pg_catalog.set_config({kept}, pg_catalog.current_setting('search_path'), true),"
@@ -43,7 +43,7 @@ _BEFORE_ROWS = 3  # results, of one question: of PIN, DECLARE and UNPIN
 def message(*questions: sql.Composable) -> list[sql.Composable]:
     """Return the statements of one message that asks *questions*, each a SELECT about the catalogs.
 
-    :func:`rows_of` finds the rows among its results. It needs no transaction, and may be part of one.
+    :func:`rows_of` finds the rows among its results. The message works with and without a transaction.
     """
     cursors = [sql.Identifier(f"airflow_dblink_question_{i}") for i in range(len(questions))]
     declare = sql.SQL("DECLARE {} NO SCROLL CURSOR FOR {}")
@@ -57,7 +57,7 @@ def message(*questions: sql.Composable) -> list[sql.Composable]:
 
 
 def rows_of(results: Sequence[T]) -> Sequence[T]:
-    """Return the results, of all that a :func:`message` gave, which are the questions' answers."""
+    """Return the results with rows of the questions, from all results of a :func:`message`."""
     count = (len(results) - 2) // 3
     return results[2 + count : 2 + 2 * count]
 

@@ -1,4 +1,4 @@
-"""What a statement's parameters are for the server: arrays, JSON, or something else."""
+"""How the server reads each parameter of a statement: as an array, as JSON, or as another type."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _SQL = statements("parameters.sql")
 
 @dataclass(frozen=True)
 class Structure:
-    """How a parameter takes Python's lists.
+    """The type of a parameter, as far as it matters for Python's lists.
 
-    :ivar is_array: it is an array, or a domain over one.
-    :ivar json: ``json`` or ``jsonb`` if it, or the array's element, is that or a domain over it.
+    :ivar is_array: whether it is an array, or a domain over one.
+    :ivar json: ``json`` or ``jsonb`` if it, or the array's element, is of that type or a domain over it.
     """
 
     is_array: bool
     json: str | None
 
     def adapted(self, value: object) -> Any:
-        """Return *value* as psycopg has to get it; itself where psycopg's own way, or the caller's, is right.
+        """Return *value* in the form that psycopg needs; *value* itself if psycopg already sends it right.
 
-        A list is an array, whose elements may be JSON, or JSON. A number or a boolean is JSON where JSON
-        is wanted; text there stays the text of some JSON.
+        A list becomes an array, whose elements may be JSON, or JSON. A number or a boolean becomes JSON
+        for a parameter that is JSON; a text is then taken as the text of some JSON.
         """
         wrap = Jsonb if self.json == "jsonb" else Json
         if self.is_array:
@@ -45,12 +45,12 @@ class Structure:
 
 
 def structures_of_parameters(connection: LinkConnection, statement: bytes) -> list[Structure]:
-    """Return what the parameters ``$1``, ``$2``, ... of *statement* are; it isn't executed.
+    """Return the types of the parameters ``$1``, ``$2``, ... of *statement*, which isn't executed.
 
     :param connection: outside of a transaction, or in one of psycopg's that is idle.
     :raises psycopg.Error: what the server says to the statement.
     """
-    with connection.transaction():  # behind a pooler all goes to one server
+    with connection.transaction():  # behind a pooler all messages then go to one server
         pgconn = connection.pgconn
         pgconn.send_prepare(b"", statement)
         _result(connection)

@@ -1,7 +1,7 @@
-"""Preparing statements by itself, as psycopg does, where no pooler that shares sessions is in between.
+"""Preparing repeated statements, as psycopg does, unless a pooler that shares sessions is in between.
 
-Whether one is, a connection that doesn't say so finds out when it is about to be worth it: a pooler gives
-clients process ids of its own making.
+If the connection's settings don't say whether there is one, the connection finds out before it first
+prepares: a pooler gives clients process ids of its own making.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: As psycopg's default: a statement is prepared when it has run so often.
 THRESHOLD = 5
 
-# After one of these nothing is disturbed by a question: the transaction has begun to read or write.
+# After one of these commands a question disturbs nothing: the transaction has begun to read or write.
 _QUERIES = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE")
 # They may give the names in a prepared statement another meaning, or take it away.
 # (CREATE TABLE AS says SELECT, without rows).
@@ -30,13 +30,13 @@ _ASKABLE = (pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS)
 
 
 class PreparingCursor(psycopg.Cursor[Any]):
-    """psycopg's cursor, which finds out whether its connection may prepare, and knows what ends that."""
+    """psycopg's cursor that also finds out whether its connection may prepare, and for how long."""
 
     def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, **kwargs: Any) -> Self:
         """Run a statement as psycopg does.
 
-        One whose prepared form no longer fits, since a table was changed elsewhere, is run once more in
-        full, where it has been the first of its transaction; nothing of it has run before.
+        If another session has changed a table, the prepared form may no longer fit. Then the statement
+        has not run, and is run once more without it, if it was the first of its transaction.
         """
         connection: LinkConnection = self.connection  # type: ignore[assignment] # it makes no others
         if prepare:
@@ -59,7 +59,7 @@ class PreparingCursor(psycopg.Cursor[Any]):
         return self
 
     def _count(self, connection: LinkConnection) -> None:
-        # psycopg counts only where it may prepare; what ran before that is known counts, too.
+        # psycopg counts only while it may prepare; earlier runs have to count, too.
         if self._query is not None and len(self._results) == 1:  # several in one text can't be prepared
             manager = connection._prepared
             key = manager.key(self._query)
@@ -85,9 +85,9 @@ class PreparingCursor(psycopg.Cursor[Any]):
 
 
 def let_prepare(target: Target, connection: LinkConnection, *, direct: bool) -> None:
-    """Let *connection* to *target* prepare statements that are repeated, where that may be.
+    """Let *connection* to *target* prepare repeated statements, if it may.
 
-    :param direct: whether it leads around the pooler, where the target has an address for that.
+    :param direct: whether it leads around the pooler, if the target has an address for that.
     """
     if target.pooling_mode == "transaction" and not (direct and target.has_direct_address):
         return

@@ -1,4 +1,4 @@
-"""The run-time parameters that shape values as text: the same in two sessions, and for all rows handed on."""
+"""Run-time parameters that shape values as text: the same in two sessions, and for all rows handed on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from psycopg import sql
 
-#: What shapes values as text: pinned alike on both sides.
+#: Parameters that shape values as text: set to the same values on both sides.
 TEXT_FORMS = {
     "datestyle": "ISO, YMD",
     "intervalstyle": "postgres",
@@ -15,9 +15,9 @@ TEXT_FORMS = {
     "lc_monetary": "C",
     "xmloption": "content",  # read by binary input too
 }
-#: For a transaction whose rows are handed on. The order of day and month stays the session's: it decides how
-#: the query's own ``'01/02/2026'`` is read. All rows are read, so the planner must not favour the first, as
-#: it does for cursors.
+#: For a transaction whose rows are handed on. The order of day and month stays the session's, since it
+#: decides how the query's own ``'01/02/2026'`` is read. All rows are read, so the planner must
+#: not favour the first rows, as it does for cursors.
 HANDED_ON = {**TEXT_FORMS, "datestyle": "ISO", "cursor_tuple_fraction": "1"}
 
 

@@ -1,4 +1,4 @@
-"""A connection and what errors call it."""
+"""A side: a connection, and its name for errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
 
 @dataclass(frozen=True)
 class Side:
-    """A connection and what errors call it."""
+    """A connection, and its name for errors."""
 
     connection: LinkConnection
     conn_id: str
@@ -29,7 +29,7 @@ class Side:
         params: Mapping[str, Any] | None = None,
         action: str = "reading the catalogs",
     ) -> list[dict[str, Any]]:
-        """Return the rows of a question of ours that reads no table of a user; see :func:`.own_sql.ask`.
+        """Return the rows of a question that reads no user's table; see :func:`.own_sql.ask`.
 
         :param action: what it is for, as errors say it.
         :raises RemoteError: what the server says.
@@ -72,7 +72,7 @@ def set_local(side: Side, settings: Mapping[str, str]) -> None:
 
 
 def demand(granted: bool, side: Side, message: str) -> None:
-    """Refuse with *message* what the connection's role may not do.
+    """Raise with *message* unless the connection's role has the privilege.
 
     :raises UsageError: 42501 unless *granted*.
     """

@@ -25,19 +25,19 @@ OWN_OPTIONS = frozenset(
 
 #: Arguments of psycopg's own ``connect``, which aren't libpq's.
 PSYCOPG_ARGUMENTS = frozenset({"autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context"})
-#: What is as secret as the password, among libpq's parameters.
+#: Parameters of libpq that are as secret as the password.
 SECRETS = ("sslpassword", "oauth_client_secret")
 
 # NAMEDATALEN - 1: PostgreSQL cuts application_name silently after this many bytes.
 _NAME_BYTES = 63
-# TCP's own patience is two hours where nothing is said, a quarter of one where no answer comes.
+# By default TCP notices a dead network after two hours without data, or 15 minutes without an answer.
 _KEEPALIVE = {
     "keepalives_idle": 30,  # seconds, as the next
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,  # milliseconds
 }
-# "scheduled__2026-11-22T06:00:00+00:00" tells nothing that "2026-11-22T06:00:00" doesn't.
+# "scheduled__2026-11-22T06:00:00+00:00" says no more than "2026-11-22T06:00:00".
 _RUN_ID = re.compile(r"^[a-z_]+?__(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
 _QUOTED = re.compile(r'".*"', re.DOTALL)
 _PORTS = re.compile(r"[\d,]*")
@@ -46,19 +46,19 @@ _SETTING = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how to connect: what an Airflow connection says, apart from Airflow.
+    """Where and how to connect: the contents of an Airflow connection, independent of Airflow.
 
     :ivar conn_id: name used in errors and logs.
     :ivar params: libpq parameters (host, port, user, password, dbname, sslmode, ...).
     :ivar password_required: dblink's credential rule; see :mod:`airflow_dblink.core.link.registry`.
-    :ivar direct_host: address that doesn't lead through the pooler, ``None`` for the same.
+    :ivar direct_host: address that doesn't lead through the pooler; ``None``: the same host.
     :ivar direct_port: port of that address.
     :ivar pooling_mode: ``none``, or the pool mode of the pooler that *params* lead to.
     :ivar session_settings: run-time parameters for every session.
     :ivar job_schema: schema of the table of remote jobs.
-    :ivar psycopg: what the connection says of psycopg's own arguments: ``autocommit`` (of ``get_conn()``
-        alone) and ``prepare_threshold``.
-    :ivar trusted_owners: roles that may own parts of it although others may act as them, such as groups;
+    :ivar psycopg: psycopg's own arguments in the connection: ``autocommit`` (for ``get_conn()``
+        only) and ``prepare_threshold``.
+    :ivar trusted_owners: roles that may own parts of the job schema although others may act as them (groups);
         see :mod:`airflow_dblink.core.jobs.trust`.
     """
 
@@ -75,11 +75,11 @@ class Target:
 
     @property
     def has_direct_address(self) -> bool:
-        """Whether a way around the pooler is known."""
+        """Whether the connection has an address around the pooler."""
         return self.direct_host is not None or self.direct_port is not None
 
     def needs_direct_address(self) -> bool:
-        """Whether sessions have to lead around the pooler, which would not keep their settings.
+        """Whether sessions have to go around the pooler, since it would not keep their settings.
 
         :raises UsageError: if no such address is known.
         """
@@ -94,7 +94,7 @@ class Target:
         return True
 
     def leads_through_pooler(self) -> bool:
-        """Whether sessions are a pooler's in transaction mode, and keep nothing.
+        """Whether sessions go through a pooler in transaction mode, and so keep no state.
 
         :raises UsageError: as :meth:`needs_direct_address`.
         """
@@ -106,10 +106,10 @@ class Target:
         """Return the libpq connection string, for sync and async alike.
 
         :param application_name: unless the connection names its own.
-        :param direct: use the direct address, where there is one; and notice within a minute or two if the
-            network has gone, for who waits.
-        :param keeps_encoding: keep the connection's ``client_encoding``, if it has one; else it is UTF8.
-        :raises UsageError: if a parameter is not one that libpq knows, or holds a NUL character.
+        :param direct: use the direct address, if there is one; for waiters, also notice within a minute
+            or two that the network has gone.
+        :param keeps_encoding: keep the connection's ``client_encoding``, if it has one; otherwise use UTF8.
+        :raises UsageError: if libpq doesn't know a parameter, or a value has a NUL character.
         """
         params = {k: v for k, v in self.params.items() if v is not None and v != ""}
         if not keeps_encoding or "client_encoding" not in params:
@@ -122,7 +122,7 @@ class Target:
             params.pop("hostaddr", None)
         if direct:
             params = {**_KEEPALIVE, **params}
-        # libpq would silently use what stands before the NUL.
+        # libpq would silently use the part before the NUL.
         with_nul = sorted(k for k, v in params.items() if "\0" in str(v))
         if not with_nul and (text := _joined(params)) is not None:
             return text
@@ -139,17 +139,17 @@ class Target:
 
     @property
     def brings_credential(self) -> bool:
-        """Whether the connection itself holds what proves who it is (dblink's rule, before connecting)."""
+        """Whether the connection itself holds a credential (dblink's rule, before connecting)."""
         return bool(self.params.get("password") or self.params.get("sslcert") or self.delegates)
 
     @property
     def delegates(self) -> bool:
-        """Whether GSSAPI credentials are handed on to the server on purpose."""
+        """Whether the connection asks to delegate GSSAPI credentials to the server."""
         return str(self.params.get("gssdelegation", "")).strip() in ("1", "true")
 
 
 def _joined(params: Mapping[str, Any]) -> str | None:
-    """Return the connection string, ``None`` where libpq refuses it: its message may hold the password."""
+    """Return the connection string; ``None`` if libpq refuses it, since its message may hold the password."""
     try:
         return make_conninfo("", **{k: str(v) for k, v in params.items()})
     except Exception:  # noqa: BLE001 - whatever it is
@@ -173,7 +173,7 @@ def target_from_extra(
 ) -> Target:
     """Return the :class:`Target` of libpq *params* and our own options in *extra* and *arguments*.
 
-    :param arguments: what the caller gave, which comes before the connection's *extra*.
+    :param arguments: the caller's options, which override those of the connection's *extra*.
     :raises UsageError: names the field or argument whose value is wrong and what is allowed.
     """
     arguments = arguments or {}
@@ -215,10 +215,10 @@ def target_from_conninfo(conninfo: str, arguments: Mapping[str, Any]) -> Target:
         params = conninfo_to_dict(conninfo)
     except psycopg.Error as error:
         reason = str(error).strip()
-        # What libpq quotes may be a part of the password.
+        # libpq's message may quote a part of the password.
         raise _unreadable(_QUOTED.sub('"..."', reason) if is_conninfo(conninfo) else reason) from None
     host = str(params.get("host") or params.get("hostaddr") or params.get("service") or "local")
-    # A password with "@" or "/" in it, not percent-encoded, is taken for host or port.
+    # libpq reads a part of the password as host or port if "@" or "/" in it isn't percent-encoded.
     if "@" in host or not _PORTS.fullmatch(str(params.get("port") or "")):
         raise _unreadable("host or port is none: in a URI, percent-encode the password")
     port = f":{params['port']}" if params.get("port") else ""
@@ -239,7 +239,7 @@ class _Option:
     is_argument: bool
 
     def wrong(self, value: object, allowed: str, *, part: object = None) -> UsageError:
-        """Return the error that says where the *value* stands, or its *part*, and what is allowed."""
+        """Return the error with the place of the wrong *value*, or of its *part*, and the allowed values."""
         name = self.name if part is None else f"{self.name}.{part}"
         where = f"argument {name!r}" if self.is_argument else f"field {name!r} of the connection"
         return UsageError(f"{where} is {value!r}, but must be {allowed}", self.conn_id)
@@ -250,7 +250,7 @@ def _boolean(option: _Option, value: object) -> bool:
         return value
     text = str(value).strip().lower()
     # Airflow shows "***" for every field with "password" in its name, and its form may send that
-    # back: the safe side.
+    # back. Then the safe value is taken.
     if text in ("true", "t", "yes", "on", "1", "none", "", "***"):
         return True
     if text in ("false", "f", "no", "off", "0"):
@@ -287,7 +287,7 @@ def _schema_name(option: _Option, value: object) -> str:
 
 
 def _role_names(option: _Option, value: object) -> tuple[str, ...]:
-    """Return the names in a list, in JSON text of one, or between the commas of a text."""
+    """Return the names from a list, from a JSON text of a list, or from a text with commas."""
     if value is None or value == "":
         return ()
     if isinstance(value, str):
@@ -316,10 +316,10 @@ def _port(option: _Option, value: object) -> int | None:
 
 
 def parse_session_settings(conn_id: str, value: object) -> dict[str, str]:
-    """Return run-time parameters by name from an argument: a mapping, or JSON text of one.
+    """Return run-time parameters by name from an argument: a mapping, or its JSON text.
 
-    :raises UsageError: if it is no JSON object, a name is no parameter name, or a value is no
-        text, number or boolean.
+    :raises UsageError: if it isn't a JSON object, a name can't be a parameter's, or a value is not
+        a text, number or boolean.
     """
     return _settings(_Option(conn_id, "session_settings", is_argument=True), value)
 
@@ -351,8 +351,8 @@ def _settings(option: _Option, value: object) -> dict[str, str]:
 def application_name(dag_id: str, task_id: str, run_id: str, map_index: int = -1) -> str:
     """Return the name that tells a DBA which task a session belongs to, at most 63 bytes.
 
-    ``dag.task[map_index] 2026-11-22T06:00:00``. Where that is too long, dag and task are
-    shortened in their middle (``begin~end``), the run to its date and time first. Characters
+    ``dag.task[map_index] 2026-11-22T06:00:00``. If that is too long, first the run is shortened to its
+    date and time, then dag and task in their middle (``begin~end``). Characters
     that PostgreSQL doesn't show (other than printable ASCII) become ``?``.
     """
     run = _RUN_ID.match(run_id)

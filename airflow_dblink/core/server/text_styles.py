@@ -1,10 +1,11 @@
-"""Dates, intervals and bytes in whatever style the remote session prints and takes them.
+"""Loaders and dumpers for dates, intervals and bytes in all styles of the remote session.
 
-Nothing is set on the remote, as in dblink, so its ``DateStyle`` and ``IntervalStyle`` are what
-its role, its database or a ``SET`` made them. psycopg reads every style of ``date``, ``time``,
+As in dblink, nothing is set on the remote, so its role, its database or a ``SET`` decides about
+``DateStyle`` and ``IntervalStyle``. psycopg reads every style of ``date``, ``time``,
 ``timetz`` and ``timestamp``, but ``timestamptz`` only as ISO and ``interval`` only as postgres.
-What is here reads the rest, and leaves the usual styles to psycopg's own loaders, which are C.
-Bytes in arrays it does not get right (as of 3.3) under ``bytea_output=escape`` and
+This module reads the other styles, and leaves the usual ones to psycopg's own loaders, which are in C.
+
+psycopg (as of 3.3) also misreads bytes in arrays under ``bytea_output=escape`` and
 ``standard_conforming_strings=off``.
 """
 
@@ -27,7 +28,7 @@ from airflow_dblink.core.errors import RemoteError
 _HINT = "cast the column to text in the query, or set datestyle to ISO in session_settings"
 
 _TIME = rb"(?P<h>\d+):(?P<mi>\d+):(?P<s>\d+)(?:\.(?P<us>\d+))?"
-# The zone's abbreviation is last, but for BC; a numeric one has no space before it.
+# The zone's abbreviation is last, except for BC; a numeric one has no space before it.
 _ZONE = rb" ?(?P<zone>.*?)(?P<bc> BC)?"
 _MONTH_DAY = rb"(?P<mo>\d+)[/](?P<d>\d+)[/]"
 _DAY_MONTH = rb"(?P<d>\d+)[./](?P<mo>\d+)[./]"
@@ -42,18 +43,18 @@ _DATE_FORMS = {  # by the style's first letter, and whether the day comes first
     ("P", True): re.compile(rb"\w+ (?P<d>\d+) (?P<mo>\w+) " + _WORDS),  # Postgres: Wed 02 Jun 05:04:05 2021
     ("P", False): re.compile(rb"\w+ (?P<mo>\w+) (?P<d>\d+) " + _WORDS),
 }
-# English also where the server's lc_time isn't.
+# PostgreSQL prints English names, whatever lc_time is.
 _MONTHS = {
     text: number
     for number, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
     for text in (name, b"%02d" % number)
 }
 
-_ABBREVIATION_CHARS = 10  # what PostgreSQL prints of one
+_ABBREVIATION_CHARS = 10  # PostgreSQL prints no more of it
 _NUMERIC = re.compile(r"(?P<sign>[+-])(?P<h>\d\d):?(?P<m>\d\d)?:?(?P<s>\d\d)?")
-# What SET TIME ZONE 3 makes: <+03>-03. The sign is POSIX's, so minus is east of Greenwich.
+# SET TIME ZONE 3 gives <+03>-03. The sign is POSIX's, so minus is east of Greenwich.
 _POSIX = re.compile(r"(?:<[^>]+>|[A-Za-z]{3,})(?P<sign>[+-]?)(?P<h>\d+)(?::(?P<m>\d+))?(?::(?P<s>\d+))?")
-# Names of what is set up on the server's machine: the same names here mean something else.
+# Zones that the server's machine defines: the same names here may mean other zones.
 _SERVERS_OWN = ("localtime", "posixrules")
 
 _SECONDS = rb"(?P<s>-?\d+)(?:\.(?P<us>\d+))?"
@@ -83,9 +84,9 @@ _BYTEA_ELEMENT = 0xFFFFFFFF  # no type has it: so psycopg's array loader asks fo
 def register(context: AdaptContext) -> None:
     """Make *context* (a connection) read all styles of ``timestamptz`` and ``interval``, and bytes in arrays.
 
-    Which style it is, is asked for each result: the session may change it at any time.
-    What Python can't hold raises :class:`psycopg.DataError`, as psycopg does it in the usual styles.
-    A ``timestamptz`` whose instant the text doesn't tell raises :class:`RemoteError`.
+    The style is looked up for each result, since the session may change it at any time.
+    A value that Python can't hold raises :class:`psycopg.DataError`, as psycopg does in the usual styles.
+    A ``timestamptz`` whose text is ambiguous raises :class:`RemoteError`.
     """
     context.adapters.register_loader("timestamptz", _TimestamptzLoader)
     context.adapters.register_loader("interval", _IntervalLoader)
@@ -97,7 +98,7 @@ def register(context: AdaptContext) -> None:
 
 
 def _psycopgs(oid: int, context: AdaptContext | None) -> abc.Loader:
-    """Return psycopg's own loader, the C one where psycopg has it."""
+    """Return psycopg's own loader, in C if psycopg has one."""
     loader = psycopg.adapters.get_loader(oid, Format.TEXT)
     if loader is None:
         raise psycopg.InterfaceError(f"psycopg has no loader for oid {oid}")
@@ -126,7 +127,7 @@ class _TimestamptzLoader(Loader):
         self._zone_name = _parameter(context, "TimeZone")
         self._known = _known_zone(self._zone_name)
         self._fixed = None if self._known else _posix_offset(self._zone_name)
-        # What psycopg gives the values in ISO style: UTC where Python doesn't know the zone.
+        # As psycopg does for ISO style: UTC if Python doesn't know the zone.
         self._result_zone = self.connection.info.timezone if self.connection else UTC
 
     def load(self, data: Buffer) -> datetime:
@@ -149,9 +150,9 @@ class _TimestamptzLoader(Loader):
             return wall.replace(tzinfo=timezone(offset))
 
     def _offset(self, wall: datetime, printed: str) -> timedelta:
-        """Return the offset that *wall* has where its zone is *printed* so.
+        """Return the offset of the time *wall* whose zone's abbreviation is *printed*.
 
-        :raises RemoteError: if the text doesn't tell: another value would be silently wrong.
+        :raises RemoteError: if the text is ambiguous: a guess could be silently wrong.
         """
         if self._fixed is not None:
             return self._fixed
@@ -184,7 +185,7 @@ def _known_zone(name: str) -> tzinfo | None:
 
 
 def _posix_offset(name: str) -> timedelta | None:
-    """Return the offset of a zone that is an offset: ``<+03>-03``, ``FOO+3``; not one with summer time."""
+    """Return the offset of a zone without summer time that is just an offset: ``<+03>-03``, ``FOO+3``."""
     found = _POSIX.fullmatch(name)
     return _timedelta(found, -1) if found else None
 
@@ -215,10 +216,10 @@ def _not_a_timestamp(text: bytes, year: bytes) -> psycopg.DataError:
 
 
 class _IntervalLoader(Loader):
-    """``interval`` in the styles that psycopg doesn't read; a year is 365 days and a month 30, as there."""
+    """``interval`` in styles that psycopg doesn't read; as in psycopg a year is 365 days, a month 30."""
 
     def __new__(cls, oid: int, context: AdaptContext | None = None) -> Any:
-        """Return psycopg's loader where it can do it, and a guard around it where it errs."""
+        """Return psycopg's loader for its style, with a check for the values that it misreads."""
         style = _parameter(context, "IntervalStyle")
         if style in _INTERVAL_FORMS or style == "sql_standard":
             return object.__new__(cls)
@@ -270,7 +271,7 @@ def _signed_parts(found: re.Match[bytes]) -> tuple[int, int]:
 
 
 def _sql_standard_parts(found: re.Match[bytes]) -> tuple[int, int]:
-    """Return days and microseconds; a part without a sign has that of the part before it."""
+    """Return days and microseconds; a part without a sign has the sign of the part before it."""
     y, mo, d, h, mi = (int(found[part] or 0) for part in ("y", "mo", "d", "h", "mi"))
     months = -1 if found["months"] == b"-" else 1
     days = -1 if found["days"] == b"-" else 1
@@ -290,9 +291,10 @@ def _not_an_interval(text: bytes, error: Exception | None = None) -> psycopg.Dat
 
 
 class _ByteaElementLoader(Loader):
-    """``bytea`` in an array, where psycopg's loader reads on to the end of the array's text.
+    """``bytea`` in an array; psycopg's own loader would read on to the end of the array's text.
 
-    It comes here as bytes of its own. The server doesn't tell ``bytea_output``, so this is for hex, too.
+    This loader gets each element as bytes. It also reads hex, since the server doesn't report
+    ``bytea_output``.
     """
 
     def load(self, data: Buffer) -> bytes:
@@ -311,12 +313,12 @@ _ByteaArrayLoader = _array_loader()
 
 
 class _BytesDumper(Dumper):
-    """Bytes where a backslash is an escape in plain strings, too: psycopg then doubles them in arrays."""
+    """Bytes for sessions in which a backslash escapes in plain strings, too: psycopg doubles it in arrays."""
 
     oid = _BYTEA.oid
 
     def __new__(cls, kind: type, context: AdaptContext | None = None) -> Any:
-        """Return psycopg's dumper where it is right."""
+        """Return psycopg's dumper if it is right."""
         if _parameter(context, "standard_conforming_strings") == "off":
             return object.__new__(cls)
         return psycopg.adapters.get_dumper(kind, PyFormat.TEXT)(kind, context)

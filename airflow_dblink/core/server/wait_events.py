@@ -1,4 +1,4 @@
-"""dblink's wait events: what a session waits for, and for how long."""
+"""dblink's wait events: the reason and the length of a session's waits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Literal
 #: Extension, of PostgreSQL 18.
 WaitEvent = Literal["DblinkConnect", "DblinkGetConnect", "DblinkGetResult"]
 
-#: Told of every wait: the event, the connection's id, seconds.
+#: Called after every wait with the event, the connection's id and the seconds.
 Observe = Callable[[WaitEvent, str, float], None]
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def waiting(event: WaitEvent, conn_id: str, observe: Observe | None) -> Iterator[None]:
-    """Time what is waited for in this block, whether it fails or not."""
+    """Measure the time of this block, whether it fails or not."""
     began = time.perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a SQL script holds, read as PostgreSQL's lexer reads it: to refuse, never to rewrite.
+"""The statements of a SQL script, found as PostgreSQL's lexer finds them: to refuse, never to rewrite.
 
 Scripts are always sent as they are. This module only finds where statements begin, so that
 transaction control and COPY, which would break an exactly-once message, are refused before
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 # One alternative per lexical form that may hide a semicolon or a keyword (PostgreSQL's
 # scan.l). An unfinished form runs to the end; the server will say so. The quantifiers are
-# possessive, since what can be tried again costs memory, for each character of a string.
+# possessive, since backtracking would cost memory for each character of a string.
 _TOKEN = re.compile(
     r"""
       (?P<space>\s+ | --[^\r\n]*)
@@ -65,7 +65,7 @@ class Part:
     """One statement of a script.
 
     :ivar words: its bare words in upper case.
-    :ivar outer_words: those that stand outside of parentheses.
+    :ivar outer_words: the words outside of parentheses.
     """
 
     script: str = field(repr=False)
@@ -76,7 +76,7 @@ class Part:
 
     @property
     def verb(self) -> str:
-        """What it does, such as ``INSERT``: its first word or, after WITH, that of the main statement."""
+        """The command, such as ``INSERT``: the first word or, after WITH, that of the main statement."""
         if self.words[:1] == ["WITH"]:
             return next((word for word in self.outer_words if word in _AFTER_WITH), "WITH")
         return self.words[0] if self.words else ""
@@ -88,7 +88,7 @@ class Part:
 
     @property
     def line(self) -> int:
-        """Where it begins, from 1."""
+        """The line on which the statement begins, from 1."""
         return self.script.count("\n", 0, self.start) + 1
 
     def begins_with(self, forms: set[tuple[str, ...]]) -> str | None:
@@ -100,14 +100,14 @@ class Part:
 
     @property
     def transaction_control(self) -> str | None:
-        """The command, if it begins or ends a transaction; savepoints don't."""
+        """The command, if it begins or ends a transaction (savepoints don't), or ``None``."""
         if self.words[:1] == ["ROLLBACK"] and "TO" in self.words[1:3]:
             return None
         return self.begins_with(_ENDS_TRANSACTION)
 
     @property
     def outside_transaction(self) -> str | None:
-        """The command, if PostgreSQL refuses it in a transaction block; not all such are known."""
+        """The command, if PostgreSQL is known to refuse it in a transaction block, or ``None``."""
         if self.words[:1] == ["REINDEX"]:
             kind = next((word for word in self.words if word in _REINDEX_KINDS), "")
             if kind in ("SCHEMA", "DATABASE", "SYSTEM"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def quote_literal(text: str) -> str:
-    r"""Return *text* as a literal, right whatever ``standard_conforming_strings`` is.
+    r"""Return *text* as a literal, correct under either ``standard_conforming_strings``.
 
     Model: ``quote_literal_cstr``: ``E'...'`` if there is a backslash, else ``'...'``.
     """

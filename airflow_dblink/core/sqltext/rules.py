@@ -1,4 +1,4 @@
-"""What a script or a query may hold, refused before anything is sent."""
+"""Rules for scripts and queries: statements that can't be run are refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def check_script(script: str, conn_id: str, *, alternative: str = "transaction=F
 
 
 def the_query(source_sql: str, conn_id: str | None = None) -> Part:
-    """Return the one query that *source_sql* is.
+    """Return the one query in *source_sql*.
 
-    :raises UsageError: if it is several statements or none, or something else.
+    :raises UsageError: unless it is exactly one statement, and a query.
     """
     found = parts(source_sql)
     if len(found) != 1:
@@ -63,9 +63,9 @@ def the_query(source_sql: str, conn_id: str | None = None) -> Part:
 
 
 def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str) -> None:
-    """Refuse *text*, which a server could not read, for placeholders that were given no value.
+    """Raise if *text*, which the server can't parse, has placeholders although no parameters were given.
 
-    :raises UsageError: names the argument that is missing.
+    :raises UsageError: names the missing argument.
     """
     if found := _PLACEHOLDER.search(text):
         raise UsageError(
