@@ -1,7 +1,7 @@
-"""What ``airflow dblink`` can do, as Airflow's parser wants it told.
+"""The commands of ``airflow dblink`` and their arguments, for Airflow's parser.
 
-Every ``airflow`` command imports this module, whichever it is; so it imports nothing but what the parser
-itself needs. What the commands do is in :mod:`airflow_dblink.cli_commands`, imported when one is called.
+Every ``airflow`` command imports this module, so it imports only what the parser
+needs. The code of the commands is in :mod:`airflow_dblink.cli_commands`, imported when one is called.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from airflow.cli.cli_config import (
     positive_int,
 )
 
-#: As the core has them, which is not imported here.
+#: The same as in the core, which is not imported here.
 STATES = ("sent", "running", "succeeded", "failed", "cancelled", "lost")
 
-_NAME_BYTES = 63  # PostgreSQL cuts a longer name, and would then grant to another role
+_NAME_BYTES = 63  # PostgreSQL would cut a longer name, and grant to another role
 _MOST_DAYS = 36_500.0
 
 
@@ -41,13 +41,13 @@ def _name(text: str) -> str:
 def _days(text: str) -> float:
     """Return *text* as a number of days.
 
-    :raises ArgumentTypeError: if it is none, or can't be reckoned with.
+    :raises ArgumentTypeError: if it is no number, or out of range.
     """
     try:
         days = float(text)
     except ValueError:
         days = -1
-    if not 0 <= days <= _MOST_DAYS:  # NaN isn't, either
+    if not 0 <= days <= _MOST_DAYS:  # also refuses NaN
         raise ArgumentTypeError(f"must be a number of days from 0 to {_MOST_DAYS:.0f}, got {text!r}")
     return days
 
@@ -118,9 +118,9 @@ _OLDER_THAN = _argument(
 
 
 def _command(name: str, text: str, *args: Arg, more: str | None = None) -> ActionCommand:
-    """Return a command whose function has the name of the command.
+    """Return a command; its function has the command's name.
 
-    :param more: said by the command's own help, after *text*.
+    :param more: shown by the command's own help, after *text*.
     """
     return ActionCommand(
         name=name,

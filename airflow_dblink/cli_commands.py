@@ -1,6 +1,6 @@
-"""What the commands of ``airflow dblink`` do; :mod:`airflow_dblink.cli` says which there are.
+"""The code of the commands of ``airflow dblink``; :mod:`airflow_dblink.cli` lists them.
 
-A command that fails says why in one line on stderr, with a hint if there is one, and exits with 1.
+A command that fails writes the reason as one line to stderr, with a hint if there is one, and exits with 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from airflow_dblink.hooks.dblink import DblinkHook
 Command = Callable[[Namespace], None]
 
 _LISTED = ("id", "state", "dag_id", "task_id", "run_id", "map_index", "sent_at", "ended_at", "row_count")
-_LISTED_FOR_PEOPLE = ("id", "state", "task", "sent_at", "row_count")  # an id must not be broken in two
+_LISTED_FOR_PEOPLE = ("id", "state", "task", "sent_at", "row_count")  # few: an id must fit on its line
 _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
 
 _DROP = """\
@@ -43,7 +43,7 @@ DROP SCHEMA IF EXISTS {}, {} CASCADE;
 
 
 def _command(function: Command) -> Command:
-    """Make *function* a command of Airflow's: quiet, and without a traceback for what users get wrong."""
+    """Make *function* a command of Airflow: quiet, and without a traceback for users' mistakes."""
 
     @suppress_logs_and_warning
     @providers_configuration_loaded
@@ -65,9 +65,9 @@ def _command(function: Command) -> Command:
 
 @contextmanager
 def _metadata_database() -> Iterator[None]:
-    """Have Airflow look for connections in its metadata database, too.
+    """Let Airflow look for connections in its metadata database, too.
 
-    It does so in its servers only; ``airflow connections test`` passes for one in the same way.
+    By default only its servers do that; ``airflow connections test`` uses the same trick.
     """
     before = os.environ.get(_CONTEXT)
     os.environ[_CONTEXT] = "server"
@@ -81,7 +81,7 @@ def _metadata_database() -> Iterator[None]:
 
 
 def _explained(error: DblinkError) -> str:
-    """Return the error as one line, with its hint as another; what we did there is left out."""
+    """Return the error as one line, and its hint as another, without the error's context."""
     kind = type(error)
     line = str(kind(error.message, error.connname, error.sqlstate, error.detail))
     line = _visible(" ".join(line.replace("\nDETAIL:  ", ": ").split()))
@@ -93,11 +93,11 @@ def _say(text: str) -> None:
 
 
 def _visible(text: str, *, keep: str = "") -> str:
-    r"""Return *text* with what a terminal obeys, or doesn't print, as escapes: ``\x1b``, ``\u202e``, ``\n``.
+    r"""Return *text* with control and invisible characters as escapes: ``\x1b``, ``\u202e``, ``\n``.
 
-    Names and messages come from servers and connections, and could rewrite what the user reads.
+    Names and messages come from servers and connections, and could rewrite the user's terminal.
 
-    :param keep: characters that are left as they are.
+    :param keep: characters that aren't escaped.
     """
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text
@@ -105,9 +105,9 @@ def _visible(text: str, *, keep: str = "") -> str:
 
 
 def _demand_visible(name: str, what: str) -> None:
-    """Refuse a name that SQL would show otherwise than it is: a DBA reads it before running it.
+    """Raise if a name would look different in the printed SQL, which a DBA reads before running it.
 
-    :raises UsageError: if it holds control characters.
+    :raises UsageError: if the name holds control characters.
     """
     if not name.isprintable():
         raise UsageError(f"{what} {name!r} holds control characters", hint="use another name")
@@ -118,7 +118,7 @@ def _jobs(conn_id: str) -> Iterator[Jobs]:
     """Connect for one command.
 
     :raises AirflowNotFoundException: if there is no such connection.
-    :raises UsageError: if a field of it is wrong.
+    :raises UsageError: if a field of the connection is wrong.
     :raises RemoteError: if the server can't be reached, or refuses.
     """
     hook = DblinkHook(dblink_conn_id=conn_id)
@@ -129,9 +129,9 @@ def _jobs(conn_id: str) -> Iterator[Jobs]:
 
 @contextmanager
 def _installed_jobs(conn_id: str) -> Iterator[Jobs]:
-    """Connect as :func:`_jobs` does, where jobs can be sent.
+    """Connect as :func:`_jobs` does, to a database in which jobs can be sent.
 
-    :raises UsageError: if they can't; says how to change that.
+    :raises UsageError: if they can't; the hint says how to change that.
     """
     with _jobs(conn_id) as jobs:
         found = jobs.installation()
@@ -149,7 +149,7 @@ def _show(rows: Sequence[Mapping[str, object]], output: str) -> None:
     """Print rows in the form that ``--output`` asks for."""
     escapes_itself = output in ("json", "yaml")
     nothing = None if escapes_itself else ""
-    keep = "\n" if output == "table" else ""  # a cell of several lines is seen to be one
+    keep = "\n" if output == "table" else ""  # a table shows where a cell of several lines ends
 
     def text(value: object) -> str | None:
         if value is None:
@@ -158,7 +158,7 @@ def _show(rows: Sequence[Mapping[str, object]], output: str) -> None:
             return value.astimezone(UTC).isoformat(timespec="milliseconds")
         return str(value) if escapes_itself else _visible(str(value), keep=keep)
 
-    # What a server says is no markup: "[/]" would fail, "[b]" would be gone.
+    # A server's text is no markup: "[/]" would fail, and "[b]" would vanish.
     console = AirflowConsole(markup=False, emoji=False)
     console.print_as([{name: text(value) for name, value in row.items()} for row in rows], output=output)
 
@@ -194,9 +194,9 @@ def sql(args: Namespace) -> None:
 
 
 def _demand_role_for_results(roles: Sequence[str], *, results: bool) -> None:
-    """Refuse ``--results`` where it would do nothing.
+    """Raise if ``--results`` would do nothing.
 
-    :raises UsageError: if nobody gets that right.
+    :raises UsageError: if there is no role to grant the right to.
     """
     if results and not roles:
         raise UsageError("--results needs a role to grant it to", hint="give --role")
@@ -204,17 +204,17 @@ def _demand_role_for_results(roles: Sequence[str], *, results: bool) -> None:
 
 @_command
 def install(args: Namespace) -> None:
-    """Install what jobs need, or upgrade it; where that is done already, nothing changes.
+    """Install the job schema, or upgrade it; if it is up to date, nothing changes.
 
-    :raises UsageError: if the connection's role can't; says what a DBA has to do.
-    :raises RemoteError: what the server says.
+    :raises UsageError: if the connection's role can't; the hint says what a DBA has to do.
+    :raises RemoteError: the server's errors.
     """
     roles = args.role or []
     _demand_role_for_results(roles, results=args.results)
     with _jobs(args.conn_id) as jobs:
         found = jobs.installation()
         ready = found.is_ready(args.conn_id)
-        is_newer = found.version is not None and found.version > VERSION  # and serves us as it is
+        is_newer = found.version is not None and found.version > VERSION  # it serves us all the same
         if not ready or (found.may_upgrade and not is_newer):
             jobs.install(roles, results=args.results)
             found = jobs.installation()
@@ -305,7 +305,7 @@ def prune_jobs(args: Namespace) -> None:
 
 
 def _demand_consent(what: str, *, given: bool) -> None:
-    """Ask whether to go on, unless *given*.
+    """Ask the user whether to go on, unless they have consented by an option (*given*).
 
     :raises SystemExit: unless the answer is yes.
     """

@@ -1,7 +1,7 @@
 """The errors of the core: one root, real values, SQLSTATE, picklable.
 
-What PostgreSQL says may hold row values (``DETAIL: Key (id)=(5) already exists``). The
-attributes keep it, as dblink does; ``str()``, which ends up in task logs, leaves
+PostgreSQL's texts may hold row values (``DETAIL: Key (id)=(5) already exists``). The
+attributes keep them, as dblink does. ``str()``, which task logs show, leaves
 the values out: ``Key (id)=(...) already exists``. See :mod:`airflow_dblink.core.masking`.
 """
 
@@ -21,13 +21,13 @@ _TRANSIENT_PREFIXES = ("08", "40", "53", "57P")
 class DblinkError(Exception):
     """Base of every airflow_dblink error. All state goes through ``args``, so pickling works.
 
-    :ivar message: the primary message, as PostgreSQL or dblink words it; a server's without credentials, and
-        at most 16 kB of it.
+    :ivar message: the primary message, as PostgreSQL or dblink words it; at most 16 kB of a server's message,
+        without credentials.
     :ivar connname: link or connection the error belongs to; ``None`` for the unnamed link.
-    :ivar sqlstate: five characters, or ``None`` where the error isn't PostgreSQL's.
+    :ivar sqlstate: five characters, or ``None`` if the error isn't PostgreSQL's.
     :ivar detail: PostgreSQL's DETAIL; may hold row values, which ``str()`` leaves out.
     :ivar hint: what to do.
-    :ivar context: PostgreSQL's CONTEXT, then what we did, as dblink appends it.
+    :ivar context: PostgreSQL's CONTEXT, then our action, as dblink appends it.
     """
 
     retryable: ClassVar[bool] = False
@@ -92,12 +92,12 @@ class TransientError(RemoteError):
 
 
 class ConnectError(TransientError, psycopg.OperationalError):
-    """No connection came about: the server can't be reached, or refuses.
+    """No connection could be opened: the server can't be reached, or refuses.
 
-    Also psycopg's, so that code goes on working which catches what psycopg itself raises then, and so that
-    SQLAlchemy makes it its own ``OperationalError`` where an engine connects. :class:`CredentialError` and
-    :class:`UsageError` are not: who catches psycopg's expects a server that is away, not a connection that
-    has to be corrected.
+    It is also a psycopg error, so that code which catches psycopg's own error goes on working, and
+    SQLAlchemy turns it into its own ``OperationalError`` when an engine connects. :class:`CredentialError`
+    and :class:`UsageError` are not: code that catches psycopg's error expects a server that is away, not a
+    connection that has to be corrected.
     """
 
 
@@ -110,7 +110,7 @@ class StoppedError(DblinkError):
 
 
 class VerificationError(DblinkError):
-    """The destination is not what it should be after the changes; all was rolled back."""
+    """The destination doesn't equal the source after the changes; everything was rolled back."""
 
 
 class FloodError(psycopg.OperationalError):
@@ -118,7 +118,7 @@ class FloodError(psycopg.OperationalError):
 
 
 class StaleError(Exception):
-    """A relation isn't what was read of it before. Never leaves the builders."""
+    """A cached shape of a relation is out of date. Never leaves the builders."""
 
 
 def from_psycopg(
@@ -126,12 +126,12 @@ def from_psycopg(
 ) -> RemoteError:
     """Return our error for psycopg's, with dblink's context line.
 
-    :param connname: link or connection where it happened.
-    :param unnamed: it is the unnamed link, and *connname* its Airflow connection.
-    :param action: as dblink says it: ``executing query``, ``opening cursor "c"``, ...
+    :param connname: link or connection of the error.
+    :param unnamed: whether it is the unnamed link; then *connname* is its Airflow connection.
+    :param action: the action in dblink's words: ``executing query``, ``opening cursor "c"``, ...
     :returns: :class:`TransientError` for a lost connection (any FATAL error) and for SQLSTATE classes
-        08, 40, 53 and 57P, else :class:`RemoteError`. An error without SQLSTATE gets 08006, as dblink
-        reports it. One that is ours already is returned as it is.
+        08, 40, 53 and 57P, otherwise :class:`RemoteError`. An error without SQLSTATE gets 08006, as in
+        dblink. An error of ours is returned as it is.
 
     Source: ``dblink_res_error`` of contrib/dblink.
     """

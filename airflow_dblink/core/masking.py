@@ -1,14 +1,14 @@
-"""What of a server's words may be shown: no row values, no credentials, and not more than a log can take.
+"""Masks a server's texts before they are shown: no row values, no credentials, and a limited length.
 
-The words may be hostile. So each text is cut before it is looked at, and looking takes time in proportion
-to its length: a search that can fail is made once, not again from every place where it could begin.
+The texts may be hostile. So each text is cut before it is searched, and the time of a search is
+proportional to its length: a search that fails is made once, not again from every possible beginning.
 """
 
 from __future__ import annotations
 
 import re
 
-#: Characters of one text that are looked at and shown.
+#: Number of characters of one text that are searched and shown.
 MAX_TEXT_CHARS = 16_384
 
 _NOTE = re.compile(r"\.\.\. \(\d{1,12} more characters left out\)\Z")
@@ -39,9 +39,9 @@ _WORD = re.compile(r"\S++")
 
 
 def cut(text: str) -> tuple[str, str]:
-    """Return the first 16 kB of *text*, and a note of what was left out; ``""`` if that is nothing.
+    """Return the first 16 kB of *text*, and a note about the rest; the note is ``""`` if there is no rest.
 
-    A text that was cut before comes apart in the same way.
+    A text that was cut before is split in the same place.
     """
     if found := _NOTE.search(text, max(0, len(text) - _NOTE_CHARS)):
         text, note = text[: found.start()], found[0]
@@ -58,13 +58,13 @@ def without_credentials(text: str) -> str:
     masked = _CREDENTIAL.sub(r"\1=***", head)
     if "://" in masked:
         masked = _WORD.sub(lambda word: _without_uri_password(word[0]), masked)
-        if note:  # the end of a password in the last word may be what was left out
+        if note:  # the last word may hold a password whose end was cut off
             masked = _without_begun_uri(masked)
     return masked + note
 
 
 def _without_uri_password(word: str) -> str:
-    """Return *word* with what stands between ``://user:`` and the last ``@`` masked."""
+    """Return *word* with the text between ``://user:`` and the last ``@`` masked."""
     scheme, found, rest = word.partition("://")
     user, is_there, host = rest.rpartition("@")
     name, colon, _ = user.partition(":")
@@ -78,13 +78,13 @@ def _without_begun_uri(text: str) -> str:
 
 
 def without_values(message: str, sqlstate: str | None) -> str:
-    """Return the server's *message*, or DETAIL, at most 16 kB of it, without what may be a row's value.
+    """Return the server's *message*, or DETAIL, at most 16 kB of it, without texts that may be row values.
 
-    In class 22 (data exception) what stands in quotes is the value that didn't fit, except
+    In class 22 (data exception) the quoted text is the value that didn't fit, except
     in 22P04, which quotes column names, and 22P05, which quotes encodings. In classes 23
-    (constraint) and 44 (WITH CHECK OPTION) values stand in parentheses; so they do in a DETAIL
-    that is a part of the message (dblink's "commit error: ..."). A syntax error (42601) may be at a
-    literal, or in one.
+    (constraint) and 44 (WITH CHECK OPTION) values stand in parentheses, also in a DETAIL
+    within the message (dblink's "commit error: ..."). A syntax error (42601) may be at a
+    literal, or within one.
     """
     head, note = cut(message)
     primary, line, detail = head.partition("\nDETAIL:  ")
@@ -101,7 +101,7 @@ def without_values(message: str, sqlstate: str | None) -> str:
 
 
 def _without_quoted(text: str, opening: re.Pattern[str], *, is_cut: bool) -> str:
-    """Return *text* with all from the first *opening* to the last closing quote masked."""
+    """Return *text* with everything from the first *opening* to the last closing quote masked."""
     found = opening.search(text)
     if found is None:
         return text
@@ -110,7 +110,7 @@ def _without_quoted(text: str, opening: re.Pattern[str], *, is_cut: bool) -> str
 
 
 def _without_parentheses(text: str, *, is_cut: bool) -> str:
-    """Return *text* with all from the first to the last parenthesis masked, but for names in front."""
+    """Return *text* with everything from the first to the last parenthesis masked, except names before it."""
     begin, end = text.find("("), len(text) if is_cut else text.rfind(")") + 1
     if begin < 0 or end <= begin:
         return text

@@ -1,8 +1,8 @@
-"""Whether the page may make Airflow's api-server log in to a connection, for a user who asks for it.
+"""Whether Airflow's api-server may log in to a connection to show a page to a user.
 
 It may for a user who may read the connection. It may for a reader of a Dag if one of its tasks names the
-connection: in the Dag's code, or in what Airflow recorded as the task's rendered fields. No user can write
-either; XCom and state entries, which some users can, don't count.
+connection: in the Dag's code, or in the rendered fields that Airflow recorded of the task. No user can write
+either of them; XCom and state entries, which some users can write, don't count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def may_read_connection(user: BaseUser, conn_id: str) -> bool:
 def uses_connection(dag_id: str, conn_id: str) -> bool:
     """Whether a task of the Dag names the connection, in the newest code or in recorded fields.
 
-    Airflow records those of a task's newest runs only (``[core] max_num_rendered_ti_fields_per_task``).
+    Airflow records the fields of a task's newest runs only (``[core] max_num_rendered_ti_fields_per_task``).
     """
     recorded = RenderedTaskInstanceFields
     with create_session() as session:
@@ -47,7 +47,7 @@ def uses_connection(dag_id: str, conn_id: str) -> bool:
 
 
 def _names(part: Any, conn_id: str) -> bool:
-    """Whether a field for a connection's id, somewhere in *part* of a serialized Dag, holds this one."""
+    """Whether *part* of a serialized Dag has a field for a connection's id with the value *conn_id*."""
     if isinstance(part, dict):
         return any(
             _holds(value, conn_id) if _is_conn_id(key) else _names(value, conn_id)
@@ -61,7 +61,7 @@ def _is_conn_id(key: object) -> bool:
 
 
 def _holds(value: Any, conn_id: str) -> bool:
-    """Whether *value* is the id, or a list of several that has it, as a mapped task's."""
+    """Whether *value* is the id, or a list with it, as in a mapped task."""
     if isinstance(value, dict):
         return any(_holds(each, conn_id) for each in value.values())
     if isinstance(value, list):

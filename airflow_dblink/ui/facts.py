@@ -1,4 +1,4 @@
-"""What the page of a job says about it, as text, apart from how that looks."""
+"""The contents of a job's page, as text; templates give them their looks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEANING: dict[State, str] = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One line: *label*, *text* and where the text leads to."""
+    """One line: *label*, *text* and the address that the text links to."""
 
     label: str
     text: str
@@ -29,7 +29,7 @@ class Fact:
 
 
 def facts(job: Job, handle: JobHandle, root: str) -> list[Fact]:
-    """Return what there is to say; what isn't known has no line.
+    """Return a line for each known fact about the job.
 
     :param root: path of Airflow's web interface, with ``/`` at its end.
     """
@@ -91,7 +91,7 @@ def _duration(job: Job) -> str | None:
         return None
     if job.ended_at is not None:
         return duration_text((job.ended_at - job.started_at).total_seconds())
-    # By the server's clock, which needn't be ours.
+    # By the server's clock, since ours may differ.
     waited = (job.started_at - job.sent_at).total_seconds()
     return f"{duration_text(job.age_s - waited)} so far"
 

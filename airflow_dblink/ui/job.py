@@ -1,12 +1,12 @@
-"""The page of a remote job: for whoever may read the task logs of the Dag that sent it.
+"""The page of a remote job, for users who may read the task logs of the Dag that sent it.
 
-An app of its own, which Airflow mounts: it has neither Airflow's error handlers nor its
-documentation pages. Airflow's middlewares and its own dependencies say who asks.
+It is an app of its own, which Airflow mounts, so it has neither Airflow's error handlers nor its
+documentation pages. Airflow's middlewares and dependencies identify the user.
 
-Whether a job is another Dag's, or its connection, schema or row isn't there, or the Dag has nothing to do
-with the connection, makes no difference to the answer.
+The answer is the same in all these cases: the job belongs to another Dag; its connection, schema or row is
+missing; the Dag has nothing to do with the connection. So it tells a user nothing about other Dags.
 
-Servers are not trusted: each is asked in READ ONLY transactions, has some seconds and some megabytes, and
+Servers are not trusted. Each is asked in READ ONLY transactions, within some seconds and some megabytes, and
 only few are asked at the same time, so that the threads of Airflow's API stay free.
 """
 
@@ -54,7 +54,7 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 
-# A thread of the api-server, which has 40 for all requests, waits meanwhile.
+# Meanwhile a thread of the api-server waits, which has 40 threads for all requests.
 _AT_ONCE = 4
 _places = BoundedSemaphore(_AT_ONCE)
 _CONNECT_S = 5
@@ -81,8 +81,8 @@ _MESSAGES = {
 def job_page(dag_id: str, conn_id: str, job_id: UUID, user: GetUserDep, schema: str = SCHEMA) -> Response:
     """Return the page of a job.
 
-    :param dag_id: the Dag that sent it, which the user may read.
-    :param conn_id: Airflow connection of the database that it runs in.
+    :param dag_id: the Dag that sent the job, which the user may read.
+    :param conn_id: Airflow connection of the database in which the job runs.
     :param schema: schema of the job table there; the link leaves out the usual one.
     """
     if not conn_id or dag_id == "~" or "\0" in conn_id + schema:  # to Airflow "~" is any Dag
@@ -119,9 +119,9 @@ def job_page(dag_id: str, conn_id: str, job_id: UUID, user: GetUserDep, schema: 
 
 
 def _find(handle: JobHandle, dag_id: str) -> tuple[Job, str | None] | None:
-    """Return the job and its statement, ``None`` unless that Dag has one there.
+    """Return the job and its statement; ``None`` unless the job is there and belongs to that Dag.
 
-    :raises DblinkError: if the server can't be asked, or mustn't be.
+    :raises DblinkError: if the server can't be asked, or must not be.
     """
     try:
         target = DblinkHook(dblink_conn_id=handle.conn_id).target()
@@ -140,7 +140,7 @@ def _find(handle: JobHandle, dag_id: str) -> tuple[Job, str | None] | None:
         installation = jobs.installation()
         if installation.version is None:
             return None
-        # The address names the schema: in somebody's own, his triggers would run as our role.
+        # The URL chooses the schema; a stranger's schema could run its triggers as this role.
         installation.is_ready(handle.conn_id)
         job = jobs.see(handle.uuid)
         if job is None or job.dag_id != dag_id:
@@ -151,7 +151,8 @@ def _find(handle: JobHandle, dag_id: str) -> tuple[Job, str | None] | None:
 def _not_found_out(conn_id: str, error: DblinkError, *, may_read: bool) -> HTMLResponse:
     """Return the page for a server that didn't answer.
 
-    :param may_read: whether the user may read the connection: the reason names hosts and roles.
+    :param may_read: whether the user may read the connection; only then the reason is shown, since it
+        names hosts and roles.
     """
     if error.retryable:
         status, title = HTTPStatus.SERVICE_UNAVAILABLE, "The server doesn't answer"
@@ -169,7 +170,7 @@ def _not_found_out(conn_id: str, error: DblinkError, *, may_read: bool) -> HTMLR
 
 @app.exception_handler(HTTPException)
 def refuse(request: Request, error: HTTPException) -> Response:
-    """Return the page that says no, or lead a browser to Airflow's login and back."""
+    """Return the page for a refusal, or redirect a browser to Airflow's login and back."""
     status = HTTPStatus(error.status_code)
     login = f"{API_ROOT_PATH}api/v2/auth/login?{urlencode({'next': _own_path(request)})}"
     asks_anonymously = status == HTTPStatus.UNAUTHORIZED and "authorization" not in request.headers
@@ -184,12 +185,12 @@ def refuse(request: Request, error: HTTPException) -> Response:
 
 @app.exception_handler(RequestValidationError)
 def refuse_parameters(request: Request, error: RequestValidationError) -> Response:
-    """Return what a job that isn't there gets: no id is that."""
+    """Return the page for a missing job: no job has such an id."""
     return refuse(request, HTTPException(HTTPStatus.NOT_FOUND))
 
 
 def _own_path(request: Request) -> str:
-    """Return where the browser is, as its address bar has it below the host."""
+    """Return the path and query of the browser's address."""
     below = request.scope["path"].removeprefix(request.scope.get("app_root_path", ""))
     query = f"?{request.url.query}" if request.url.query else ""
     return API_ROOT_PATH + quote(below.lstrip("/")) + query

@@ -1,8 +1,8 @@
 """DblinkPlugin: mounts the pages at ``/dblink`` of Airflow's api-server.
 
-Found by the entry point ``airflow.plugins``. The section ``plugins`` of a provider's info wouldn't do:
-Airflow reads it only where ``[core] lazy_discover_providers`` is off, and there it reports a plugin that
-is in both as an import error.
+Airflow finds it by the entry point ``airflow.plugins``. The section ``plugins`` of a provider's info isn't
+enough: Airflow reads it only if ``[core] lazy_discover_providers`` is off, and then reports a plugin that
+is in both places as an import error.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Pages:
-    """The ASGI app of our pages, imported when first asked for.
+    """The ASGI app of our pages, imported at the first request.
 
-    Every task and every ``airflow`` command imports plugins; only the api-server needs what these stand on.
+    Every task and every ``airflow`` command imports plugins, but only the api-server needs the app's imports.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; the first one imports, in a thread. Nothing is there where the page is off."""
+        """Answer a request. The first one imports the app, in a thread. If the page is off, there is none."""
         if scope["type"] == "http" and not job_page_is_on():
             await _off(send)
             return

@@ -1,6 +1,6 @@
-"""Results of remote queries as temporary tables of another session: what dblink is used for most.
+"""Results of remote queries as temporary tables of another session: the most common use of dblink.
 
-:func:`prepare` asks all servers and refuses what can't work before anything is done,
+:func:`prepare` asks all servers, and refuses sets that can't work before anything is changed.
 :func:`attach` makes the tables and fills them.
 """
 
@@ -32,12 +32,12 @@ _SQL = statements("remote_sets.sql")
 _TEMPORARY = re.compile(r"pg_temp_\d+\.(.*)", re.DOTALL)
 _SYSTEM_COLUMNS = {"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
 _PSEUDO, _UNKNOWN = "P", "X"  # pg_type.typcategory
-# What these show they refuse to read: "cannot accept a value of type ...".
+# Types whose input functions refuse their own output: "cannot accept a value of type ...".
 _NO_INPUT = (
     *("pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list"),
     *("pg_brin_bloom_summary", "pg_brin_minmax_multi_summary"),
 )
-# A session waits for others, in a transaction: for its turn, or for the first row.
+# Limits that are switched off: a session waits within a transaction, for its turn or for the first row.
 _PATIENCE = {"idle_in_transaction_session_timeout": "0"}
 _TRY = "airflow_dblink_try"
 _WITHIN_TRANSACTION = (
@@ -51,7 +51,7 @@ _WITHIN_TRANSACTION = (
 class Set:
     """A remote set that both servers agree to.
 
-    :ivar name: of the temporary table, as it is.
+    :ivar name: name of the temporary table, unquoted.
     :ivar columns: names and types, in the order of the data.
     """
 
@@ -63,7 +63,7 @@ class Set:
     indexes: tuple[tuple[str, ...], ...]
 
     def create(self, *, drop: bool) -> sql.Composed:
-        """Return the statement that makes the table, which the end of the transaction is to *drop*."""
+        """Return the statement that makes the table; *drop*: until the end of the transaction."""
         lines = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in self.columns]
         end = sql.SQL(" ON COMMIT DROP" if drop else "")
         statement = sql.SQL("CREATE TEMP TABLE {} ({}){}")
@@ -71,7 +71,7 @@ class Set:
 
     @property
     def table(self) -> sql.Identifier:
-        """Its qualified name."""
+        """The table's qualified name."""
         return sql.Identifier("pg_temp", self.name)
 
     def create_indexes(self) -> Iterator[sql.Composed]:
@@ -96,24 +96,24 @@ def prepare(
     sources: Mapping[str, Side],
     settings: Mapping[str, Mapping[str, str]],
 ) -> list[Set]:
-    """Begin the transaction of each source and return what will be done. Changes nothing.
+    """Begin the transaction of each source, and return the sets. Changes nothing.
 
     :param remotes: by the name of the table; see :func:`remotes_by_table`.
     :param sources: a connection for each ``conn_id``, not in a transaction.
     :param settings: run-time parameters by ``conn_id``, local to the source's transaction.
     :raises UsageError: names the set and column, or the connection, that can't work.
-    :raises RemoteError: what a server says.
+    :raises RemoteError: a server's errors.
     """
     _demand_no_hiding(home, list(remotes))
     for conn_id, source in sources.items():
-        # One snapshot for all sets of a connection; what a query writes would not be undone with home's.
+        # One snapshot for all sets of a connection; read only, since home's rollback can't undo writes.
         source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the transaction")
         set_local(source, {**_PATIENCE, **settings.get(conn_id, {})})
     return [_set(home, sources[remote.conn_id], name, remote) for name, remote in remotes.items()]
 
 
 def _demand_no_hiding(home: Side, names: list[str]) -> None:
-    """Refuse names that mean something in the session: an INSERT into such a set would be lost."""
+    """Raise if a name already means something in the session: an INSERT into such a set would be lost."""
     if not names:
         return
     for row in home.ask(_SQL["names"], {"names": names}):
@@ -157,7 +157,7 @@ def _set(home: Side, source: Side, name: str, remote: Remote) -> Set:
 
 @contextmanager
 def _about(name: str) -> Iterator[None]:
-    """Name the set in what is raised."""
+    """Add the name of the set to errors."""
     try:
         yield
     except (UsageError, RemoteError) as error:
@@ -218,7 +218,7 @@ def _columns(
 
 
 def _why_text(given: Type, wanted: Type | None) -> str | None:
-    """Return why values of that type can't be kept as they are; ``None`` where they can."""
+    """Return the reason why values of that type can't be kept as they are, or ``None``."""
     if given.category in (_PSEUDO, _UNKNOWN):
         return "no type for a column"
     if given.built_in and given.base_name in _NO_INPUT:
@@ -236,7 +236,7 @@ def _why_text(given: Type, wanted: Type | None) -> str | None:
 
 
 def _is_binary(given: Type, wanted: Type | None) -> bool:
-    """Return whether the binary form is the same on both servers: that of built-in types is."""
+    """Return whether the binary form is the same on both servers, as for built-in types."""
     return (
         wanted is not None
         and given.built_in
@@ -263,11 +263,11 @@ def attach(
     :param home: in a transaction.
     :param report: called with the name of a set, its rows and its bytes so far, often.
     :param analyze: ANALYZE each table.
-    :param drop: with the transaction; else the tables live as long as the session.
-    :param settings: names of run-time parameters that are the caller's, on all servers alike.
-    :returns: rows by the name of the table.
+    :param drop: drop the tables at the end of the transaction; otherwise they live as long as the session.
+    :param settings: names of run-time parameters that the caller has set, the same on all servers.
+    :returns: number of rows by the name of the table.
     :raises UsageError: if a column can't be indexed.
-    :raises RemoteError: what a server says, naming its connection; see
+    :raises RemoteError: a server's error, with the name of its connection; see
         :func:`airflow_dblink.core.streams.fan_in.gather`.
     """
     if not sets:
@@ -291,7 +291,7 @@ def attach(
 
 
 def _try_indexes(home: Side, each: Set) -> None:
-    """Make the indexes on an empty table, so that a type that has no order is noticed before the load."""
+    """Make the indexes on an empty table, so that a type without an order is found before the load."""
     if not each.indexes:
         return
     home.run(f"SAVEPOINT {_TRY}", "trying the indexes")
@@ -308,7 +308,7 @@ def _try_indexes(home: Side, each: Set) -> None:
 
 @contextmanager
 def _pinned(home: Side, settings: Collection[str]) -> Iterator[None]:
-    """Pin what shapes values as text, and then put it back: what follows is the user's."""
+    """Set the parameters that shape values as text, and reset them afterwards, for the user's statements."""
     kept = {name.lower() for name in settings}
     pinned = {name: value for name, value in {**TEXT_FORMS, **_PATIENCE}.items() if name not in kept}
     before = {row["name"]: row["setting"] for row in home.ask(_SQL["settings"], {"names": [*pinned]})}
@@ -323,11 +323,11 @@ def _pinned(home: Side, settings: Collection[str]) -> Iterator[None]:
 def attach_to_link(
     link: Link, remotes: Mapping[str, Remote], sources: Mapping[str, Side], *, analyze: bool
 ) -> dict[str, int]:
-    """Make and fill the tables on *link*, all or none: in its transaction, else for as long as it is open.
+    """Make and fill the tables on *link*, all or none: for its transaction, or for as long as it is open.
 
     :param sources: a connection for each ``conn_id``, not in a transaction.
-    :raises UsageError: as :func:`prepare`; outside of a transaction behind a transaction pooler.
-    :raises RemoteError: what a server says. The link, and its transaction, are then as before.
+    :raises UsageError: as :func:`prepare`; behind a transaction pooler if no transaction is open.
+    :raises RemoteError: a server's errors. The link, and its transaction, are then as before.
     """
     alone = link.is_idle
     if alone and link.target.leads_through_pooler():
@@ -346,7 +346,7 @@ def attach_to_link(
     except BaseException as error:
         if isinstance(error, DblinkError) and not isinstance(error, StoppedError):
             _undo(link, undo)
-        else:  # a kill, a time-out: nothing goes on behind the caller's back
+        else:  # a kill or a time-out: no statement must go on after this
             link.abort()
         raise
     return counts
@@ -356,5 +356,5 @@ def _undo(link: Link, statement: str) -> None:
     try:
         leave_copy(link.connection)
         link.connection.execute(statement.encode())
-    except psycopg.Error as error:  # the link is lost, and the server rolls back; or nothing is to be undone
+    except psycopg.Error as error:  # the link is lost, and the server rolls back; or there is nothing to undo
         log.debug("%s: %s", link.label, type(error).__name__)

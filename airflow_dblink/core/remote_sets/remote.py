@@ -1,4 +1,4 @@
-"""What a remote set is: a query of another database whose rows become a temporary table here.
+"""The definition of a remote set: a query of another database whose rows become a temporary table here.
 
 :mod:`airflow_dblink.core.remote_sets.attach` makes the tables.
 """
@@ -24,10 +24,10 @@ _NAME_BYTES = 63  # NAMEDATALEN - 1
 class Remote:
     """A query of another database, whose rows become a temporary table.
 
-    :ivar conn_id: Airflow connection that is read. (templated)
+    :ivar conn_id: Airflow connection of the database to read. (templated)
     :ivar sql: the query, or the path of a ``.sql`` file. (templated)
     :ivar parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
-    :ivar indexes: of the temporary table: each a column's name, or several names.
+    :ivar indexes: indexes of the temporary table, each a column's name or a list of names.
     """
 
     conn_id: str
@@ -39,9 +39,9 @@ class Remote:
 
     @classmethod
     def of(cls, name: str, given: Remote | Mapping[str, Any]) -> Self | Remote:
-        """Return *given*, which may be a mapping with the same keys, as tasks that are mapped have it.
+        """Return *given*, or the remote set of a mapping with the same keys, as mapped tasks have it.
 
-        :raises UsageError: names the key that is missing or unknown, or whose value is of the wrong type.
+        :raises UsageError: names a missing or unknown key, or a key whose value has a wrong type.
         """
         remote = given
         if isinstance(remote, Mapping):
@@ -81,7 +81,7 @@ class Remote:
         return [list(index) for index in found]
 
     def serialize(self) -> dict[str, Any]:
-        """Return what Airflow shows of it, in the form that is accepted, too."""
+        """Return the set as a dict, which Airflow shows, and which :meth:`of` accepts."""
         return asdict(self)
 
 
@@ -90,10 +90,10 @@ def _wrong(name: str, why: str, hint: str | None = None) -> UsageError:
 
 
 def remotes_by_table(given: Mapping[str, Remote | Mapping[str, Any]] | None) -> dict[str, Remote]:
-    """Return the remotes by the name of their table, refusing what can be seen to be wrong at once.
+    """Return the remotes by the name of their table; refuse mistakes that show without a server.
 
-    :param given: names are read as in SQL: folded to lower case unless in double quotes.
-    :raises UsageError: says which, and why.
+    :param given: remotes by name. Names are read as in SQL: they become lower case unless in double quotes.
+    :raises UsageError: names the wrong set and the mistake.
     """
     if not isinstance(given, Mapping | None):
         raise UsageError(f"remotes must be a dict of names and remote sets, got {type(given).__name__}")
@@ -126,7 +126,7 @@ def _table_name(key: object) -> str:
 
 
 def query_text(name: str, text: str) -> str:
-    """Return the query without its semicolon and what follows that: COPY puts it in parentheses."""
+    """Return the query without its semicolon and later comments: COPY puts it in parentheses."""
     if "\0" in text:
         raise _wrong(name, "sql holds a NUL character, which PostgreSQL can't take")
     found = parts(text)

@@ -1,7 +1,7 @@
 -- name: relation
 -- A relation by name, read as PostgreSQL reads it (search_path, quotes). to_regclass gives
--- NULL for an unknown name instead of an error. What the role may do is asked here, before
--- anything is moved. reltuples is -1 where it was never analyzed; partitions are summed up.
+-- NULL for an unknown name instead of an error. The role's privileges are asked here, before
+-- anything is moved. reltuples is -1 if the table was never analyzed; partitions are summed up.
 -- tgtype 7: for each row, before, insert. "may_select": all columns, ctid too. "may_lock": LOCK TABLE in SHARE
 -- ROW EXCLUSIVE MODE needs one of three privileges on the whole table.
 SELECT c.oid::int8 AS oid,
@@ -33,7 +33,7 @@ SELECT c.oid::int8 AS oid,
  WHERE c.oid = pg_catalog.to_regclass(%(relname)s);
 
 -- name: inheritance_children
--- All below a table that are no partitions.
+-- All descendants of a table that are no partitions.
 WITH RECURSIVE part (relid) AS (
     SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = %(oid)s
      UNION
@@ -46,8 +46,8 @@ SELECT pg_catalog.format('%%s.%%s', n.nspname, c.relname) AS name
  ORDER BY 1;
 
 -- name: declared
--- What a query's result doesn't tell of the table columns that it shows: that the type is a domain, and a
--- collation that isn't the database's own (100 is pg_catalog."default").
+-- Facts about table columns that a query's result doesn't have: whether the type is a domain, and a
+-- collation other than the database's own (100 is pg_catalog."default").
 SELECT CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.oid, NULL) END AS domain,
        pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.collname) AS collation
   FROM ROWS FROM (pg_catalog.unnest(%(tables)s::oid[]), pg_catalog.unnest(%(numbers)s::int[]))
@@ -73,8 +73,8 @@ SELECT system_identifier::text AS system_identifier, pg_catalog.current_database
   FROM pg_catalog.pg_control_system();
 
 -- name: columns
--- Live columns in table order. A domain is sent in its base type's format, so base_type is
--- what counts for binary COPY.
+-- Columns that weren't dropped, in table order. A domain is sent in its base type's format, so binary
+-- COPY depends on base_type.
 SELECT a.attname AS name,
        a.atttypid::int8 AS type,
        pg_catalog.format_type(a.atttypid, a.atttypmod) AS type_name,
@@ -91,11 +91,11 @@ SELECT a.attname AS name,
  ORDER BY a.attnum;
 
 -- name: types
--- What decides how values of a type can travel. Domains are followed down to their base
+-- Facts that decide how values of a type can travel. Domains are followed down to their base
 -- type; "element" is the element type of a true array. An array has functions for binary even
--- where its elements have none (aclitem[]). "attributes" are a composite's, or its array's.
--- "equals_schema" is where the type's own = is, which its unique indexes go by; types without one of
--- their own use pg_catalog's. "enum_name" is an enum's own: for a domain over it there is no =.
+-- if its elements have none (aclitem[]). "attributes" are those of a composite, or of its array's elements.
+-- "equals_schema" is the schema of the type's own =, which its unique indexes use; types without an = of
+-- their own use that of pg_catalog. "enum_name" is the enum below a domain, which has no = of its own.
 WITH RECURSIVE base AS (
     SELECT t.oid AS wanted, t.oid, t.typtype, t.typbasetype
       FROM pg_catalog.pg_type AS t
@@ -149,8 +149,8 @@ SELECT pg_catalog.format_type(wanted.type, wanted.modifier)
  ORDER BY wanted.position;
 
 -- name: types_by_name
--- The types of those names, which another server gave; NULL for one that this database doesn't know, or that
--- holds a domain of a stranger's: its CHECK would run as this role.
+-- Types by names from another server. NULL for a type that this database doesn't know, or that
+-- holds a stranger's domain, whose CHECK would run as this role.
 SELECT (SELECT pg_catalog.to_regtype(wanted.name)::oid::int8
          WHERE NOT EXISTS (
                    WITH RECURSIVE part (oid) AS (
@@ -183,8 +183,8 @@ SELECT (SELECT pg_catalog.to_regtype(wanted.name)::oid::int8
  ORDER BY wanted.position;
 
 -- name: primary_key
--- Key columns in index order; no row means "no primary key". INCLUDE columns are in indkey
--- too: indnkeyatts cuts them off.
+-- Key columns in index order; no row means "no primary key". indkey also has the INCLUDE columns;
+-- indnkeyatts is the number of key columns.
 SELECT att.attname AS name
   FROM pg_catalog.pg_index AS idx
  CROSS JOIN LATERAL pg_catalog.unnest(idx.indkey) WITH ORDINALITY AS key (attnum, position)
@@ -193,11 +193,10 @@ SELECT att.attname AS name
  ORDER BY key.position;
 
 -- name: unique_indexes
--- All that are whole (not partial, not on expressions), with their columns in index order. ON CONFLICT can
--- use those that are immediate: not of a DEFERRABLE constraint. As JSON, since PostgreSQL 14 has no
--- indnullsnotdistinct. Which values are the same is not the column's word where the index has a collation,
--- or an operator class with an =, of its own; deterministic collations are all of one opinion: that texts
--- are the same if their bytes are.
+-- All unique indexes that are neither partial nor on expressions, with their columns in index order. ON CONFLICT
+-- can use immediate ones, that is, not those of a DEFERRABLE constraint. As JSON, since PostgreSQL 14 has no
+-- indnullsnotdistinct. The index, not the column, decides which values are equal if it has a collation, or an
+-- operator class with another =. All deterministic collations agree: texts are equal if their bytes are.
 SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indimmediate AS is_immediate,
        pg_catalog.bool_or(
            coalesce((pg_catalog.to_jsonb(idx) ->> 'indnullsnotdistinct')::bool, false)) AS nulls_are_equal,
@@ -230,7 +229,7 @@ SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indi
 
 -- name: assignable
 -- Whether PostgreSQL would assign a value of the one type to a column of the other by itself
--- (implicit or assignment cast; anything to a string type). Types both servers are born with.
+-- (implicit or assignment cast; anything to a string type). For types that are built in on both servers.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_cast
                 WHERE castsource = %(source)s AND casttarget = %(target)s AND castcontext IN ('a', 'i'))
        OR (SELECT typcategory = 'S' FROM pg_catalog.pg_type WHERE oid = %(target)s);

@@ -1,6 +1,6 @@
 -- name: structures
--- Of each type whether a Python list is an array or JSON for it: a domain is what it is made
--- from, and an array's elements are looked at in turn. json is NULL where they aren't JSON.
+-- For each type, whether a Python list becomes an array or JSON. A domain counts as its base type, and an
+-- array's elements are looked at, too. json is NULL if they aren't JSON.
 WITH RECURSIVE step (position, type, in_array) AS (
     SELECT position, type, false
       FROM pg_catalog.unnest(%(types)s::oid[]) WITH ORDINALITY AS given (type, position)

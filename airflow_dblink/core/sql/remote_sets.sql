@@ -1,5 +1,5 @@
 -- name: names
--- What a temporary table of each name would hide: a relation that search_path shows, or a type, for
+-- The objects that a temporary table of each name would hide: a relation in the search_path, or a type, since
 -- a table makes a type of its name. pg_temp comes first, even before pg_catalog.
 SELECT wanted.name,
        (SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)

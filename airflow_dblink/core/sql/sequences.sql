@@ -1,6 +1,6 @@
 -- name: sequences
--- Sequences that give columns their values: those that belong to them (serial, identity), and those of a
--- default, the column's or its domain's, that is nextval() and no more; with what the role may do. Not those
+-- Sequences that give columns their values: sequences that belong to a column (serial, identity), and those of a
+-- default, the column's or its domain's, that is just nextval(); with the role's privileges. Not sequences
 -- of a column that isn't a number ('INV-' || nextval(...)).
 WITH col AS (
     SELECT a.attrelid, a.attnum, a.attname, a.atttypid, t.typdefaultbin,
@@ -49,21 +49,21 @@ SELECT col.attname AS column_name, s.oid::int8 AS oid, n.nspname AS schema_name,
 SELECT last_value::numeric AS last, is_called FROM {sequence};
 
 -- name: position_unread
--- Without SELECT on the sequence; one that was never called is taken to be at its start.
+-- For a role without SELECT on the sequence. A sequence that was never called counts as being at its start.
 SELECT coalesce(pg_catalog.pg_sequence_last_value({oid}::pg_catalog.oid::pg_catalog.regclass), {start})::numeric AS last,
        pg_catalog.pg_sequence_last_value({oid}::pg_catalog.oid::pg_catalog.regclass) IS NOT NULL AS is_called;
 
 -- name: farthest
--- The last value of the column in the direction of the sequence, of those that the sequence can give: not of
--- those beyond its bounds, which may be another server's, nor a numeric's NaN and infinity.
+-- The column's farthest value in the direction of the sequence, among those that the sequence can give. Values
+-- beyond its bounds may be another server's; numeric's NaN and infinity don't count, either.
 SELECT pg_catalog.{extreme}({column})::pg_catalog.text AS value
   FROM {table}
  WHERE {column} OPERATOR(pg_catalog.>=) {lowest}::bigint
    AND {column} OPERATOR(pg_catalog.<=) {highest}::bigint;
 
 -- name: move
--- In the sequence's own steps, to the last one that isn't beyond the farthest value, so that the next is; not
--- over the bound, where it has come to its end; never back. All is numeric, so that nothing overflows.
+-- Moves the sequence in its own steps to the last one that isn't beyond the farthest value, so that the next one
+-- is beyond it. It stops at its bound, and never moves back. All values are numeric, so that none overflows.
 WITH state AS ({position}),
      next AS (SELECT last + CASE WHEN is_called THEN {step}::numeric ELSE 0::numeric END AS value FROM state)
 SELECT pg_catalog.setval({oid}::pg_catalog.oid::pg_catalog.regclass,
@@ -75,8 +75,8 @@ SELECT pg_catalog.setval({oid}::pg_catalog.oid::pg_catalog.regclass,
    AND ({bound}::numeric - value) * {sign}::numeric >= 0::numeric;
 
 -- name: move_cycling
--- A sequence that goes round is never beyond all values: it is moved, in its own steps, to where the most
--- values in a row are free, unless it has as many before it. Values are turned so that it counts up.
+-- A sequence that cycles is never beyond all values. It is moved, in its own steps, to the longest run of free
+-- values, unless the run that begins with its next value is as long. Values are negated if it counts down.
 WITH state AS ({position}),
      next AS (
          SELECT CASE WHEN value OPERATOR(pg_catalog.>) {last}::numeric THEN {first}::numeric ELSE value END AS value
