@@ -1,4 +1,4 @@
-"""What a job is: its handle, its state, how it ended."""
+"""A remote job as a value: its handle, its state, its end."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from airflow_dblink.core.errors import (
 )
 from airflow_dblink.core.server.target import Target
 
-#: ``sent``: its row is there, nobody runs it yet. ``running``: a session has claimed it.
-#: ``succeeded``, ``failed``: ended by itself; ``cancelled``: by a request. ``lost``: its session ended
+#: ``sent``: the row is there, but no session runs the job yet. ``running``: a session has claimed it.
+#: ``succeeded``, ``failed``: it ended by itself; ``cancelled``: by a request. ``lost``: its session ended
 #: without a word (a crash, ``pg_terminate_backend``); nothing was committed, and can't be any more.
 State = Literal["sent", "running", "succeeded", "failed", "cancelled", "lost"]
 ENDED: frozenset[str] = frozenset(("succeeded", "failed", "cancelled", "lost"))
@@ -31,9 +31,9 @@ SCHEMA = Target.job_schema
 
 @dataclass(frozen=True)
 class JobHandle:
-    """Where a job is, as small as XCom likes it.
+    """The place of a job, small enough for XCom.
 
-    :ivar conn_id: Airflow connection of the database that it runs in.
+    :ivar conn_id: Airflow connection of the database in which it runs.
     :ivar job_id: its id, a UUID as text.
     :ivar schema: schema of the job table there.
     """
@@ -56,17 +56,16 @@ class JobHandle:
         return UUID(self.job_id)
 
     def as_dict(self) -> dict[str, str]:
-        """Return it as JSON-able mapping; :meth:`read` takes it back."""
+        """Return the handle as a mapping for JSON, which :meth:`read` accepts."""
         return asdict(self)
 
     @classmethod
     def read(cls, value: object, conn_id: str | None = None) -> Self:
-        """Return the handle that *value* is.
+        """Return the handle in *value*.
 
-        :param value: a handle, the mapping that it travels as, that mapping as text (what a template
-            renders), or the id alone.
-        :param conn_id: Airflow connection for an id alone; a handle must be of the same.
-        :raises UsageError: if it is none of these, or of another connection.
+        :param value: a handle, its mapping, that mapping as text (from a template), or the id alone.
+        :param conn_id: Airflow connection for an id alone; a handle must name the same one.
+        :raises UsageError: if *value* is none of these, or names another connection.
         """
         known = cls._read(value, conn_id)
         if conn_id is not None and known.conn_id != conn_id:
@@ -107,7 +106,7 @@ def _parsed(text: str) -> object:
     except ValueError:
         pass
     try:
-        return ast.literal_eval(text)  # what Jinja makes of a dict
+        return ast.literal_eval(text)  # Jinja renders a dict in this form
     except (ValueError, SyntaxError):
         raise UsageError("a job's handle as text must be JSON") from None
 
@@ -128,9 +127,9 @@ class Job:
     """A row of the job table, without its statement.
 
     :ivar age_s: seconds since it was sent, by the server's clock.
-    :ivar row_count: rows that its last statement changed or gave, as in the command tag.
+    :ivar row_count: rows that its last statement changed or returned, as in the command tag.
     :ivar result_table: table with its rows; ``None`` if it keeps none, or they were dropped.
-    :ivar result_schema: where that table is; ``None`` if it is not there, or is somebody's who isn't trusted.
+    :ivar result_schema: schema of that table; ``None`` if it is missing, or its owner isn't trusted.
     """
 
     id: UUID
@@ -176,13 +175,13 @@ class Job:
 
     @property
     def command_tag(self) -> str | None:
-        """The tag of its last statement, such as ``UPDATE 3``; ``None`` where it has no row count."""
+        """The tag of its last statement, such as ``UPDATE 3``; ``None`` if that has no row count."""
         return f"{self.command} {self.row_count}" if self.command and self.row_count is not None else None
 
     def error(self, conn_id: str) -> RemoteError | None:
-        """Return what is wrong with an ended job, ``None`` if it succeeded or still goes on.
+        """Return the error of a job; ``None`` if it has succeeded, or hasn't ended yet.
 
-        A failed one has PostgreSQL's own SQLSTATE, message, detail, hint and context.
+        The error of a failed job has PostgreSQL's own SQLSTATE, message, detail, hint and context.
         """
         line = context_line(f"running job {self.id}", conn_id)
         if self.state == "failed":
@@ -206,12 +205,12 @@ class Job:
 
 
 def job_of(row: Mapping[str, Any]) -> Job:
-    """Return the job of a row that the statement ``look`` gave."""
+    """Return the job of a row from the statement ``look``."""
     return Job(**row)
 
 
 def standby(conn_id: str) -> TransientError:
-    """Return the error for a server that can't be asked for jobs now; once promoted, it can."""
+    """Return the error for a standby, which takes no jobs until it is promoted."""
     return TransientError(
         "this server is a standby: jobs need a primary",
         conn_id,

@@ -1,11 +1,11 @@
-"""Whom this role trusts with the schema for jobs, and the refusal of all others'.
+"""The roles that this role trusts with the job schema, and the guard that refuses all other owners.
 
-Whoever owns the schema, its table, a function there or anything that the table uses, and whoever can
-hang a trigger on it, can run code as each role that touches it. So nothing is said to the server about
-jobs but behind the guard of this module, in one message and one transaction with it.
+The owner of the schema, its table, a function there or anything that the table uses can run code as each
+role that touches it, and so can a role that may add a trigger to the table. So every statement about
+jobs stands behind the guard of this module, in one message and one transaction with it.
 
-Trusted are this role itself, superusers, the database's owner, roles that can act as this one because
-they are members of it, and the connection's ``trusted_owners``.
+Trusted roles are this role itself, superusers, the database's owner, members of this role, who can act as
+it anyway, and the connection's ``trusted_owners``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from psycopg import sql
 from airflow_dblink.core.errors import InstallationError, RemoteError, TransientError, from_psycopg
 from airflow_dblink.core.sql.named import statements
 
-#: Of the guard's refusal; no other error of a server has it.
+#: SQLSTATE of the guard's refusal; no other error of a server has it.
 SQLSTATE = "ADJ01"
 
 _NAME_BYTES = 63
 _NAME = re.compile(r"[^\0]{0,300}", re.DOTALL)  # with its schema, and both quoted
-_COMMENT = re.compile(r"[ ]*--.*")  # why is for who reads the file: the guard goes over the wire each time
+_COMMENT = re.compile(r"[ ]*--.*")  # left out of the guard, which goes over the network each time
 
 
 @lru_cache
 def fragments(schema: str, trusted_owners: tuple[str, ...]) -> Mapping[str, sql.Composable]:
-    """Return the names, and the parts of statements, that SQL about the job schema is made of."""
+    """Return the names and parts for statements about the job schema."""
     named = {name: sql.SQL(_COMMENT.sub("", text)) for name, text in statements("jobs_trust.sql").items()}
     parts: dict[str, sql.Composable] = {
         "schema": sql.Identifier(schema),
@@ -51,9 +51,9 @@ def fragments(schema: str, trusted_owners: tuple[str, ...]) -> Mapping[str, sql.
 
 @lru_cache
 def guard(schema: str, trusted_owners: tuple[str, ...]) -> str:
-    """Return the statement that fails unless all of the schema is trusted.
+    """Return the guard: a statement that fails unless all owners in the schema are trusted.
 
-    It belongs in front of others in one transaction, with ``pg_catalog, pg_temp`` as search_path.
+    It must be the first in its transaction, with ``pg_catalog, pg_temp`` as search_path.
     """
     body = fragments(schema, trusted_owners)["guard"].as_string()
     return sql.SQL("DO {}").format(sql.Literal(body)).as_string()
@@ -62,7 +62,7 @@ def guard(schema: str, trusted_owners: tuple[str, ...]) -> str:
 def guarded_call(schema: str, job_id: str, trusted_owners: Sequence[str]) -> str:
     """Return the message that runs a job; it must be the only statement, since the procedure commits.
 
-    Its beginning says which job: ``pg_stat_activity.query`` is searched for it, and may be cut.
+    It begins with the job's id, since ``pg_stat_activity.query`` is searched for it, and may be cut.
     """
     parts = {**fragments(schema, tuple(trusted_owners)), "job_id": sql.Literal(job_id)}
     body = sql.SQL(statements("jobs_trust.sql")["guarded_call"]).format(**parts).as_string()
@@ -70,7 +70,7 @@ def guarded_call(schema: str, job_id: str, trusted_owners: Sequence[str]) -> str
 
 
 def distrust_of(error: psycopg.Error, conn_id: str, schema: str) -> InstallationError | None:
-    """Return the guard's refusal as our error, ``None`` if *error* is none."""
+    """Return the guard's refusal as our error; ``None`` if *error* is another one."""
     if error.diag.sqlstate != SQLSTATE:
         return None
     try:
@@ -81,7 +81,7 @@ def distrust_of(error: psycopg.Error, conn_id: str, schema: str) -> Installation
 
 
 def _is_finding(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Return whether *value* is what the statement ``distrusted`` gives; a hostile server gives anything."""
+    """Return whether *value* looks like a finding of ``distrusted``; a hostile server may send anything."""
     if not isinstance(value, dict) or not isinstance(value.get("place"), int):
         return False
     texts = [value.get(name) for name in ("kind", "name", "role", "me")]
@@ -89,7 +89,7 @@ def _is_finding(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def distrust(finding: object, conn_id: str, schema: str) -> InstallationError:
-    """Return the error for what the statement ``distrusted`` has found."""
+    """Return the error for a finding of the statement ``distrusted``."""
     if not _is_finding(finding):
         return InstallationError(
             f"who owns the schema for jobs {schema!r} can't be read from the server's answer",
@@ -128,9 +128,9 @@ def distrust(finding: object, conn_id: str, schema: str) -> InstallationError:
 
 
 def results_schema(schema: str) -> str:
-    """Return the name of the schema for kept results that stands beside the job schema.
+    """Return the name of the schema for kept results, beside the job schema.
 
-    Apart from it, since who keeps results needs CREATE there.
+    It is a schema of its own, since roles that keep results need CREATE there.
     """
     name = f"{schema}_results"
     if len(name.encode()) <= _NAME_BYTES:

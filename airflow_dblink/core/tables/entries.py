@@ -20,7 +20,7 @@ _EXACT = frozenset(
 
 @dataclass(frozen=True)
 class Column:
-    """A live column of a relation; ``type_name`` is ``format_type``'s, modifier included."""
+    """A column that wasn't dropped; ``type_name`` is ``format_type``'s, modifier included."""
 
     name: str
     type: int
@@ -39,10 +39,10 @@ class Relation:
     """A relation as one role sees it.
 
     :ivar kind: ``pg_class.relkind``.
-    :ivar may_select: whether the role may read the whole table, where its rows lie (``ctid``) too.
+    :ivar may_select: whether the role may read all columns, the rows' places (``ctid``) too.
     :ivar may_lock: whether the role may lock it in SHARE ROW EXCLUSIVE MODE.
-    :ivar insert_rules: names of the rules that rewrite an INSERT; COPY goes by none.
-    :ivar rows: the planner's estimate; 0 where the table was never analyzed.
+    :ivar insert_rules: names of the rules that rewrite an INSERT; COPY ignores rules.
+    :ivar rows: the planner's estimate; 0 if the table was never analyzed.
     """
 
     oid: int
@@ -63,12 +63,12 @@ class Relation:
 
     @property
     def identifier(self) -> sql.Identifier:
-        """Its qualified name."""
+        """The relation's qualified name."""
         return sql.Identifier(self.schema_name, self.name)
 
     @property
     def has_inheritance(self) -> bool:
-        """Whether it is read with the rows of other tables, which its own indexes don't know."""
+        """Whether reading it also gives rows of other tables, which its indexes don't contain."""
         return self.kind != "p" and self.has_children
 
     def __str__(self) -> str:
@@ -80,12 +80,12 @@ class UniqueIndex:
     """A unique index of whole columns.
 
     :ivar columns: in the order of the index.
-    :ivar is_immediate: whether ON CONFLICT can use it: it is not of a DEFERRABLE constraint.
+    :ivar is_immediate: whether ON CONFLICT can use it: it doesn't belong to a DEFERRABLE constraint.
     :ivar nulls_are_equal: whether two rows with NULL conflict (NULLS NOT DISTINCT).
-    :ivar collations: quoted names, by column, of those by which other values may be the same than by the
-        column's own; else ``None``.
-    :ivar is_deterministic: whether texts are the same only if all their bytes are.
-    :ivar is_plain: whether values are the same that are so to their types' own ``=``.
+    :ivar collations: by column, the quoted name of the index's collation if other values may be equal by it
+        than by the column's; otherwise ``None``.
+    :ivar is_deterministic: whether texts are equal only if all their bytes are.
+    :ivar is_plain: whether values are equal exactly if the ``=`` of their types says so.
     """
 
     columns: tuple[str, ...]
@@ -100,8 +100,8 @@ class UniqueIndex:
 class ResultColumn:
     """A column of a query's result.
 
-    :ivar table: oid of the relation whose column it shows as it is; 0 for anything else.
-    :ivar number: of the column there.
+    :ivar table: oid of the relation whose column the query shows unchanged; 0 for any other expression.
+    :ivar number: number of the column in that relation.
     """
 
     name: str
@@ -113,14 +113,14 @@ class ResultColumn:
 
 @dataclass(frozen=True)
 class Type:
-    """How values of a type can travel.
+    """A type, as far as it decides how values can travel.
 
-    :ivar base_type: the type itself, or what a domain comes down to.
+    :ivar base_type: the type itself, or the base type of a domain.
     :ivar element: element type of a true array.
-    :ivar equals_schema: schema of its own ``=``; ``None`` where it uses another type's, of pg_catalog.
-    :ivar enum_name: quoted name of an enum, as which its values are compared: a domain over one has no ``=``.
+    :ivar equals_schema: schema of its own ``=``; ``None`` if it uses another type's in pg_catalog.
+    :ivar enum_name: quoted name of the enum as which its values are compared: a domain over one has no ``=``.
     :ivar base_full_name: the base type's name with its schema, quoted.
-    :ivar send: function of pg_catalog that gives its binary form, ``None`` where another schema has it.
+    :ivar send: function of pg_catalog that gives its binary form; ``None`` if it is in another schema.
     """
 
     type: int
@@ -139,17 +139,17 @@ class Type:
 
     @property
     def goes_in_binary(self) -> bool:
-        """Whether PostgreSQL receives in binary whatever it sends so."""
+        """Whether PostgreSQL can read all values in binary that it writes in binary."""
         return self.has_binary and not {self.base_name, self.element_name} & _UNRECEIVED
 
     @property
     def built_in(self) -> bool:
-        """Whether every server has this type under this oid (arrays: of such a type)."""
+        """Whether every server has this type under this oid; for an array, its element type."""
         return self.base_type < _FIRST_VARYING_OID
 
     @property
     def is_exact(self) -> bool:
-        """Whether two values that are ``=`` are always the same, byte for byte."""
+        """Whether two values that are ``=`` are always identical, byte for byte."""
         return self.base_name in _EXACT
 
     @property
@@ -158,17 +158,17 @@ class Type:
         return self.category == _STRING
 
     def equals(self, left: sql.Composable, right: sql.Composable) -> sql.Composed:
-        """Return the condition that two values are ``=`` as indexes have it, wherever its operator is.
+        """Return the condition that two values are ``=``, with the schema of the indexes' operator.
 
-        By ``search_path`` alone, citext in a schema that isn't in it would be compared as text; and
-        whoever may create in a schema of the path could put his own operator there.
+        Without the schema, citext in a schema outside of ``search_path`` would be compared as text, and
+        a stranger who may create in a schema of the path could put their own operator there.
         """
         return self.compare(left, "=", right)
 
     def compare(self, left: sql.Composable, operator: str, right: sql.Composable) -> sql.Composed:
-        """Return the condition that two values, as indexes have it, are ``=``, ``<`` or the like."""
+        """Return the condition ``left operator right``, with the schema of the indexes' operator."""
         schema = self.equals_schema or "pg_catalog"
-        # In the type's own schema somebody may have put an operator for a domain over it.
+        # The type's own schema may hold a stranger's operator for a domain over the type.
         is_open = schema != "pg_catalog" and self.type != self.base_type
         if name := self.base_full_name if is_open else self.enum_name:
             left, right = (sql.SQL(f"{{}}::{name}").format(value) for value in (left, right))
@@ -176,10 +176,10 @@ class Type:
 
     @property
     def is_xml(self) -> bool:
-        """Whether it is xml or an array of it, whose output leaves out the declaration that is stored."""
+        """Whether it is xml or an array of it: their output leaves out the stored declaration."""
         return "xml" in (self.base_name, self.element_name)
 
     @property
     def is_catalog_reference(self) -> bool:
-        """Whether it is regclass or its like: in binary an oid, and another one on each server."""
+        """Whether it is regclass or a similar type: its binary form is an oid, which differs by server."""
         return self.built_in and (self.element_name or self.base_name).startswith("reg")

@@ -1,4 +1,4 @@
-"""The CREATE TABLE of a transfer, and what is said of what it leaves out."""
+"""The CREATE TABLE of a transfer, and the warnings about properties that it leaves out."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def create_statement(
 ) -> sql.Composed:
     """Return the CREATE TABLE with the source's columns, types, collations, NOT NULL and primary key.
 
-    A domain becomes its base type, and a collation that the destination hasn't its default; the log says so.
+    A domain becomes its base type, and a collation that the destination lacks becomes its default; the log
+    says so.
 
-    :raises RemoteError: what a server says.
+    :raises RemoteError: a server's errors.
     """
     not_null = {column.name for column in table.columns if column.not_null} if table else set()
     collations = _collations(source, destination, pairs, offered)
@@ -56,7 +57,7 @@ def create_statement(
 def _collations(
     source: Side, destination: Side, pairs: Sequence[Pair], offered: Sequence[ResultColumn]
 ) -> list[sql.SQL]:
-    """Return the COLLATE clause of each column, and warn of what the new table won't have."""
+    """Return the COLLATE clause of each column; warn of domains and collations that get lost."""
     by_name = {column.name: column for column in offered}
     shown = [by_name[pair.source] for pair in pairs]
     params = {"tables": [column.table for column in shown], "numbers": [column.number for column in shown]}

@@ -1,4 +1,4 @@
-"""Which columns tell the rows of a table apart, and what PostgreSQL's ON CONFLICT makes of them."""
+"""The key of a table: the columns that identify its rows, and their use with ON CONFLICT."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def key_columns(
     *,
     for_on_conflict: bool = False,
 ) -> tuple[str, ...]:
-    """Return the columns that tell rows apart: *wanted*, else the primary key's.
+    """Return the columns that identify rows: *wanted*, or those of the primary key.
 
-    :param for_on_conflict: it must be one that ON CONFLICT can use.
+    :param for_on_conflict: whether ON CONFLICT must be able to use the key.
     :raises UsageError: if there is no primary key, a column doesn't exist or gets no value, or no unique
-        index is on just these columns.
+        index is on exactly these columns.
     """
     conn_id = destination.conn_id
     key = tuple(wanted) if wanted else tuple(primary_key(destination, relation))
@@ -60,12 +60,12 @@ def key_columns(
 
 @dataclass(frozen=True)
 class UpsertKey:
-    """The columns that tell rows apart.
+    """The key of an upsert: the columns that identify rows.
 
     :ivar columns: in the order in which they were named.
-    :ivar loose: those of which two values that are the same may be written differently (1.0 and 1.00, -0
-        and 0, citext): the row that is there gets the source's form.
-    :ivar takes_null: whether NULL is in conflict with NULL.
+    :ivar loose: columns whose equal values may be written differently (1.0 and 1.00, -0
+        and 0, citext): an existing row gets the source's form.
+    :ivar takes_null: whether NULL conflicts with NULL.
     """
 
     columns: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class UpsertKey:
     def of(
         cls, destination: Side, relation: Relation, wanted: Sequence[str] | None, pairs: Sequence[Pair]
     ) -> UpsertKey:
-        """Return the key: *wanted*, else the primary key.
+        """Return the key: *wanted*, or the primary key.
 
         :raises UsageError: as :func:`~airflow_dblink.core.tables.row_key.key_columns`.
         """

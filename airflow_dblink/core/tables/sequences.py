@@ -1,4 +1,4 @@
-"""Sequences of columns whose values came from elsewhere: the next value must not be one of them."""
+"""Sequences of loaded columns: their next values must not be among the loaded ones."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SQL = {name: sql.SQL(text) for name, text in statements("sequences.sql").items(
 
 
 def reset_sequences(destination: Side, relation: Relation, given: Collection[str]) -> None:
-    """Move the sequences that give columns their values beyond the values that came.
+    """Move the sequences of loaded columns beyond the loaded values.
 
-    They belong to the column (serial, identity) or are its default. They keep their steps and bounds, beyond
-    which values don't count, and none moves back. One that cycles is moved to where the most values in a
-    row are free.
+    The sequences belong to the column (serial, identity) or are its default. They keep their steps and
+    bounds, and never move back; values beyond the bounds don't count. A sequence that cycles is moved to the
+    longest run of free values.
 
     :param given: the columns that got values.
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     """
     for row in destination.ask(statements("sequences.sql")["sequences"], {"oid": relation.oid}):
         if row["column_name"] not in given:
@@ -65,4 +65,4 @@ def _move(destination: Side, relation: Relation, row: Mapping[str, Any]) -> None
         return
     bound = row["highest"] if step > 0 else row["lowest"]
     move = _SQL["move"].format(farthest=sql.Literal(value), bound=sql.Literal(str(bound)), **numbers)
-    destination.ask(move, action="setting the sequence")  # it looks at the sequence alone, not at the table
+    destination.ask(move, action="setting the sequence")  # a question: it reads the sequence, not the table
