@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.errors import RemoteError, StoppedError, UsageError
+from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.once.transaction import Once
@@ -14,9 +13,9 @@ from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.lexer import parts
 from airflow_dblink.core.sqltext.rules import check_script
-from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.job_base import DblinkJobWaitingOperator
+from airflow_dblink.operators.common.once import ExactlyOnceOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 ADOPTED = "COMMIT"
 
 
-class DblinkExecOperator(DblinkJobWaitingOperator):
+class DblinkExecOperator(ExactlyOnceOperator, DblinkJobWaitingOperator):
     """Run one statement or a script, exactly once across retries and killed workers.
 
     The script and its COMMIT travel as one message, so PostgreSQL finishes what it has begun
@@ -73,21 +72,16 @@ class DblinkExecOperator(DblinkJobWaitingOperator):
     def __init__(
         self,
         *,
-        conn_id: str,
-        sql: str,
-        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         transaction: bool = True,
-        orphan_timeout: timedelta = timedelta(hours=1),
         client_min_messages: str = "notice",
         deferrable: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(conn_id=conn_id, sql=sql, parameters=parameters, deferrable=deferrable, **kwargs)
+        super().__init__(deferrable=deferrable, **kwargs)
         self.transaction = transaction
+        self.client_min_messages = client_min_messages
         if not deferrable:  # there is no job to link to
             self.operator_extra_links = ()
-        self.orphan_timeout = orphan_timeout
-        self.client_min_messages = client_min_messages
 
     def execute(self, context: Context) -> str:
         """Run the statement; the last command tag becomes the XCom return value."""
@@ -106,7 +100,7 @@ class DblinkExecOperator(DblinkJobWaitingOperator):
                 tags = self._each(link, script)
                 context["ti"].xcom_push("command_tags", tags)
                 return tags[-1]
-            once = self._once(context, link.connection, self.conn_id, self.orphan_timeout)
+            once = self._once(context, link.connection, self.conn_id)
             tags = self._exactly_once(context, hook, once, script)
             context["ti"].xcom_push("command_tags", tags)
             self._check()
@@ -147,11 +141,6 @@ class DblinkExecOperator(DblinkJobWaitingOperator):
                     hint="use DblinkTransferOperator or DblinkFetchOperator",
                 )
 
-    def _bound(self, link: Link) -> str:
-        if self.parameters is None:
-            return self.sql
-        return link.compose(self.sql, self.parameters).as_string(link.connection)
-
     def _exactly_once(self, context: Context, hook: DblinkHook, once: Once, script: str) -> list[str]:
         if (result := self._recall(context, hook, once)) is not None:
             tags: list[str] = result.get("tags") or []
@@ -161,14 +150,7 @@ class DblinkExecOperator(DblinkJobWaitingOperator):
         once.begin(self._settings(once.connection, self.conn_id, **more))
         self.log.info("Transaction %s on %s", once.xid, self.conn_id)
         try:
-            tags = once.run(script)
-        except StoppedError:
-            if self._is_still_wanted(context):
-                once.connection.close()  # and no cancel: the next try adopts it
-                raise DblinkTaskKilledError(
-                    f"the worker is stopping; transaction {once.xid} goes on, the next try takes it over"
-                ) from None
-            raise
+            tags = self._run_as_one(context, once, script)
         except RemoteError as error:
             raise _explained(error) from None
         self.log.info("Committed: %s", ", ".join(tags))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.server.settings import HANDED_ON
 from airflow_dblink.core.server.side import Side, set_local
-from airflow_dblink.operators.common.files import FileWritingOperator
-from airflow_dblink.operators.common.rows import MAX_XCOM_BYTES, Handler, RowSink
+from airflow_dblink.operators.common.rows import RowDestination
+from airflow_dblink.operators.common.sql import SqlOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class DblinkFetchOperator(FileWritingOperator):
+class DblinkFetchOperator(SqlOperator, RowDestination):
     """Fetch the rows of a query in batches: constant memory, one snapshot.
 
     Values are written in the same forms whatever the database's settings are (ISO dates, all digits of
@@ -64,41 +64,11 @@ class DblinkFetchOperator(FileWritingOperator):
     }
     ui_color = "#e3f0d8"
 
-    def __init__(
-        self,
-        *,
-        conn_id: str,
-        sql: str,
-        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
-        batch_rows: int = 10_000,
-        handler: Handler | None = None,
-        path: str | None = None,
-        path_conn_id: str | None = None,
-        header: bool = True,
-        csv_options: Mapping[str, str] | None = None,
-        max_xcom_rows: int | None = None,
-        max_xcom_bytes: int = MAX_XCOM_BYTES,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.conn_id = conn_id
-        self.sql = sql
-        self.parameters = parameters
-        self.batch_rows = batch_rows
-        self.handler = handler
-        self.path = path
-        self.path_conn_id = path_conn_id
-        self.header = header
-        self.csv_options = csv_options
-        self.max_xcom_rows = max_xcom_rows
-        self.max_xcom_bytes = max_xcom_bytes
-        self._note_given("path")
-
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch the rows; their count becomes the XCom return value."""
         with self._errors_for_airflow():
             self._demand_values("conn_id", "sql")
-            sink = RowSink.of(self, self.conn_id)
+            sink = self._row_sink(self.conn_id)
             sink.demand_one()
             with self._hook(self.conn_id) as hook:
                 link = hook.link()

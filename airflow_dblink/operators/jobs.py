@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.configuration import conf
@@ -13,18 +12,17 @@ from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.core.once.tickets import read as read_ticket
 from airflow_dblink.core.once.transaction import KEY as ONCE_KEY
-from airflow_dblink.core.transfer.plan import Mode, Spec
+from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.job_functions import demand_kept_rows
 from airflow_dblink.links.job import DblinkJobLink, page_note
 from airflow_dblink.operators.common.arguments import demand_columns, flag
 from airflow_dblink.operators.common.base import DblinkBaseOperator
-from airflow_dblink.operators.common.files import FileWritingOperator
 from airflow_dblink.operators.common.handles import TakesHandle, handles_of
 from airflow_dblink.operators.common.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
 from airflow_dblink.operators.common.kept_rows import delivered
 from airflow_dblink.operators.common.moving import MovingOperator
-from airflow_dblink.operators.common.rows import MAX_XCOM_BYTES, Handler, RowSink
+from airflow_dblink.operators.common.rows import RowDestination, RowSink
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -84,7 +82,7 @@ class DblinkSendQueryOperator(DblinkJobBaseOperator):
             return JobHandle(self.conn_id, str(sent.job_id), submission.schema).as_dict()
 
 
-class DblinkJobOperator(FileWritingOperator, DblinkJobWaitingOperator):
+class DblinkJobOperator(RowDestination, DblinkJobWaitingOperator):
     """Run SQL in a database as a job of its own, wait for its end, and hand on its rows: in one task.
 
     The job survives the worker, the triggerer and the scheduler; a retry waits on for a job that still
@@ -136,43 +134,31 @@ class DblinkJobOperator(FileWritingOperator, DblinkJobWaitingOperator):
         self,
         *,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        handler: Handler | None = None,
-        path: str | None = None,
-        path_conn_id: str | None = None,
-        max_xcom_rows: int | None = None,
-        max_xcom_bytes: int = MAX_XCOM_BYTES,
-        batch_rows: int = 10_000,
         keep_result: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(deferrable=deferrable, **kwargs)
-        self.handler = handler
-        self.path, self.path_conn_id = path, path_conn_id
-        self.max_xcom_rows = max_xcom_rows
-        self.max_xcom_bytes = max_xcom_bytes
-        self.batch_rows = batch_rows
         self.keep_result = keep_result
-        self._note_given("path")
 
     def execute(self, context: Context) -> Any:
         """Send the job and wait for its end, in the triggerer if it takes longer."""
         with self._errors_for_airflow():
             self._demand_values("conn_id", "sql")
-            sink = RowSink.of(self, self.conn_id)
+            sink = self._row_sink(self.conn_id)
             if sink.given:
                 sink.demand_one()
         return self._send_and_wait(context, keep_result=self.keep_result or bool(sink.given))
 
     def _result(self, context: Context, hook: DblinkHook, job: Job) -> dict[str, Any]:
         result = {**self._handle.as_dict(), "command_tag": job.command_tag, "row_count": job.row_count}
-        sink = RowSink.of(self, self.conn_id)
+        sink = self._row_sink(self.conn_id)
         if sink.given:
             drop = not self.keep_result
             result |= delivered(self, context, hook, self._handle, job, sink, drop=drop)
         return result
 
 
-class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
+class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
     """Wait for a job, and hand on the rows that it kept: to a function, a file, a table, or XCom.
 
     Exactly one of *handler*, *path*, *max_xcom_rows* and *destination_table* says where they go. Rows come
@@ -234,47 +220,21 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
     def __init__(
         self,
         *,
-        handle: Any,
-        conn_id: str | None = None,
-        job_schema: str | None = None,
-        handler: Handler | None = None,
-        path: str | None = None,
-        path_conn_id: str | None = None,
-        header: bool = True,
-        csv_options: Mapping[str, str] | None = None,
-        max_xcom_rows: int | None = None,
-        max_xcom_bytes: int = MAX_XCOM_BYTES,
-        batch_rows: int = 10_000,
         destination_conn_id: str | None = None,
         destination_table: str | None = None,
-        mode: Mode = "append",
         key: Sequence[str] | None = None,
-        allow_empty_source: bool | str = False,
         drop_result: bool = False,
         poll_interval: float = 10.0,
-        orphan_timeout: timedelta = timedelta(hours=1),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.handle = self.given_handle = handle
-        self.conn_id, self.job_schema = conn_id, job_schema
-        self.handler = handler
-        self.path, self.path_conn_id = path, path_conn_id
-        self.header = header
-        self.csv_options = csv_options
-        self.max_xcom_rows = max_xcom_rows
-        self.max_xcom_bytes = max_xcom_bytes
-        self.batch_rows = batch_rows
         self.destination_conn_id = destination_conn_id
         self.destination_table = destination_table
-        self.mode = mode
         self.key = key
-        self.allow_empty_source = allow_empty_source
         self.drop_result = drop_result
         self.poll_interval = poll_interval
-        self.orphan_timeout = orphan_timeout
         self.job_handle: JobHandle | None = None  # for the link
-        self._note_given("path", "destination_conn_id", "destination_table")
+        self._note_given(destination_conn_id=destination_conn_id, destination_table=destination_table)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Hand on the rows; their count becomes the XCom return value."""
@@ -282,7 +242,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
             self._demand_values()
             demand_columns("key", self.key)
             handle = self.job_handle = self._read_handle()
-            sink = RowSink.of(self, handle.conn_id)
+            sink = self._row_sink(handle.conn_id)
             self._demand_one_place(sink)
             page = page_note(self.dag_id, handle)
             self.log.info("Getting the result of job %s on %s%s", handle.job_id, handle.conn_id, page)
@@ -326,7 +286,7 @@ class DblinkGetResultOperator(FileWritingOperator, MovingOperator, TakesHandle):
                 key=self.key,
                 allow_empty_source=flag("allow_empty_source", self.allow_empty_source),
             )
-            return self._move(context, handle.conn_id, conn_id, spec, self.orphan_timeout)
+            return self._move(context, handle.conn_id, conn_id, spec)
 
 
 class DblinkCancelQueryOperator(DblinkBaseOperator, TakesHandle):
@@ -351,13 +311,6 @@ class DblinkCancelQueryOperator(DblinkBaseOperator, TakesHandle):
     template_fields: Sequence[str] = ("handle", "conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"handle": "json"}
     ui_color = "#f3d7d7"
-
-    def __init__(
-        self, *, handle: Any, conn_id: str | None = None, job_schema: str | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.handle = self.given_handle = handle
-        self.conn_id, self.job_schema = conn_id, job_schema
 
     def execute(self, context: Context) -> dict[str, str]:
         """Cancel; the states become the XCom return value."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.errors import StoppedError, UsageError
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.remote_sets.attach import attach, prepare
@@ -18,10 +17,10 @@ from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.core.sqltext.lexer import Part, parts
 from airflow_dblink.core.sqltext.rules import QUERIES, check_script
-from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.common.files import FileWritingOperator
-from airflow_dblink.operators.common.rows import MAX_XCOM_BYTES, Handler, RowSink
+from airflow_dblink.operators.common.once import ExactlyOnceOperator
+from airflow_dblink.operators.common.rows import RowDestination, RowSink
+from airflow_dblink.operators.common.sql import SqlOperator
 
 if TYPE_CHECKING:
     import jinja2
@@ -38,7 +37,7 @@ _CHANGING_CTE = re.compile(rf"\bAS\s+((NOT\s+)?MATERIALIZED\s*)?\(\s*({'|'.join(
 _ALTERNATIVE = "DblinkExecOperator with transaction=False"
 
 
-class DblinkQueryOperator(FileWritingOperator):
+class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
     """Run SQL in one database, over tables there and the results of queries in other databases.
 
     Each remote set is a temporary table while the SQL runs; its columns have the remote's types. All is one
@@ -107,38 +106,13 @@ class DblinkQueryOperator(FileWritingOperator):
     def __init__(
         self,
         *,
-        conn_id: str,
-        sql: str,
-        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         remotes: Mapping[str, Remote | Mapping[str, Any]] | None = None,
         analyze: bool = True,
-        batch_rows: int = 10_000,
-        handler: Handler | None = None,
-        path: str | None = None,
-        path_conn_id: str | None = None,
-        header: bool = True,
-        csv_options: Mapping[str, str] | None = None,
-        max_xcom_rows: int | None = None,
-        max_xcom_bytes: int = MAX_XCOM_BYTES,
-        orphan_timeout: timedelta = timedelta(hours=1),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.conn_id = conn_id
-        self.sql = sql
-        self.parameters = parameters
         self.remotes = remotes
         self.analyze = analyze
-        self.batch_rows = batch_rows
-        self.handler = handler
-        self.path = path
-        self.path_conn_id = path_conn_id
-        self.header = header
-        self.csv_options = csv_options
-        self.max_xcom_rows = max_xcom_rows
-        self.max_xcom_bytes = max_xcom_bytes
-        self.orphan_timeout = orphan_timeout
-        self._note_given("path")
 
     def _do_render_template_fields(
         self,
@@ -167,7 +141,7 @@ class DblinkQueryOperator(FileWritingOperator):
             remotes = remotes_by_table(self.remotes)
             with self._hook(self.conn_id) as hook:
                 link = hook.link()
-                once = self._once(context, link.connection, self.conn_id, self.orphan_timeout)
+                once = self._once(context, link.connection, self.conn_id)
                 result = self._recall(context, hook, once)
                 if result is not None:
                     self.log.info("An earlier try has committed: nothing is run.")
@@ -186,7 +160,7 @@ class DblinkQueryOperator(FileWritingOperator):
         """Return where the rows go, if anywhere, after a look at what can be seen to be wrong at once."""
         self._demand_values("conn_id", "sql")
         check_script(self.sql, self.conn_id, alternative=_ALTERNATIVE)
-        sink = RowSink.of(self, self.conn_id)
+        sink = self._row_sink(self.conn_id)
         if not sink.given:
             return None
         sink.demand_one()
@@ -198,11 +172,6 @@ class DblinkQueryOperator(FileWritingOperator):
                 hint="end the script with SELECT, VALUES or TABLE; what changes data comes before it",
             )
         return sink
-
-    def _bound(self, link: Link) -> str:
-        if self.parameters is None:
-            return self.sql
-        return link.compose(self.sql, self.parameters).as_string(link.connection)
 
     def _fetch(
         self, hook: DblinkHook, once: Once, remotes: Mapping[str, Remote], *, for_cursor: bool
@@ -234,15 +203,7 @@ class DblinkQueryOperator(FileWritingOperator):
         """Run the script and commit, as one message."""
         result: dict[str, Any] = {"sets": sets, "command_tags": []}
         once.keep(result)
-        try:
-            tags = once.run(script)
-        except StoppedError:
-            if self._is_still_wanted(context):
-                once.connection.close()  # and no cancel: the next try adopts it
-                raise DblinkTaskKilledError(
-                    f"the worker is stopping; transaction {once.xid} goes on, the next try takes it over"
-                ) from None
-            raise
+        tags = self._run_as_one(context, once, script)
         self.log.info("Committed: %s", ", ".join(tags))
         return {**result, "command_tags": tags}
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.link.messages import Wire
-from airflow_dblink.core.once.transaction import Store
 from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.sync.changes.statements import statements_of_plan
 from airflow_dblink.core.sync.run import Session, dry_run, run
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
-from airflow_dblink.core.sync.watermark import is_higher
-from airflow_dblink.core.sync.work import Work
-from airflow_dblink.operators.common.arguments import demand_columns, flag, number, plan_of
-from airflow_dblink.operators.common.files import FileWritingOperator, demand_file, demand_mode, new_file
-from airflow_dblink.operators.common.lineage import transfer_lineage
-from airflow_dblink.operators.common.watermark import watermark_key, watermark_store
+from airflow_dblink.operators.common.arguments import flag, number, plan_of
+from airflow_dblink.operators.common.sync.statements import StatementsFileOperator
+from airflow_dblink.operators.common.sync.watermark import WatermarkOperator, watermark_key
+from airflow_dblink.operators.common.two_databases import TwoDatabasesOperator
 
 if TYPE_CHECKING:
-    from airflow.providers.openlineage.extractors import OperatorLineage
-    from airflow.sdk import Asset, Context
+    from airflow.sdk import Context
 
 
-class DblinkSyncOperator(FileWritingOperator):
+# Arguments that a template may have made texts.
+_FLAGS = ("insert", "update", "delete", "allow_empty_source", "reset_sequences")
+_NUMBERS = ("replace_above", "max_delete_fraction", "max_change_fraction")
+
+
+class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFileOperator):
     """Make a table equal to a table or query of another database, moving only the difference.
 
     Compare: both servers reckon checksums of groups of keys, at the same time; only groups that differ
@@ -151,14 +149,6 @@ class DblinkSyncOperator(FileWritingOperator):
     def __init__(
         self,
         *,
-        source_conn_id: str,
-        destination_conn_id: str,
-        destination_table: str,
-        source_table: str | None = None,
-        source_sql: str | None = None,
-        source_parameters: Sequence[Any] | Mapping[str, Any] | None = None,
-        key: Sequence[str] | None = None,
-        columns: Sequence[str] | Mapping[str, str] | None = None,
         where: str | None = None,
         where_parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         insert: bool | str = True,
@@ -170,29 +160,15 @@ class DblinkSyncOperator(FileWritingOperator):
         lock: Lock = "apply",
         plan_only: bool | str = False,
         plan: Any = None,
-        statements_path: str | None = None,
-        statements_conn_id: str | None = None,
         max_delete_fraction: float | str | None = 0.25,
         max_change_fraction: float | str | None = None,
         allow_empty_source: bool | str = False,
         on_conflict: OnConflict = "error",
         triggers: Triggers = "fire",
-        watermark_column: str | None = None,
-        watermark_overlap: timedelta | float | None = None,
-        watermark_until: str | None = None,
-        watermark_asset: Asset | None = None,
         sample_keys: int = 5,
-        reset_sequences: bool = True,
-        orphan_timeout: timedelta = timedelta(hours=1),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.source_conn_id, self.destination_conn_id = source_conn_id, destination_conn_id
-        self.destination_table = destination_table
-        self.source_table = source_table
-        self.source_sql, self.source_parameters = source_sql, source_parameters
-        self.key = key
-        self.columns = columns
         self.where, self.where_parameters = where, where_parameters
         self.insert, self.update, self.delete = insert, update, delete
         self.method = method
@@ -202,40 +178,31 @@ class DblinkSyncOperator(FileWritingOperator):
         self.plan_only = plan_only
         self.plan = plan
         self._has_plan = plan is not None  # whatever a template makes of it
-        self.statements_path, self.statements_conn_id = statements_path, statements_conn_id
         self.max_delete_fraction, self.max_change_fraction = max_delete_fraction, max_change_fraction
         self.allow_empty_source = allow_empty_source
         self.on_conflict = on_conflict
         self.triggers = triggers
-        self.watermark_column = watermark_column
-        self.watermark_overlap = watermark_overlap
-        self.watermark_until = watermark_until
-        self.watermark_asset = watermark_asset
         self.sample_keys = sample_keys
-        self.reset_sequences = reset_sequences
-        self.orphan_timeout = orphan_timeout
-        self._note_given("source_table", "source_sql", "where", "watermark_column", "statements_path")
+        self._note_given(where=where)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Make the table equal; the counts become the XCom return value."""
         with self._errors_for_airflow():
-            self._demand_values("source_conn_id", "destination_conn_id", "destination_table")
-            demand_columns("columns", self.columns, or_mapping=True)
-            demand_columns("key", self.key)
+            self._demand_arguments()
             store = self._watermark_store(context)
             spec = self._spec(store.get(self.watermark_key) if store is not None else None)
             spec.check()
             self._check_statements_path(spec)
             result = self._sync(context, spec)
-            if store is not None:
-                self._advance(store, result)
+            if store is not None and not self._is_dry:
+                self._advance(store, self.source_conn_id, result)
             return result
 
     def _sync(self, context: Context, spec: Spec) -> dict[str, Any]:
         with self._hook(self.source_conn_id) as there, self._hook(self.destination_conn_id) as here:
             link = here.link()
             destination = Side(link.connection, self.destination_conn_id)
-            once = self._once(context, destination.connection, destination.conn_id, self.orphan_timeout)
+            once = self._once(context, destination.connection, destination.conn_id)
             if not self._is_dry and (earlier := self._recall(context, here, once)) is not None:
                 self.log.info("An earlier try has committed: nothing is done. %s", earlier)
                 once.finish(earlier)
@@ -264,35 +231,10 @@ class DblinkSyncOperator(FileWritingOperator):
         return flag("plan_only", self.plan_only)
 
     def _spec(self, watermark: Any) -> Spec:
-        return Spec(
-            destination_table=self.destination_table,
-            source_table=self.source_table,
-            source_sql=self.source_sql,
-            source_parameters=self.source_parameters,
-            key=self.key,
-            columns=self.columns,
-            where=self.where,
-            where_parameters=self.where_parameters,
-            insert=flag("insert", self.insert),
-            update=flag("update", self.update),
-            delete=flag("delete", self.delete),
-            method=self.method,
-            replace_above=number("replace_above", self.replace_above),
-            apply=self.apply,
-            lock=self.lock,
-            on_conflict=self.on_conflict,
-            triggers=self.triggers,
-            plan=self._given_plan(),
-            max_delete_fraction=number("max_delete_fraction", self.max_delete_fraction),
-            max_change_fraction=number("max_change_fraction", self.max_change_fraction),
-            allow_empty_source=flag("allow_empty_source", self.allow_empty_source),
-            watermark_column=self.watermark_column,
-            watermark_from=watermark,
-            watermark_until=self.watermark_until,
-            watermark_overlap=self.watermark_overlap,
-            sample_keys=self.sample_keys,
-            reset_sequences=flag("reset_sequences", self.reset_sequences),
-        )
+        given = vars(self)
+        flags = {name: flag(name, given[name]) for name in _FLAGS}
+        numbers = {name: number(name, given[name]) for name in _NUMBERS}
+        return Spec.of({**given, **flags, **numbers, "plan": self._given_plan(), "watermark_from": watermark})
 
     def _given_plan(self) -> Mapping[str, Any] | None:
         """Return the plan, ``None`` only if none was asked for.
@@ -307,35 +249,6 @@ class DblinkSyncOperator(FileWritingOperator):
             )
         return found
 
-    def _statements_writer(self, link: Wire) -> Callable[[Work], None] | None:
-        path, conn_id = self.statements_path, self.statements_conn_id
-        if path is None:
-            return None
-        mode = demand_mode(self.file_mode)
-        with new_file(path, conn_id, mode):  # an earlier run's statements must not be taken for this one's
-            pass
-
-        def write(work: Work) -> None:
-            with new_file(path, conn_id, mode) as file:
-                for statement in statements_of_plan(work, link):
-                    self._check()
-                    file.write(statement)
-                    file.write(b";\n")
-
-        return write
-
-    def _check_statements_path(self, spec: Spec) -> None:
-        if self.statements_path is None:
-            return
-        replaces = spec.method == "replace" or spec.replace_above is not None
-        if replaces or spec.on_conflict == "replace":
-            raise UsageError(
-                "statements_path doesn't go together with replacing rows: no statement would show that",
-                hint="leave one of them out",
-            )
-        demand_mode(self.file_mode)
-        demand_file("statements_path", self.statements_path, self.statements_conn_id, self.base_path)
-
     # -- the watermark
 
     @property
@@ -347,28 +260,6 @@ class DblinkSyncOperator(FileWritingOperator):
             *(self.columns, self.key, self.watermark_column),
         )
         return watermark_key(work, (self.insert, self.update, self.delete))
-
-    def _watermark_store(self, context: Context) -> Store | None:
-        if self.watermark_column is None:
-            return None
-        of_task = [*self.inlets, *self.outlets]
-        return watermark_store(context, self.watermark_asset, of_task, self.watermark_key)
-
-    def _advance(self, store: Store, result: Mapping[str, Any]) -> None:
-        """Keep the watermark, unless a later run has kept a higher one."""
-        found = result.get("watermark")
-        if self._is_dry or found is None:
-            return
-        kept = store.get(self.watermark_key)
-        if kept is not None:
-            with self._hook(self.source_conn_id) as hook:
-                source = Side(hook.link().connection, self.source_conn_id)
-                if not is_higher(source, result["watermark_type"], found, kept):
-                    return
-        store.set(self.watermark_key, found)
-        self.log.info(
-            "Watermark of %s: %s (asset state %s)", self.watermark_column, found, self.watermark_key
-        )
 
     # -- what is told
 
@@ -406,13 +297,3 @@ class DblinkSyncOperator(FileWritingOperator):
             return [result[name] for name in ("inserted", "updated", "deleted")]
         found = zip(("missing", "changed", "extra"), ("insert", "update", "delete"), strict=True)
         return [result[kind] if flag(name, getattr(self, name)) else 0 for kind, name in found]
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
-        """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
-        return transfer_lineage(
-            self.source_conn_id,
-            self.source_table,
-            self.source_sql,
-            self.destination_conn_id,
-            self.destination_table,
-        )

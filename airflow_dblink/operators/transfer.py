@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_dblink.core.transfer.plan import Mode, Spec
-from airflow_dblink.operators.common.arguments import demand_columns, flag
-from airflow_dblink.operators.common.lineage import transfer_lineage
+from airflow_dblink.core.transfer.plan import Spec
+from airflow_dblink.operators.common.arguments import flag
 from airflow_dblink.operators.common.moving import MovingOperator
+from airflow_dblink.operators.common.two_databases import TwoDatabasesOperator
 
 if TYPE_CHECKING:
-    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
 
-class DblinkTransferOperator(MovingOperator):
+class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
     """Move rows from one PostgreSQL database into a table of another, by COPY, exactly once.
 
     Rows never become Python objects, so every type and value arrives as it was. Columns go by
@@ -91,76 +89,23 @@ class DblinkTransferOperator(MovingOperator):
     def __init__(
         self,
         *,
-        source_conn_id: str,
-        destination_conn_id: str,
-        destination_table: str,
-        source_table: str | None = None,
-        source_sql: str | None = None,
-        source_parameters: Sequence[Any] | Mapping[str, Any] | None = None,
-        mode: Mode = "append",
-        columns: Sequence[str] | Mapping[str, str] | None = None,
-        key: Sequence[str] | None = None,
         pre_sql: str | None = None,
         post_sql: str | None = None,
         analyze: bool = False,
-        reset_sequences: bool = True,
         lock: bool = False,
-        allow_empty_source: bool | str = False,
-        orphan_timeout: timedelta = timedelta(hours=1),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.source_conn_id = source_conn_id
-        self.destination_conn_id = destination_conn_id
-        self.destination_table = destination_table
-        self.source_table = source_table
-        self.source_sql = source_sql
-        self.source_parameters = source_parameters
-        self.mode = mode
-        self.columns = columns
-        self.key = key
         self.pre_sql = pre_sql
         self.post_sql = post_sql
         self.analyze = analyze
-        self.reset_sequences = reset_sequences
         self.lock = lock
-        self.allow_empty_source = allow_empty_source
-        self.orphan_timeout = orphan_timeout
-        self._note_given("source_table", "source_sql", "pre_sql", "post_sql")
+        self._note_given(pre_sql=pre_sql, post_sql=post_sql)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Move the rows; the counts become the XCom return value."""
         with self._errors_for_airflow():
-            return self._move(
-                context, self.source_conn_id, self.destination_conn_id, self._spec(), self.orphan_timeout
-            )
-
-    def _spec(self) -> Spec:
-        self._demand_values("source_conn_id", "destination_conn_id", "destination_table")
-        demand_columns("columns", self.columns, or_mapping=True)
-        demand_columns("key", self.key)
-        return Spec(
-            destination_table=self.destination_table,
-            source_table=self.source_table,
-            source_sql=self.source_sql,
-            source_parameters=self.source_parameters,
-            mode=self.mode,
-            columns=self.columns,
-            key=self.key,
-            pre_sql=self.pre_sql,
-            post_sql=self.post_sql,
-            analyze=self.analyze,
-            reset_sequences=self.reset_sequences,
-            lock=self.lock,
-            allow_empty_source=flag("allow_empty_source", self.allow_empty_source),
-        )
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
-        """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
-        return transfer_lineage(
-            self.source_conn_id,
-            self.source_table,
-            self.source_sql,
-            self.destination_conn_id,
-            self.destination_table,
-        )
+            self._demand_arguments()
+            may_empty = flag("allow_empty_source", self.allow_empty_source)
+            spec = Spec.of({**vars(self), "allow_empty_source": may_empty})
+            return self._move(context, self.source_conn_id, self.destination_conn_id, spec)

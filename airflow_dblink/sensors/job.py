@@ -58,18 +58,12 @@ class DblinkJobSensor(BaseSensorOperator, TakesHandle):
     def __init__(
         self,
         *,
-        handle: Any,
-        conn_id: str | None = None,
-        job_schema: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         cancel_on_kill: bool = False,
         password_required: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.handle = self.given_handle = handle
-        self.conn_id = conn_id
-        self.job_schema = job_schema
         self.deferrable = deferrable
         self.cancel_on_kill = cancel_on_kill
         self.password_required = password_required

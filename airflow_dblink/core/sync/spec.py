@@ -6,10 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, timedelta
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
@@ -61,6 +61,14 @@ class Spec:
     watermark_overlap: timedelta | int | float | None = None
     sample_keys: int = 5
     reset_sequences: bool = True
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the spec that *values*, by the names of its fields, say; others are passed over.
+
+        :raises KeyError: if one is missing.
+        """
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     @property
     def operations(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 from psycopg import sql
 
@@ -53,6 +53,14 @@ class Spec:
     reset_sequences: bool = True
     lock: bool = False
     allow_empty_source: bool = False
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the spec that *values*, by the names of its fields, say; others are passed over.
+
+        :raises KeyError: if one is missing.
+        """
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)

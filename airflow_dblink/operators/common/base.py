@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.errors import DblinkError, OutcomeUnknownError, StoppedError, UsageError
-from airflow_dblink.core.once.transaction import Once
-from airflow_dblink.core.server.connection import LinkConnection, time_limit
-from airflow_dblink.core.server.login import connect
+from airflow_dblink.core.errors import OutcomeUnknownError, StoppedError, UsageError
+from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.hooks.parts.task import task_key, task_name
 from airflow_dblink.operators.common.arguments import demand_text
 
 if TYPE_CHECKING:
@@ -30,7 +25,6 @@ if TYPE_CHECKING:
 # The client's own time-out comes first and gives the better error; the server's is for when
 # the worker is gone.
 _SERVER_LIMIT_GRACE_S = 2.0
-_END_AWAITED_S = 10.0  # of a server that doesn't answer
 _STATE_ANSWER_S = 1.5  # of the 5 s between SIGTERM and SIGKILL
 _MAX_LIMIT_MS = 2_147_483_647  # of PostgreSQL's time-outs: 24 days
 _TRANSACTION_TIMEOUT_SINCE = 170000
@@ -78,9 +72,9 @@ class DblinkBaseOperator(BaseOperator):
 
     # -- templates
 
-    def _note_given(self, *names: str) -> None:
+    def _note_given(self, **texts: object) -> None:
         """Note which of these texts are given, whatever a template makes of them."""
-        self._given = [name for name in names if getattr(self, name) is not None]
+        self._given = [*self._given, *(name for name, text in texts.items() if text is not None)]
 
     def _demand_values(self, *always: str) -> None:
         """Refuse texts that are needed, and those that were given, if they have no value.
@@ -158,44 +152,6 @@ class DblinkBaseOperator(BaseOperator):
         if limit is not None:
             settings.setdefault("statement_timeout", _milliseconds(limit))
         return settings
-
-    def _once(self, context: Context, connection: LinkConnection, conn_id: str, orphan: timedelta) -> Once:
-        ti = context["ti"]
-        return Once(
-            connection,
-            conn_id,
-            context["task_state_store"],
-            # Clearing a finished task raises max_tries: retries within one life don't.
-            life=ti.max_tries,
-            orphan_timeout_s=orphan.total_seconds(),
-            task=task_key(ti),
-            application_name=parse_session_settings(conn_id, self.session_settings).get("application_name"),
-        )
-
-    def _recall(self, context: Context, hook: DblinkHook, once: Once) -> dict[str, Any] | None:
-        """Return what an earlier try committed; a kill while it still runs ends that, too."""
-        try:
-            return once.recall()
-        except BaseException as error:
-            killed = isinstance(error, StoppedError) and not self._is_still_wanted(context)
-            timed_out = not isinstance(error, Exception)  # AirflowTaskTimeout
-            if once.awaited is not None and (killed or timed_out):
-                # The waiting connection may be in the middle of a statement.
-                limit = time_limit(hook.conn_id, _END_AWAITED_S)
-                with (
-                    suppress(DblinkError, psycopg.Error),
-                    connect(hook.target(), application_name=task_name(), check=limit) as connection,
-                ):
-                    replace(once, connection=connection).end_awaited()
-            raise
-
-    def _is_still_wanted(self, context: Context) -> bool:
-        """Return whether the task is to be tried again: a worker that stops, not a user's kill.
-
-        Without another try there is nobody to take over: no.
-        """
-        ti = context["ti"]
-        return ti.try_number <= ti.max_tries and self._is_marked_running(context)
 
     def _is_marked_running(self, context: Context, *, without_answer: bool = False) -> bool:
         """Return whether Airflow still has the task as running: it is told to stop, but by no user.

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from airflow.sdk import XComArg
+from airflow.sdk import BaseOperator, XComArg
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.jobs.job import JobHandle
@@ -29,13 +29,21 @@ def is_rendered(given: Any, value: Any) -> bool:
     return bool(given != value)
 
 
-class TakesHandle:
-    """Mixin of the operators and the sensor that a job's handle leads to a database."""
+class TakesHandle(BaseOperator):
+    """Mixin of the operators and the sensor that a job's handle leads to a database.
 
-    conn_id: str | None
-    job_schema: str | None
-    handle: Any
-    given_handle: Any  #: as the author wrote it
+    :param handle: what a sending task returned, or a job's id. (templated)
+    :param conn_id: Airflow connection of the job's database. (templated)
+    :param job_schema: schema of the job table.
+    """
+
+    def __init__(
+        self, *, handle: Any, conn_id: str | None = None, job_schema: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.handle = self.given_handle = handle  # the latter stays as the author wrote it
+        self.conn_id = conn_id
+        self.job_schema = job_schema
 
     @abstractmethod
     def _hook(self, conn_id: str) -> DblinkHook:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink, job_url, page_note
-from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.sql import SqlOperator
 from airflow_dblink.triggers.job import DblinkJobTrigger
 
 if TYPE_CHECKING:
@@ -41,12 +41,9 @@ _CANCEL_S = 10.0  # of a server that doesn't answer
 _TRIGGERER_GRACE = timedelta(seconds=30)
 
 
-class DblinkJobBaseOperator(DblinkBaseOperator):
+class DblinkJobBaseOperator(SqlOperator):
     """Base of the operators that send a job; not one itself.
 
-    :param conn_id: Airflow connection of the database that it runs in. (templated)
-    :param sql: one statement, several, or the path of a ``.sql`` file. (templated)
-    :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
     :param job_schema: schema of the job table; by default what the connection says.
     :param cancel_on_kill: cancel the job when a user kills the task, marks or clears it.
     """
@@ -57,17 +54,11 @@ class DblinkJobBaseOperator(DblinkBaseOperator):
     def __init__(
         self,
         *,
-        conn_id: str,
-        sql: str,
-        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         job_schema: str | None = None,
         cancel_on_kill: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.conn_id = conn_id
-        self.sql = sql
-        self.parameters = parameters
         self.job_schema = job_schema
         self.cancel_on_kill = cancel_on_kill
         self.job_handle: JobHandle | None = None  # for the link

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.transfer.plan import Spec
+from airflow_dblink.core.transfer.plan import Mode, Spec
 from airflow_dblink.core.transfer.run import prepare, run
-from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.once import ExactlyOnceOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -18,16 +17,27 @@ if TYPE_CHECKING:
 _MB = 1e6
 
 
-class MovingOperator(DblinkBaseOperator):
-    """Base of the operators that move rows by COPY; not one itself."""
+class MovingOperator(ExactlyOnceOperator):
+    """Base of the operators that move rows by COPY; not one itself.
+
+    :param mode: ``append``, ``replace``, ``upsert`` or ``create``. (templated)
+    :param allow_empty_source: let an empty source empty the destination in mode ``replace``. (templated)
+    """
+
+    def __init__(
+        self, *, mode: Mode = "append", allow_empty_source: bool | str = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.mode = mode
+        self.allow_empty_source = allow_empty_source
 
     def _move(
-        self, context: Context, source_conn_id: str, destination_conn_id: str, spec: Spec, orphan: timedelta
+        self, context: Context, source_conn_id: str, destination_conn_id: str, spec: Spec
     ) -> dict[str, Any]:
         """Move the rows, once across all tries, and return the counts."""
         with self._hook(source_conn_id) as source_hook, self._hook(destination_conn_id) as destination_hook:
             destination = Side(destination_hook.link().connection, destination_conn_id)
-            once = self._once(context, destination.connection, destination.conn_id, orphan)
+            once = self._once(context, destination.connection, destination.conn_id)
             if (result := self._recall(context, destination_hook, once)) is not None:
                 self.log.info("An earlier try has committed: nothing is moved. %s", result)
                 once.finish(result)

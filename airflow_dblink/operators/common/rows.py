@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link
@@ -15,8 +15,7 @@ from airflow_dblink.core.server.bind import Params, Statement
 from airflow_dblink.core.streams.to_csv import csv_chunks
 from airflow_dblink.core.streams.to_json import JsonValues
 from airflow_dblink.operators.common.arguments import flag, whole_number
-from airflow_dblink.operators.common.base import DblinkBaseOperator
-from airflow_dblink.operators.common.files import OWN, demand_file, demand_mode, new_file
+from airflow_dblink.operators.common.files import OWN, FileWritingOperator, demand_file, demand_mode, new_file
 
 Handler = Callable[[list[Row]], object]
 #: Rows in XCom take at most so many bytes, as JSON, unless the task says otherwise.
@@ -27,7 +26,7 @@ MAX_XCOM_BYTES = 10_000_000
 class RowSink:
     """Exactly one of *handler*, *path* and *max_xcom_rows* says where the rows go.
 
-    The fields are those of :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`.
+    The fields are the arguments of :class:`RowDestination`.
 
     :ivar conn_id: for errors.
     :ivar check: called for each batch; raises to stop.
@@ -45,26 +44,6 @@ class RowSink:
     csv_options: Mapping[str, str] = field(default_factory=dict)
     max_xcom_rows: int | None = None
     max_xcom_bytes: int = MAX_XCOM_BYTES
-
-    @classmethod
-    def of(cls, operator: DblinkBaseOperator, conn_id: str) -> Self:
-        """Return where the rows of *operator* go: its attributes of these names, as far as it has them.
-
-        :raises UsageError: for one of the wrong type.
-        """
-        names = {field.name for field in fields(cls)} - {"conn_id", "check"}
-        given = {name: getattr(operator, name) for name in names if getattr(operator, name, None) is not None}
-        for name, least in (("batch_rows", 1), ("max_xcom_rows", 0), ("max_xcom_bytes", 1)):
-            if name in given:
-                given[name] = whole_number(name, given[name], least=least)
-        if "header" in given:
-            given["header"] = flag("header", given["header"])
-        if not callable(given.get("handler", print)):
-            raise UsageError(f"handler must be a function, got {type(given['handler']).__name__}", conn_id)
-        options = given.get("csv_options", {})
-        if not isinstance(options, Mapping) or not all(isinstance(each, str) for each in options.values()):
-            raise UsageError("csv_options must be a mapping of names and texts", conn_id)
-        return cls(conn_id, operator._check, **given)
 
     @property
     def given(self) -> list[str]:
@@ -166,3 +145,74 @@ class RowSink:
             self.check()
             self._demand(rows, expected)
         return {"rows": rows, "path": path}
+
+
+class RowDestination(FileWritingOperator):
+    """Base of the operators that hand on rows; not one itself.
+
+    *handler*, *path* and *max_xcom_rows* say where the rows go: one of them at most.
+
+    :param batch_rows: rows per batch, at least 1.
+    :param handler: called with each batch, a list of tuples typed by psycopg.
+    :param path: URL of a CSV file on Airflow's object storage. (templated)
+    :param path_conn_id: Airflow connection of the object storage. (templated)
+    :param header: whether the file begins with the column names.
+    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param max_xcom_rows: push the rows as a list of lists, at most so many.
+    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_rows: int = 10_000,
+        handler: Handler | None = None,
+        path: str | None = None,
+        path_conn_id: str | None = None,
+        header: bool = True,
+        csv_options: Mapping[str, str] | None = None,
+        max_xcom_rows: int | None = None,
+        max_xcom_bytes: int = MAX_XCOM_BYTES,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.batch_rows = batch_rows
+        self.handler = handler
+        self.path = path
+        self.path_conn_id = path_conn_id
+        self.header = header
+        self.csv_options = csv_options
+        self.max_xcom_rows = max_xcom_rows
+        self.max_xcom_bytes = max_xcom_bytes
+        self._note_given(path=path)
+
+    def _row_sink(self, conn_id: str) -> RowSink:
+        """Return where the rows go.
+
+        :param conn_id: for errors.
+        :raises UsageError: for an argument of the wrong type.
+        """
+        given: dict[str, Any] = {
+            "batch_rows": self.batch_rows,
+            "handler": self.handler,
+            "path": self.path,
+            "path_conn_id": self.path_conn_id,
+            "base_path": self.base_path,
+            "file_mode": self.file_mode,
+            "header": self.header,
+            "csv_options": self.csv_options,
+            "max_xcom_rows": self.max_xcom_rows,
+            "max_xcom_bytes": self.max_xcom_bytes,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, least in (("batch_rows", 1), ("max_xcom_rows", 0), ("max_xcom_bytes", 1)):
+            if name in given:
+                given[name] = whole_number(name, given[name], least=least)
+        if "header" in given:
+            given["header"] = flag("header", given["header"])
+        if not callable(given.get("handler", print)):
+            raise UsageError(f"handler must be a function, got {type(given['handler']).__name__}", conn_id)
+        options = given.get("csv_options", {})
+        if not isinstance(options, Mapping) or not all(isinstance(each, str) for each in options.values()):
+            raise UsageError("csv_options must be a mapping of names and texts", conn_id)
+        return RowSink(conn_id, self._check, **given)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.definitions.asset import Asset, AssetNameRef, AssetUriRef
@@ -12,6 +14,9 @@ from psycopg.types.json import Json, Jsonb
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.once.transaction import Store
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sync.watermark import is_higher
+from airflow_dblink.operators.common.base import DblinkBaseOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -32,6 +37,63 @@ def watermark_key(work: Sequence[Any], operations: Sequence[object]) -> str:
     switches = [str(each).strip().lower() for each in operations]
     text = json.dumps([*work, *switches], default=_told_apart)
     return f"{WATERMARK}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+class WatermarkOperator(DblinkBaseOperator):
+    """Base of the operator that keeps a watermark in the state of an asset; not one itself.
+
+    :param watermark_column: source column that grows with every change. (templated)
+    :param watermark_overlap: read again from so far below the watermark (timedelta, or a number).
+    :param watermark_until: read below this value only. (templated)
+    :param watermark_asset: the inlet or outlet that has the watermark; by default the task's only one.
+    """
+
+    def __init__(
+        self,
+        *,
+        watermark_column: str | None = None,
+        watermark_overlap: timedelta | float | None = None,
+        watermark_until: str | None = None,
+        watermark_asset: Asset | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.watermark_column = watermark_column
+        self.watermark_overlap = watermark_overlap
+        self.watermark_until = watermark_until
+        self.watermark_asset = watermark_asset
+        self._note_given(watermark_column=watermark_column)
+
+    @property
+    @abstractmethod
+    def watermark_key(self) -> str:
+        """Where the watermark is in the asset's state; see :func:`watermark_key`."""
+
+    def _watermark_store(self, context: Context) -> Store | None:
+        """Return the state of the asset that has the watermark, ``None`` without a watermark.
+
+        :raises UsageError: if it can't be told whose the watermark is.
+        """
+        if self.watermark_column is None:
+            return None
+        of_task = [*self.inlets, *self.outlets]
+        return watermark_store(context, self.watermark_asset, of_task, self.watermark_key)
+
+    def _advance(self, store: Store, source_conn_id: str, result: Mapping[str, Any]) -> None:
+        """Keep the watermark of *result*, unless a later run has kept a higher one."""
+        found = result.get("watermark")
+        if found is None:
+            return
+        kept = store.get(self.watermark_key)
+        if kept is not None:
+            with self._hook(source_conn_id) as hook:
+                source = Side(hook.link().connection, source_conn_id)
+                if not is_higher(source, result["watermark_type"], found, kept):
+                    return
+        store.set(self.watermark_key, found)
+        self.log.info(
+            "Watermark of %s: %s (asset state %s)", self.watermark_column, found, self.watermark_key
+        )
 
 
 def _told_apart(value: Any) -> Any:

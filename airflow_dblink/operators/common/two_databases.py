@@ -1,0 +1,73 @@
+"""What operators share that bring a table or query of one database into a table of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_dblink.operators.common.arguments import demand_columns
+from airflow_dblink.operators.common.lineage import transfer_lineage
+from airflow_dblink.operators.common.once import ExactlyOnceOperator
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+
+class TwoDatabasesOperator(ExactlyOnceOperator):
+    """Base of the operators with a source and a destination; not one itself.
+
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table name as in SQL. (templated)
+    :param source_table: table or view that is read; or (templated)
+    :param source_sql: the query that is read, or the path of a ``.sql`` file. (templated)
+    :param source_parameters: values for ``%s`` or ``%(name)s`` in *source_sql*. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param key: columns that tell the destination's rows apart; by default the primary key. (templated)
+    :param reset_sequences: move the destination's sequences beyond the values that came.
+    """
+
+    def __init__(
+        self,
+        *,
+        source_conn_id: str,
+        destination_conn_id: str,
+        destination_table: str,
+        source_table: str | None = None,
+        source_sql: str | None = None,
+        source_parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        columns: Sequence[str] | Mapping[str, str] | None = None,
+        key: Sequence[str] | None = None,
+        reset_sequences: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source_conn_id = source_conn_id
+        self.destination_conn_id = destination_conn_id
+        self.destination_table = destination_table
+        self.source_table = source_table
+        self.source_sql = source_sql
+        self.source_parameters = source_parameters
+        self.columns = columns
+        self.key = key
+        self.reset_sequences = reset_sequences
+        self._note_given(source_table=source_table, source_sql=source_sql)
+
+    def _demand_arguments(self) -> None:
+        """Raise unless the texts have values, and *columns* and *key* name columns.
+
+        :raises UsageError: names the argument.
+        """
+        self._demand_values("source_conn_id", "destination_conn_id", "destination_table")
+        demand_columns("columns", self.columns, or_mapping=True)
+        demand_columns("key", self.key)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""
+        return transfer_lineage(
+            self.source_conn_id,
+            self.source_table,
+            self.source_sql,
+            self.destination_conn_id,
+            self.destination_table,
+        )
