@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +24,14 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier
 
-from airflow_dblink.embedded import watchdog
+from airflow_dblink.embedded import ports, watchdog
+from airflow_dblink.embedded.cluster import Cluster, configure, make_clusters, new_password
 from airflow_dblink.embedded.programs import (
     Account,
     ServerError,
     account_for_servers,
     bindir,
     checked_bindir,
-    environment,
     reachable_programs,
 )
 
@@ -56,11 +54,7 @@ _SETTINGS: Mapping[str, str] = {
     "shared_buffers": "256MB",
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")  # goes into cluster_name, which has 63 bytes
-_TAIL_BYTES = 4_000
 _TIMEOUT_S = 60.0  # of a start or stop
-# Below the ports that Linux and macOS give to outgoing connections: one of those could otherwise take a
-# server's port while it restarts.
-_PORTS = range(20_000, 32_000)
 _PORT_TRIES = 10
 
 
@@ -68,36 +62,19 @@ class _PortTakenError(ServerError):
     """Another process listens on the port that was free a moment ago."""
 
 
-def _password() -> str:
-    return secrets.token_urlsafe(24)
-
-
-@dataclass(eq=False)
-class Server:
+@dataclass(eq=False, kw_only=True)
+class Server(Cluster):
     """One PostgreSQL server; :func:`servers` makes them.
 
     Its data lives until :func:`servers` ends, also through :meth:`stop` and :meth:`crash`.
     """
 
-    name: str
-    bindir: Path
     host: str
     port: int
-    data: Path
-    superuser: str = "postgres"
-    superuser_password: str = field(default_factory=_password, repr=False)
     role: str = "dblink_job"
-    role_password: str = field(default_factory=_password, repr=False)
+    role_password: str = field(default_factory=new_password, repr=False)
     dbname: str = "dblink"
-    account: Account | None = field(default=None, repr=False)
-    """User and group id that PostgreSQL runs as; None is the caller's own."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
-    _log_offset: int = field(default=0, init=False, repr=False)
-
-    @property
-    def log(self) -> Path:
-        """The server's log file."""
-        return self.data.parent / "postgres.log"
 
     @property
     def pid(self) -> int | None:
@@ -127,16 +104,6 @@ class Server:
             quote(part, safe="") for part in (self.role, self.role_password, dbname or self.dbname)
         )
         return f"{conn_type}://{role}:{password}@{self.host}:{self.port}/{dbname}"
-
-    def tool(self, name: str) -> str:
-        """Return the path of one of PostgreSQL's programs, such as psql or pgbench.
-
-        :raises ServerError: if this PostgreSQL does not have it.
-        """
-        path = self.bindir / name
-        if not path.is_file():
-            raise ServerError(f"there is no {name} in {self.bindir}")
-        return str(path)
 
     def start(self) -> None:
         """Start the server on its port and wait until it answers; nothing to do if it runs.
@@ -191,23 +158,6 @@ class Server:
         """What the command line of each process of this server has in it, and of no other."""
         return f"{self.data.parent.parent.name}/{self.name}/"
 
-    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a program of PostgreSQL's as the account, with its output in the log."""
-        uid, gid = self.account or (None, None)
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [self.tool(program), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.data,
-                env=environment(self.data),
-                user=uid,
-                group=gid,
-                extra_groups=None if self.account is None else [],
-                start_new_session=True,  # Ctrl-C is for the caller, who stops the server in order
-            )
-
     def _launch(self) -> None:
         self._log_offset = self.log.stat().st_size
         # Here and not in the file, where ALTER SYSTEM could change them.
@@ -251,7 +201,7 @@ class Server:
             except _PortTakenError:
                 if not tries_left:
                     raise
-                self.port = _free_port()
+                self.port = ports.free_port()
                 self._launch()
         role, dbname = Identifier(self.role), Identifier(self.dbname)
         with psycopg.connect(self.conninfo(dbname="postgres", superuser=True), autocommit=True) as admin:
@@ -261,12 +211,6 @@ class Server:
             ).decode()
             admin.execute(SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, verifier))
             admin.execute(SQL("CREATE DATABASE {} OWNER {}").format(dbname, role))
-
-    def _log_tail(self) -> str:
-        """Return the end of what the server has logged since it was last launched."""
-        with self.log.open("rb") as log:
-            log.seek(max(self._log_offset, self.log.stat().st_size - _TAIL_BYTES))
-            return log.read().decode(errors="replace").strip()
 
 
 _default_bindir = bindir  # servers() has a parameter of that name
@@ -306,8 +250,8 @@ def servers(
         directory.chmod(0o701)  # the account passes through; only its data directories are its own
         programs = reachable_programs(programs, account, directory)
         made += [_server_files(directory / name, programs, account) for name in names]
-        _make_clusters(made)
-        _configure(made, {**_SETTINGS, **settings})
+        make_clusters(made)
+        configure(made, {**_SETTINGS, **settings})
         for server in made:
             server._launch()
         for server in made:
@@ -329,7 +273,7 @@ def _server_files(directory: Path, programs: Path, account: Account | None) -> S
         name=directory.name,
         bindir=programs,
         host="127.0.0.1",
-        port=_free_port(),
+        port=ports.free_port(),
         data=directory / "data",
         account=account,
     )
@@ -340,64 +284,3 @@ def _server_files(directory: Path, programs: Path, account: Account | None) -> S
     if account is not None:
         os.chown(server.data, *account)
     return server
-
-
-def _make_clusters(made: Sequence[Server]) -> None:
-    """Run initdb for all servers at once: its time is what starting them costs."""
-    waiting = list(made)
-    for locale in ("C.UTF-8", "C"):  # not every system has the first; initdb then says so at once
-        running = [(server, _spawn_initdb(server, locale)) for server in waiting]
-        waiting = [server for server, process in running if process.wait() != 0]
-        for server, _ in running:
-            _password_file(server).unlink()
-    if waiting:
-        raise ServerError(f"initdb of server {waiting[0].name!r} failed:\n{waiting[0]._log_tail()}")
-
-
-def _spawn_initdb(server: Server, locale: str) -> subprocess.Popen[bytes]:
-    password_file = _password_file(server)
-    password_file.touch(0o600)
-    password_file.write_text(server.superuser_password)
-    if server.account is not None:
-        os.chown(password_file, *server.account)
-    return server._spawn(
-        "initdb",
-        f"--pgdata={server.data}",
-        f"--username={server.superuser}",
-        f"--pwfile={password_file}",
-        "--auth=scram-sha-256",
-        "--encoding=UTF8",
-        f"--locale={locale}",
-        "--lc-messages=C",
-        "--no-sync",
-        "--no-instructions",
-    )
-
-
-def _password_file(server: Server) -> Path:
-    return server.data.parent / "superuser_password"
-
-
-def _configure(made: Sequence[Server], settings: Mapping[str, str]) -> None:
-    quoted = {name: value.replace("\\", "\\\\").replace("'", "''") for name, value in settings.items()}
-    lines = "".join(f"{name} = '{value}'\n" for name, value in quoted.items())
-    for server in made:
-        with (server.data / "postgresql.conf").open("a") as file:
-            file.write(lines)
-
-
-def _free_port() -> int:
-    """Return a port that is free now; it may be taken by the time it is used.
-
-    :raises ServerError: if none of 1000 ports is free.
-    """
-    for _ in range(1_000):
-        port = secrets.choice(_PORTS)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise ServerError("no free TCP port on 127.0.0.1")

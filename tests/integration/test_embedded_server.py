@@ -22,8 +22,7 @@ import psycopg
 import pytest
 
 import airflow_dblink
-from airflow_dblink.embedded import programs
-from airflow_dblink.embedded import server as server_module
+from airflow_dblink.embedded import ports, programs
 from airflow_dblink.embedded.server import Server, ServerError, bindir, servers
 
 ROOT = Path(airflow_dblink.__file__).parents[1]
@@ -287,11 +286,11 @@ with servers("source") as (source,):
 
 
 def test_a_port_that_got_taken_is_replaced_at_the_first_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = server_module._free_port
+    find = ports.free_port
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken: int = other.getsockname()[1]
-        ports = iter([taken])
-        monkeypatch.setattr(server_module, "_free_port", lambda: next(ports, None) or find())
+        offered = iter([taken])
+        monkeypatch.setattr(ports, "free_port", lambda: next(offered, None) or find())
         with servers("source") as (source,):
             assert source.port != taken
             assert value(source.conninfo(), "SELECT inet_server_port()") == source.port
