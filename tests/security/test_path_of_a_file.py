@@ -78,7 +78,7 @@ def test_the_statements_of_a_sync_are_written_within_base_path(
     )
     task.execute(context())
 
-    assert path.read_text() == "INSERT INTO item(id) VALUES('1');\n"
+    assert path.read_text() == 'INSERT INTO "public"."item"(id) VALUES(\'1\');\n'
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
