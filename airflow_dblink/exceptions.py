@@ -6,11 +6,11 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 
 class DblinkTaskKilledError(AirflowException):
-    """The task was told to stop. Never a success, whatever the server managed to do before."""
+    """The task was told to stop. It never succeeds then, whatever the server has done before."""
 
 
 class DblinkJobError(AirflowFailException):
     """The job that a sensor waits for has failed, was cancelled or lost; no retry of the sensor helps.
 
-    A subclass of what sensors treat alike in all modes: ``soft_fail`` and ``never_fail`` skip the task.
+    Sensors treat its base class alike in all modes: ``soft_fail`` and ``never_fail`` skip the task.
     """

@@ -1,4 +1,4 @@
-"""What a sync has found and done, and how it is told."""
+"""The difference that a sync has found, its changes, and its result for XCom."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from airflow_dblink.core.sync.work import Work
 
 @dataclass(frozen=True)
 class Plan:
-    """What differs.
+    """The difference between source and destination.
 
     :ivar missing: rows that only the source has.
     :ivar changed: rows that both have, with other values.
     :ivar extra: rows that only the destination has.
-    :ivar digest: of all keys, and of the rows' contents on both sides.
-    :ivar first_keys: some keys of each kind, as text, of which the first 100 characters.
+    :ivar digest: hash of all keys in the difference, and of their rows on both sides.
+    :ivar first_keys: some keys of each kind, as text of at most 100 characters.
     """
 
     missing: int = 0
@@ -38,15 +38,15 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What was found and done so far.
+    """The state and numbers of a sync so far.
 
-    :ivar dry_run: whether nothing is to be changed; then guards don't stop it.
-    :ivar refused: what the guards say of it.
+    :ivar dry_run: whether nothing may be changed; then guards don't stop the sync.
+    :ivar refused: the guards' refusals.
     :ivar size: bytes that came to the client.
-    :ivar comparison: what the changes go by; ``None`` where all rows are fetched, after a look at groups or
-        without one.
-    :ivar renewed: rows that are inserted anew, so that others can take their values meanwhile.
-    :ivar displaced: rows that are deleted to make way for others, for good.
+    :ivar comparison: the comparison that the changes are based on; ``None`` if all rows are fetched, whether
+        or not groups were compared before.
+    :ivar renewed: rows that are deleted and inserted again, so that others can take their values meanwhile.
+    :ivar displaced: rows that are deleted for good to make way for others.
     """
 
     dry_run: bool = False
@@ -67,7 +67,7 @@ class Outcome:
     xid: str | None = None
 
     def refuse(self, error: UsageError) -> None:
-        """Raise *error*, which a guard has found; a dry run only notes it.
+        """Raise a guard's *error*; a dry run only notes it.
 
         :raises UsageError: *error*.
         """
@@ -76,7 +76,7 @@ class Outcome:
         self.refused.append(error.message)
 
     def expected(self, spec: Spec) -> dict[str, int]:
-        """Return how many rows the plan, and what makes way for it, inserts, updates and deletes."""
+        """Return how many rows are inserted, updated and deleted, those that make way included."""
         plan = self.plan
         return {
             "inserted": plan.missing * spec.insert + self.renewed,
@@ -85,7 +85,7 @@ class Outcome:
         }
 
     def result(self, work: Work) -> dict[str, Any]:
-        """Return it as JSON has it: the XCom of the operator."""
+        """Return the operator's result, as values for JSON."""
         plan = self.plan
         found: dict[str, Any] = {
             "method": self.method,

@@ -37,22 +37,22 @@ class AttachSide(ABC):
         connname: str | None = None,
         analyze: bool = True,
     ) -> dict[str, int]:
-        """Make the results of remote queries temporary tables of a link, to be joined with what is there.
+        """Make the results of remote queries temporary tables of a link, to be joined with its tables.
 
-        The remotes are read at the same time, each in one read-only transaction, so from one snapshot
-        of its own; there is none across servers. In a transaction of yours the tables are dropped
-        when it ends; else they are there as long as the link is open.
+        The remotes are read at the same time, each in one read-only transaction, and so from one snapshot;
+        servers have no common snapshot. The end of your transaction drops the tables; without one they
+        last as long as the link is open.
 
-        :param remotes: by the name of the table, read as in SQL: folded to lower case unless in double
-            quotes. Values are :class:`~airflow_dblink.core.remote_sets.remote.Remote`, or dicts with its
-            fields.
-        :param analyze: ANALYZE each table, so that the planner knows it.
-        :returns: rows by name.
-        :raises UsageError: for what can't work, before a row moves: names the set, column or connection.
+        :param remotes: remote sets by the name of the table, which is read as in SQL: it becomes lower case
+            unless in double quotes. Values are :class:`~airflow_dblink.core.remote_sets.remote.Remote`, or
+            dicts with its fields.
+        :param analyze: ANALYZE each table, so that the planner knows its size.
+        :returns: number of rows by name.
+        :raises UsageError: before a row moves, if a set can't work: names the set, column or connection.
             08003 if no link of that name is open.
-        :raises RemoteError: what a server says, naming its connection. The link, and its transaction, are
-            then as before.
-        :raises TransientError: the same, where a connection is lost.
+        :raises RemoteError: a server's error, with the name of its connection. The link, and its
+            transaction, are then as before.
+        :raises TransientError: the same, if a connection is lost.
         """
         found = remotes_by_table(remotes)
         link = self.link(connname)
@@ -62,7 +62,7 @@ class AttachSide(ABC):
 
     @contextmanager
     def remote_sides(self, conn_ids: Iterable[str]) -> Iterator[dict[str, Side]]:
-        """Give a new connection to each of *conn_ids*; all are closed, or aborted together, in the end.
+        """Open a connection to each of *conn_ids*; at the end all are closed, or aborted together.
 
         :raises CredentialError, UsageError, TransientError: as :meth:`connect`.
         """

@@ -1,4 +1,4 @@
-"""What DbApiHook's users get of the hook: Airflow's own SQL operators, SQLAlchemy, connection tests."""
+"""The hook's side for users of DbApiHook: Airflow's own SQL operators, SQLAlchemy, connection tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DbApiSide(EngineSide):
 
     @property
     def schema(self) -> str | None:
-        """The database, where it isn't the connection's: stock operators set it by this name."""
+        """The database, if it isn't the connection's: stock operators set it by this name."""
         return self.database
 
     @schema.setter
@@ -35,11 +35,11 @@ class DbApiSide(EngineSide):
 
         Not in autocommit mode, unless the connection's Extra says ``autocommit``.
 
-        For :class:`~airflow.providers.common.sql.hooks.sql.DbApiHook` and its users, who close
-        it: never a link's. An ``execution_timeout`` cancels what it runs.
+        It is for :class:`~airflow.providers.common.sql.hooks.sql.DbApiHook` and its users, who close
+        it, so it is never a link's connection. An ``execution_timeout`` cancels its running statement.
 
         :raises CredentialError: 2F003, see :meth:`connect`.
-        :raises TransientError: 08001 where the server can't be reached or refuses.
+        :raises TransientError: 08001 if the server can't be reached, or refuses.
         """
         target = self.target()
         arguments = {k: v for k, v in target.psycopg.items() if k == "autocommit"}
@@ -75,16 +75,17 @@ class DbApiSide(EngineSide):
         replace: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Insert rows as :meth:`DbApiHook.insert_rows`, also all of them in one transaction.
+        """Insert rows as :meth:`DbApiHook.insert_rows` does, also all of them in one transaction.
 
-        What a list is, is said by its column: an array, whose elements may be JSON, or JSON. So are
-        dicts, numbers and booleans JSON in a column of that; text there is the text of some JSON. The
-        columns are looked up once for the call.
+        The column's type decides how a list is sent: as an array, whose elements may be JSON, or as JSON.
+        Dicts, numbers and booleans become JSON in a JSON column; a text there is taken as the text of some
+        JSON. The columns are looked up once per call.
 
-        :param commit_every: rows per transaction; 0 for one transaction (DbApiHook, which says the
-            same, then inserts nothing).
-        :raises UsageError: if *table*, *target_fields*, ``replace_index`` or ``replace_target`` holds what is
-            no name. Of ``upsert_rows`` the last two are ``conflict_fields`` and ``update_fields``.
+        :param commit_every: rows per transaction; 0 for one transaction (DbApiHook promises that, too, but
+            then inserts nothing).
+        :raises UsageError: if *table*, *target_fields*, ``replace_index`` or ``replace_target`` holds
+            anything but names. In ``upsert_rows`` the last two are ``conflict_fields`` and
+            ``update_fields``.
         """
         replaced = {name: kwargs.get(name) for name in ("replace_index", "replace_target")}
         check_names(table, target_fields=target_fields, **replaced)
@@ -107,7 +108,7 @@ class DbApiSide(EngineSide):
         return cells
 
     def test_connection(self) -> tuple[bool, str]:  # type: ignore[override] # the base has no annotation
-        """Connect under the credential rule and say what answered; for the UI and CLI."""
+        """Connect under the credential rule, and report version, database and role; for the UI and CLI."""
         try:
             with connect(self.target(), application_name="airflow connections test") as connection:
                 info = connection.info

@@ -1,4 +1,4 @@
-"""dblink's functions by name of the link: all but those that connect, which DblinkHook has."""
+"""dblink's functions on a link, by its name; those that connect are in DblinkHook."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def _reach(self, connname: str | None) -> AbstractContextManager[Link]:
-        """Give the link or, where no link has that name, a connection for this one call."""
+        """Return the link or, if no link has that name, open a connection for this one call."""
 
     # -- statements
 
@@ -43,17 +43,17 @@ class Vocabulary(ABC):
     ) -> list[Row]:
         """Run *sql* and return the rows of its last result, typed by psycopg.
 
-        All rows are held in memory: :meth:`batches` is for many. Values are bound on this side,
+        All rows are held in memory; use :meth:`batches` for many rows. The client binds the values,
         so *sql* may hold several statements; they are one transaction.
 
-        :param connname: a link; for a name that no link has, an Airflow connection's id or a libpq
-            connection string: connected to for this one call.
+        :param connname: a link's name. If no link has it, it is an Airflow connection's id or a libpq
+            connection string, which is connected to for this one call.
         :returns: tuples; for a command without rows one tuple with its tag. After an error with
-            ``fail_on_error=False`` the rows of what came before it.
-        :raises UsageError: 08001 if *connname* is nothing of that; for COPY, an empty statement,
+            ``fail_on_error=False``, the rows of the statements before it.
+        :raises UsageError: 08001 if *connname* is none of these; for COPY, an empty statement,
             ``None``.
-        :raises RemoteError: what the server says; with ``fail_on_error=False`` a warning in the log
-            instead, unless the connection was lost. XX000 while results of :meth:`send_query` are
+        :raises RemoteError: the server's errors; with ``fail_on_error=False`` they are only warnings in
+            the log, unless the connection was lost. XX000 while results of :meth:`send_query` are
             unread on that link; they stay.
 
         Model: ``dblink``.
@@ -74,8 +74,8 @@ class Vocabulary(ABC):
         :returns: ``INSERT 0 1``, ``UPDATE 3``, ``CREATE TABLE``, ...; ``ERROR`` after an error with
             ``fail_on_error=False``.
         :raises UsageError: as :meth:`query`.
-        :raises RemoteError: as :meth:`query`; 2F003 if the last statement returned rows, although
-            it has run.
+        :raises RemoteError: as :meth:`query`; 2F003 if the last statement returned rows; it has run all
+            the same.
 
         Model: ``dblink_exec``.
         """
@@ -93,10 +93,10 @@ class Vocabulary(ABC):
         connname: str | None = None,
         fail_on_error: bool = True,
     ) -> str:
-        """Open a cursor on a link; begins a transaction if none is open.
+        """Open a cursor on a link, and begin a transaction if none is open.
 
-        The :meth:`close` of the last cursor opened in that transaction commits it. A transaction
-        that you began (``exec("BEGIN")``) is left to you.
+        The :meth:`close` of the last cursor in that transaction commits it. A transaction
+        that you began yourself (``exec("BEGIN")``) is never ended here.
 
         :param cursor: folded to lower case unless ``"quoted"``.
         :returns: ``OK``; ``ERROR`` after an error with ``fail_on_error=False``: the transaction is
@@ -126,7 +126,7 @@ class Vocabulary(ABC):
         return self.link(connname).fetch(given_text("cursor", cursor), howmany, fail_on_error=fail_on_error)
 
     def close(self, cursor: str, *, connname: str | None = None, fail_on_error: bool = True) -> str:
-        """Close a cursor; the last one that :meth:`open` opened commits the transaction it began.
+        """Close a cursor. The last cursor of :meth:`open` commits the transaction that it began.
 
         :returns: ``OK``; ``ERROR`` after an error with ``fail_on_error=False``.
         :raises UsageError: 08003 if no link of that name is open.
@@ -144,17 +144,17 @@ class Vocabulary(ABC):
         batch_rows: int = 10_000,
         connname: str | None = None,
     ) -> Iterator[list[Row]]:
-        """Yield the rows of *sql* in lists, all from one snapshot; memory here is one batch.
+        """Yield the rows of *sql* in lists, all from one snapshot; only one batch is in memory.
 
-        A server-side cursor holds the result. Its transaction, unless you opened one, stays open
-        until the iterator is exhausted or closed; what else you do on the link belongs to it, and is
-        committed with it.
+        A server-side cursor holds the result. Its transaction, unless you have begun one, stays open
+        until the iterator is exhausted or closed. Other statements on the link belong to this transaction,
+        and are committed with it.
 
         :param batch_rows: rows per list, at least 1; the last list may be shorter.
         :returns: nothing for an empty result.
         :raises UsageError: as :meth:`open`; if *batch_rows* is below 1.
-        :raises TransientError: if the connection is lost. Batches already given stay valid, but to
-            go on would be a new snapshot.
+        :raises TransientError: if the connection is lost. Batches already yielded stay valid, but you can't
+            go on in the same snapshot.
 
         Model: ``dblink_open``, ``dblink_fetch``, ``dblink_close``.
         """
@@ -165,7 +165,7 @@ class Vocabulary(ABC):
     def send_query(self, sql: Statement, params: Params | None = None, *, connname: str | None = None) -> int:
         """Send *sql* without waiting for its end; :meth:`get_result` reads its results.
 
-        What was sent goes on, and is committed, also when the link is closed before its end is read.
+        The statement goes on, and is committed, also if the link is closed before its end is read.
 
         :returns: 1; 0, with a warning in the log, while results of an earlier query are unread
             (they stay) or if the connection is lost.
@@ -205,11 +205,11 @@ class Vocabulary(ABC):
 
         :param batch_rows: rows per list: the result then comes as an iterator of lists, and memory
             here is one list, however many rows there are. ``None``: all rows at once.
-        :returns: tuples, typed by psycopg; for a command without rows one tuple with its tag; nothing
-            when all results are read, or none was asked for.
+        :returns: tuples, typed by psycopg; for a command without rows one tuple with its tag; an empty list
+            when all results are read, or no query was sent.
         :raises UsageError: 08003 if no link of that name is open, or it was closed before all lists were
             read; if *batch_rows* is below 1; if another call has read past these lists.
-        :raises RemoteError: what the server says; with ``fail_on_error=False`` a warning in the log
+        :raises RemoteError: the server's errors; with ``fail_on_error=False`` a warning in the log
             and no rows instead.
         :raises TransientError: if the connection is lost.
 
@@ -221,10 +221,10 @@ class Vocabulary(ABC):
         return pending.batches(batch_rows, fail_on_error=fail_on_error)
 
     def cancel_query(self, connname: str | None = None) -> str:
-        """Ask the server to cancel what the link is running; its error is still to be read.
+        """Ask the server to cancel the link's running query, whose error you still have to read.
 
-        :returns: ``OK`` once the server was asked, also when nothing ran; else what went wrong, as
-            text: ``connection not open``, ``cancel request timed out`` after 30 s, or libpq's words.
+        :returns: ``OK`` once the server has the request, also if no query ran; otherwise the reason as
+            text: ``connection not open``, ``cancel request timed out`` after 30 s, or libpq's message.
         :raises UsageError: 08003 if no link of that name is open.
 
         Model: ``dblink_cancel_query``.
@@ -243,7 +243,7 @@ class Vocabulary(ABC):
     def get_notify(self, connname: str | None = None) -> list[Notification]:
         """Return the notifications that came since the last call, in order, without waiting.
 
-        ``exec("LISTEN channel")`` asks for them. In a transaction none is delivered.
+        ``exec("LISTEN channel")`` asks for them. The server delivers none during a transaction.
 
         :returns: tuples ``(notify_name, be_pid, extra)``: channel, process id of the backend that
             notified, payload or ``""``.
@@ -279,17 +279,17 @@ class Vocabulary(ABC):
         *,
         connname: str | None = None,
     ) -> str:
-        """Return the INSERT that makes the row with key *src_pk_att_vals* anew, with another key.
+        """Return the INSERT for a copy of the row with key *src_pk_att_vals*, with another key.
 
         :param relname: as in :meth:`get_pkey`; the row is read from it now.
-        :param primary_key_attnums: the key's columns by number, 1 for the first column there is.
+        :param primary_key_attnums: numbers of the key's columns; 1 is the first column that wasn't dropped.
         :param src_pk_att_vals: the row's key; text as PostgreSQL reads it, ``None`` for NULL, or a
             Python value of the column's type.
         :param tgt_pk_att_vals: the key in the text that is returned.
-        :returns: the text, byte for byte dblink's. Values stand in it: not for logs.
+        :returns: the text, byte for byte dblink's. It holds row values: don't log it.
         :raises UsageError: 22023 for a wrong number of a column, 2202E for the wrong number of values.
-        :raises RemoteError: as :meth:`get_pkey`; 21000 if not exactly one row has that key; what the
-            server says of a value that isn't of the column's type.
+        :raises RemoteError: as :meth:`get_pkey`; 21000 if not exactly one row has that key; the server's
+            error for a value that isn't of the column's type.
 
         Model: ``dblink_build_sql_insert``.
         """
@@ -306,7 +306,7 @@ class Vocabulary(ABC):
         *,
         connname: str | None = None,
     ) -> str:
-        """Return the UPDATE that makes the row with key *tgt_pk_att_vals* like that with *src_pk_att_vals*.
+        """Return the UPDATE that gives row *tgt_pk_att_vals* the values of row *src_pk_att_vals*.
 
         Parameters, result and errors are those of :meth:`build_sql_insert`.
 
@@ -324,7 +324,7 @@ class Vocabulary(ABC):
         *,
         connname: str | None = None,
     ) -> str:
-        """Return the DELETE of the row with key *tgt_pk_att_vals*; no row is read, or need be there.
+        """Return the DELETE of the row with key *tgt_pk_att_vals*. No row is read, or has to exist.
 
         Parameters, result and errors are those of :meth:`build_sql_insert`.
 
@@ -341,13 +341,13 @@ class Vocabulary(ABC):
         *,
         connname: str | None = None,
     ) -> list[str]:
-        """Return what :meth:`build_sql_insert` gives, for many rows in one round trip.
+        """Return the texts of :meth:`build_sql_insert` for many rows, in one round trip.
 
-        :param src: one key per row; or a query, run there, whose columns are the key's in
+        :param src: one key per row; or a query in the link's database whose columns are the key's, in
             the order of *primary_key_attnums*.
-        :param tgt: as many keys; ``None``: the same as the source's.
-        :returns: one text per key, in their order; all are in memory.
-        :raises UsageError: as :meth:`build_sql_insert`; if there are not as many target keys.
+        :param tgt: as many keys; ``None``: the same keys as in *src*.
+        :returns: one text per key, in the order of the keys; all are in memory.
+        :raises UsageError: as :meth:`build_sql_insert`; if *src* and *tgt* have different lengths.
         :raises RemoteError: as :meth:`build_sql_insert`; then no text is returned at all.
         """
         return statements.build_sql_insert_many(self.link(connname), relname, primary_key_attnums, src, tgt)
@@ -361,7 +361,7 @@ class Vocabulary(ABC):
         *,
         connname: str | None = None,
     ) -> list[str]:
-        """Return what :meth:`build_sql_update` gives, for many rows in one round trip.
+        """Return the texts of :meth:`build_sql_update` for many rows, in one round trip.
 
         Parameters, result and errors are those of :meth:`build_sql_insert_many`.
         """
@@ -375,7 +375,7 @@ class Vocabulary(ABC):
         *,
         connname: str | None = None,
     ) -> list[str]:
-        """Return what :meth:`build_sql_delete` gives, for many keys in one round trip.
+        """Return the texts of :meth:`build_sql_delete` for many keys, in one round trip.
 
         Parameters, result and errors are those of :meth:`build_sql_insert_many`.
         """
@@ -383,7 +383,7 @@ class Vocabulary(ABC):
 
 
 def _given(argument: str, value: Any) -> Any:
-    """Return *value*; dblink's functions are STRICT, and NULL would do nothing, silently."""
+    """Return *value*, which must not be ``None``: dblink's functions are STRICT and would do nothing."""
     if value is None:
         raise UsageError(f"{argument} must not be None")
     return value

@@ -1,4 +1,4 @@
-"""Rows for insert_rows: what a Python list is, is said by the column that it goes to."""
+"""Rows for insert_rows: the column's type decides whether a Python list becomes an array or JSON."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _QUOTED = re.compile(r'"(?:[^"\0]|"")+"')
 
 
 def check_names(table: Any, **columns: Any) -> None:
-    """Raise unless *table* and *columns* are names: Airflow puts them into its statement as they are.
+    """Raise unless *table* and *columns* are names: Airflow puts them into its statement unchanged.
 
-    :param columns: by argument: a name, several, or None. Airflow quotes a name with a special character,
-        but doubles no double quote in it.
+    :param columns: a name, a list of names, or None, by argument. Airflow quotes a name with a special
+        character, but doesn't double a double quote in it.
     :raises UsageError: names the argument.
     """
     if not isinstance(table, str) or not _TABLE.fullmatch(table):
@@ -35,7 +35,7 @@ def check_names(table: Any, **columns: Any) -> None:
             f"table must be a table's name, got {table!r}",
             hint='schema.table; a name with other characters in double quotes: shop."My Table"',
         )
-    if isinstance(columns.get("target_fields"), str):  # would be taken for a list of letters
+    if isinstance(columns.get("target_fields"), str):  # Airflow would read it as a list of letters
         raise UsageError(
             f"target_fields must be a list of columns, got the text {columns['target_fields']!r}"
         )
@@ -49,9 +49,10 @@ def check_names(table: Any, **columns: Any) -> None:
 
 
 class Insert:
-    """One call of insert_rows: its columns are looked up once, when the first value depends on them.
+    """One call of insert_rows: its columns are looked up once, when a value first depends on them.
 
-    :param arguments: of ``DbApiHook._generate_insert_sql``, the values apart: table, target_fields, ...
+    :param arguments: arguments of ``DbApiHook._generate_insert_sql`` without the values: table,
+        target_fields, ...
     """
 
     def __init__(self, hook: PostgresHook, table: str, arguments: dict[str, Any]) -> None:
@@ -61,11 +62,11 @@ class Insert:
         self._structures: Sequence[Structure] | None = None
 
     def rows(self, rows: Iterable[Iterable[Any]]) -> Iterator[Row]:
-        """Yield *rows* with what adapts their values."""
+        """Yield *rows*, each with this insert, which adapts its values."""
         return (Row(row, self) for row in rows)
 
     def adapted(self, cells: tuple[Any, ...], connection: Any) -> tuple[Any, ...]:
-        """Return *cells* as psycopg has to get them for their columns."""
+        """Return *cells* in the form that psycopg needs for their columns."""
         if self._structures is None and any(isinstance(cell, _DEPENDS) for cell in cells):
             self._structures = self._look_up(cells, connection)
         known = self._structures or ()

@@ -1,4 +1,4 @@
-"""From the hook's Airflow connections to targets: which connection it is, and what it says."""
+"""From the hook's Airflow connections to targets: finds the connection, and reads its fields."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _AIRFLOWS = {name: getattr(BaseHook, name).__func__ for name in ("get_connection
 
 
 class TargetSide(PostgresHook):
-    """Where connections lead. The hook's own is the one that the constructor was given, else that of its id.
+    """Finds the targets of connections: of the hook's own, given or named to its constructor, and others.
 
-    Connections are looked up by ``get_connection`` and ``aget_connection`` of the hook, so that a subclass,
-    or a test, can put its own in their place; the hook's own once.
+    Connections are looked up by the hook's ``get_connection`` and ``aget_connection``, so that a subclass
+    or a test can replace these. The hook's own connection is looked up once.
     """
 
     _own: dict[str, Any]  # our own options, as the constructor got them
@@ -68,7 +68,7 @@ class TargetSide(PostgresHook):
 
     @property
     def connection(self) -> Any:  # the base names another of Airflow's two classes
-        """The hook's own Airflow connection. One that is set is taken.
+        """The hook's own Airflow connection; it can be set.
 
         :raises AirflowNotFoundException: see :meth:`target`.
         """
@@ -85,15 +85,15 @@ class TargetSide(PostgresHook):
 
     @property
     def _known(self) -> Any:
-        """The hook's own connection if it was given, or looked up by the id that counts now; else None."""
+        """The hook's own connection if it was given, or looked up by the current id; otherwise None."""
         return self._connection if self._looked_up in (None, self.conn_id) else None
 
     def target(self, conn_id: str | None = None) -> Target:
         """Return where and how *conn_id* connects (default: the hook's connection).
 
         :raises UsageError: names the field of the connection whose value is wrong.
-        :raises AirflowNotFoundException: if no secrets backend gives *conn_id*, which Airflow also says
-            while one that has it is away: a retry may help.
+        :raises AirflowNotFoundException: if no secrets backend has *conn_id*. Airflow raises this also
+            while a secrets backend is away, so a retry may help.
         """
         if conn_id is None or conn_id == self.conn_id:
             return self._target(self.conn_id, self.connection)
@@ -102,7 +102,7 @@ class TargetSide(PostgresHook):
         return self._target(conn_id, connection)
 
     async def atarget(self, conn_id: str | None = None) -> Target:
-        """Return the same as :meth:`target`, asked for without blocking; for triggers."""
+        """Return the result of :meth:`target` without blocking; for triggers."""
         conn_id = self.conn_id if conn_id is None else conn_id
         if conn_id != self.conn_id:
             connection = await self._alook_up(conn_id)
@@ -121,14 +121,14 @@ class TargetSide(PostgresHook):
             return connection
 
     def _is_replaced(self, name: str) -> bool:
-        """Whether a subclass, or a test, has put its own in the place of Airflow's method of that *name*."""
+        """Whether a subclass or a test has replaced Airflow's method of that *name*."""
         return getattr(getattr(self, name), "__func__", None) is not _AIRFLOWS[name]
 
     def _target(self, conn_id: str, connection: Connection) -> Target:
         try:
             return self._read(conn_id, connection)
         except UsageError as error:
-            # Again, without the frames whose locals are the password: a traceback may show them.
+            # Raised again, without the frames whose locals hold the password: a traceback may show them.
             raise error.with_traceback(None)  # noqa: B904
         finally:
             del connection
@@ -162,9 +162,9 @@ class TargetSide(PostgresHook):
         return target_from_extra(conn_id, params, extra, self._given_options(conn_id))
 
     def _given_options(self, conn_id: str) -> dict[str, Any]:
-        """Our own options as the constructor got them, which come before a connection's.
+        """Our own options from the constructor, which override those of a connection.
 
-        An address is only the hook's own connection's.
+        A direct address belongs to the hook's own connection only.
         """
         return {
             name: value
@@ -175,7 +175,7 @@ class TargetSide(PostgresHook):
 
 @contextmanager
 def _what_to_do(conn_id: str) -> Iterator[None]:
-    """Add to Airflow's error what helps, and leave its type: whether a retry helps can't be told from it."""
+    """Add a hint to Airflow's error, and keep its type: it doesn't tell whether a retry can help."""
     try:
         yield
     except AirflowNotFoundException as error:
