@@ -42,7 +42,7 @@ class Call:
         self._ended = False
         connection.add_notice_handler(self._notices.append)
         try:
-            message = guarded_call(schema, str(job_id), connection.trusted_owners)
+            message = guarded_call(schema, str(job_id), connection.target.trusted_owners)
             connection.pgconn.send_query(message.encode())
         except psycopg.Error as error:
             raise self._error(error) from None

@@ -229,7 +229,9 @@ class Jobs:
         """
         try:
             with ClientCursor(self.connection, row_factory=dict_row) as cursor:
-                message = step.message(self.schema, self.connection.trusted_owners, read_only=self.read_only)
+                message = step.message(
+                    self.schema, self.connection.target.trusted_owners, read_only=self.read_only
+                )
                 cursor.execute(message, step.params)
                 while cursor.nextset():
                     pass

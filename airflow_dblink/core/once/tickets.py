@@ -1,10 +1,11 @@
 """What an exactly-once task stores for its next try, and whether it may be believed.
 
 It is kept by others, who may have changed it or taken it from another task. As JSON: ``task``, which names
-whose it is; ``ticket`` (transaction, session, server); ``life`` (see
+whose it is; ``ticket`` (transaction, session, server; ``flushed``: whether the transaction's id was on the
+server's disk before the ticket was stored); ``life`` (see
 :class:`~airflow_dblink.core.once.transaction.Once`); ``result`` (what a retry should return, once known);
 ``ended`` (``returned``, or ``unknown`` after :class:`~airflow_dblink.core.errors.OutcomeUnknownError`).
-An earlier version stored no ``task``.
+Earlier versions stored no ``task`` and no ``flushed``.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def read(state: Any) -> Stored | None:
         ended=str(ended) if ended else None,
         result=dict(result) if isinstance(result, Mapping) else {},
     )
+
+
+def is_flushed(ticket: Mapping[str, Any]) -> bool:
+    """Return whether the id was on disk before it was stored: no crash has given it to anybody else then."""
+    return ticket.get("flushed") is True
 
 
 def _is_ticket(value: Any) -> bool:

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import pq, sql
+from psycopg import pq
 from psycopg.errors import InvalidParameterValue, error_from_result
 from psycopg.generators import fetch, send
-from psycopg.rows import dict_row
 
 from airflow_dblink.core.errors import (
     OutcomeUnknownError,
@@ -28,10 +27,10 @@ from airflow_dblink.core.errors import (
     UsageError,
     from_psycopg,
 )
-from airflow_dblink.core.once.tickets import Stored, read
+from airflow_dblink.core.once.beginning import begun
+from airflow_dblink.core.once.tickets import Stored, is_flushed, read
 from airflow_dblink.core.server.connection import LinkConnection
-from airflow_dblink.core.server.own_sql import PIN, UNPIN, ask
-from airflow_dblink.core.server.settings import set_config
+from airflow_dblink.core.server.own_sql import ask
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sqltext.rules import check_script
 
@@ -41,6 +40,7 @@ KEY = "airflow_dblink_once"
 
 _SQL = statements("once.sql")
 _SERVER = ("system_identifier", "database", "timeline")
+_NOT_REACHED = "not reached"
 _POLL_S = 0.5
 _CLIENT_GRACE_S = 2.0  # an orphan that waits for its dead client may just be between two messages
 _CANCEL_GRACE_S = 5.0
@@ -71,6 +71,7 @@ class Once:
     :ivar application_name: of the transaction; by default what *connection* has. An earlier try's
         transaction is ended, and taken over while it runs, only where it has the same.
     :ivar awaited: the ticket of the transaction whose end :meth:`recall` asks or waits for.
+    :ivar own_ids: the transaction ids that :meth:`begin` has used: its transaction's is the first.
     """
 
     connection: LinkConnection
@@ -81,6 +82,7 @@ class Once:
     task: Mapping[str, Any] | None = None
     application_name: str | None = None
     awaited: Mapping[str, Any] | None = None
+    own_ids: Sequence[int] = ()
     _ticket: dict[str, Any] | None = None
 
     @property
@@ -99,8 +101,8 @@ class Once:
         cancelled. One that only waits for its dead client is ended after two seconds.
 
         :returns: the stored result, ``{}`` where none was stored; ``None`` to go on.
-        :raises OutcomeUnknownError: if the server can't tell: another server answers, or the
-            id is too old or was handed out again; or what is stored is another task's, or may be.
+        :raises OutcomeUnknownError: if the server can't tell: another server answers, the id is too old,
+            or may have been handed out again; or what is stored is another task's, or may be.
         """
         stored = read(self.store.get(KEY))
         if stored is None or (stored.ended and stored.life < self.life):
@@ -130,17 +132,32 @@ class Once:
         return outcome == "committed"
 
     def _outcome(self, ticket: Mapping[str, Any]) -> str:
+        self._has_crashed_since(ticket)  # another server isn't waited for
+        outcome = self._wait_for_end(ticket)
+        # Asked anew: the server may have crashed meanwhile, and a pooler hides that.
+        has_crashed = self._has_crashed_since(ticket)
+        if outcome is None:
+            raise self._unknown(ticket["xid"], "the server no longer knows the transaction")
+        if outcome == _NOT_REACHED:
+            # A crash took the transaction together with its id; what was committed keeps its id.
+            if not has_crashed:
+                raise self._unknown(ticket["xid"], "the server has not reached the transaction's id")
+            return "aborted"
+        # An id that wasn't in the log at a crash may have been given to somebody else:
+        # "aborted" is then still true of ours, "committed" need not be.
+        if outcome == "committed" and has_crashed and not is_flushed(ticket):
+            raise self._unknown(ticket["xid"], "the server crashed or its statistics were reset since")
+        return outcome
+
+    def _has_crashed_since(self, ticket: Mapping[str, Any]) -> bool:
+        """Return whether the server has crashed, or its statistics were reset, since the ticket was stored.
+
+        :raises OutcomeUnknownError: if it isn't the ticket's server, database and timeline.
+        """
         now = self._one("server")
         if any(now[fact] != ticket[fact] for fact in _SERVER):
             raise self._unknown(ticket["xid"], "another server, database or timeline answers now")
-        outcome = self._wait_for_end(ticket)
-        if outcome is None:
-            raise self._unknown(ticket["xid"], "the server no longer knows the transaction")
-        # After a crash an id that never reached the WAL may have been given to somebody else:
-        # "aborted" is then still true of ours, "committed" need not be.
-        if outcome == "committed" and now["crash_epoch"] != ticket["crash_epoch"]:
-            raise self._unknown(ticket["xid"], "the server crashed or its statistics were reset since")
-        return outcome
+        return bool(now["crash_epoch"] != ticket["crash_epoch"])
 
     def _wait_for_end(self, ticket: Mapping[str, Any]) -> str | None:
         started = time.monotonic()
@@ -212,8 +229,8 @@ class Once:
     def _status(self, ticket: Mapping[str, Any]) -> str | None:
         try:
             outcome = self._one("outcome", ticket)["outcome"]
-        except InvalidParameterValue:  # "in the future": the id never reached the WAL before a crash
-            raise self._unknown(ticket["xid"], "the server has not reached the transaction's id") from None
+        except InvalidParameterValue:  # "in the future"
+            return _NOT_REACHED
         return None if outcome is None else str(outcome)
 
     def _one(self, name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -232,6 +249,9 @@ class Once:
     def begin(self, settings: Mapping[str, str] | None = None, *, read_committed: bool = False) -> None:
         """Begin the transaction and store its ticket: one round trip to the server.
 
+        The transaction's id is on the server's disk by then, so that no crash gives it to anybody else.
+        Before PostgreSQL 17 that takes another session, for a moment.
+
         :param settings: run-time parameters, local to the transaction.
         :param read_committed: whatever the session's default is, each statement sees what was committed.
         :raises Exception: what the store raises for a superseded try; nothing was done then.
@@ -246,21 +266,11 @@ class Once:
             "standard_conforming_strings": "on",
         }
         begin = "BEGIN ISOLATION LEVEL READ COMMITTED" if read_committed else "BEGIN"
-        message = sql.SQL("{}; {}; {}; {}; {}").format(
-            sql.SQL(begin),
-            PIN,
-            sql.SQL(_SQL["ticket"]),
-            UNPIN,
-            set_config(local.items(), local=True),
-        )
         try:
-            with self.connection.cursor(row_factory=dict_row) as cursor:
-                cursor.execute(message)
-                cursor.nextset()
-                cursor.nextset()
-                self._ticket = cursor.fetchone()
+            started = begun(self.connection, begin, local)
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, "beginning the transaction") from None
+        self._ticket, self.own_ids = started.ticket, started.ids
         self._note({"ticket": self._ticket})
 
     def keep(self, result: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import logging
 import struct
 import termios
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Self, TypeVar
@@ -20,6 +20,7 @@ from psycopg.rows import TupleRow
 
 from airflow_dblink.core.errors import FloodError, TransientError
 from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.server.wait_events import Observe
 
 log = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ class LinkConnection(psycopg.Connection[TupleRow]):
     queries = 0
     #: Whether to abort when a time-out or a kill ends a wait for the server; set if nobody else will.
     abort_when_stopped = False
-    #: Of the target; see :mod:`airflow_dblink.core.jobs.trust`.
-    trusted_owners: Sequence[str] = ()
+    #: Where it leads to.
+    target = Target("", {})
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:

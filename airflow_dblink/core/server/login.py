@@ -118,7 +118,7 @@ def connect(
     if prepares and not {"prepare_threshold", "cursor_factory"}.intersection(given):
         let_prepare(target, connection, direct=direct)
     connection.observe = observe
-    connection.trusted_owners = target.trusted_owners
+    connection.target = target
     return connection
 
 

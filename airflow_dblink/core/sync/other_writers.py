@@ -17,17 +17,17 @@ def snapshot(side: Side) -> str:
     return str(side.ask(_SQL["snapshot"], action="reading the snapshot")[0]["snapshot"])
 
 
-def is_quiet(before: str, now: str, own: int) -> bool:
+def is_quiet(before: str, now: str, *own: int) -> bool:
     """Return whether no transaction that had an id has ended between two snapshots of a server.
 
     A snapshot is ``xmin:xmax:xip,...``: ids from xmax on hadn't ended, nor had those in xip.
 
-    :param own: id of the transaction that asks.
+    :param own: ids of the task's own transactions.
     """
     begun_before, running_before = _parse(before)
     begun_now, running_now = _parse(now)
     ended = running_before - running_now
-    begun = set(range(begun_before, min(begun_now, begun_before + 1000))) - running_now - {own}
+    begun = set(range(begun_before, min(begun_now, begun_before + 1000))) - running_now - {*own}
     return not ended and not begun and begun_now < begun_before + 1000
 
 

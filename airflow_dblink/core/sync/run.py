@@ -168,7 +168,7 @@ def run(
     outcome.xid = once.xid
     _lock(work)
     demand_same_table(work)
-    quiet = is_quiet(before, snapshot(session.destination), int(once.xid))
+    quiet = is_quiet(before, snapshot(session.destination), *once.own_ids)
     if not quiet:
         work = _prepare_again(session, spec)
     if spec.lock == "compare" or (outcome.comparison is not None and not quiet):

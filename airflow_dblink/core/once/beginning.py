@@ -1,0 +1,146 @@
+"""How an exactly-once transaction begins: its id is on the server's disk before anybody relies on it.
+
+A crash forgets the ids that are not in the log (WAL) on disk, and hands them out again. So a stored id
+could be found committed, by somebody else. PostgreSQL writes the log to disk at each COMMIT, but our id must
+be there before the work. Since 17 a function writes it at any moment; before, another session's COMMIT does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.errors import InsufficientPrivilege, UndefinedFunction
+from psycopg.rows import dict_row
+
+from airflow_dblink.core.errors import DblinkError, StoppedError
+from airflow_dblink.core.server.connection import LinkConnection, time_limit
+from airflow_dblink.core.server.login import connect
+from airflow_dblink.core.server.own_sql import PIN, UNPIN, ask
+from airflow_dblink.core.server.settings import set_config
+from airflow_dblink.core.sql.named import statements
+
+log = logging.getLogger(__name__)
+
+_SQL = statements("once.sql")
+_FLUSHES_SINCE = 170000
+_BESIDE_S = 3.0  # a pooler with no session to spare would let us wait for longer
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A transaction that has begun.
+
+    :ivar ticket: what a later try needs; see :mod:`airflow_dblink.core.once.tickets`.
+    :ivar ids: the transaction ids that were used: the transaction's own, and the other session's.
+    """
+
+    ticket: dict[str, Any]
+    ids: tuple[int, ...]
+
+
+def begun(connection: LinkConnection, begin: str, local: Mapping[str, str]) -> Begun:
+    """Begin a transaction, and bring its id to the server's disk: one round trip.
+
+    Before PostgreSQL 17 another session is opened for a moment. Where that can't be, or the role may not
+    write to the log, the ticket says that the id isn't known to be on disk.
+
+    :param begin: the statement that begins it.
+    :param local: run-time parameters, local to the transaction.
+    :raises psycopg.Error: what the server says.
+    """
+    flushes = connection.info.server_version >= _FLUSHES_SINCE
+    try:
+        ticket, lsn = _begin(connection, begin, local, "log_id" if flushes else "log_id_before_17")
+    except (InsufficientPrivilege, UndefinedFunction) as error:
+        # Everybody may call the function unless that was revoked. A pooler may name another version.
+        connection.execute("ROLLBACK")
+        ticket, lsn = _begin(connection, begin, local, None)
+        _say(ticket, type(error).__name__)
+    xid = int(ticket["xid"])
+    if lsn is None or flushes:
+        return Begun({**ticket, "flushed": lsn is not None}, (xid,))
+    is_flushed, other = flush_beside(connection, ticket, lsn)
+    return Begun({**ticket, "flushed": is_flushed}, (xid, *other))
+
+
+def _begin(
+    connection: LinkConnection, begin: str, local: Mapping[str, str], log_id: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """Begin; returns the ticket and, if the statement *log_id* is given, where in the log the id stands."""
+    names = ["ticket"] if log_id is None else ["ticket", log_id]
+    message = sql.SQL("; ").join(
+        [
+            sql.SQL(begin),
+            PIN,
+            *(sql.SQL(_SQL[name]) for name in names),
+            UNPIN,
+            set_config(local.items(), local=True),
+        ]
+    )
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(message)
+        cursor.nextset()
+        cursor.nextset()
+        (ticket,) = cursor.fetchall()
+        if log_id is None:
+            return ticket, None
+        cursor.nextset()
+        (logged,) = cursor.fetchall()
+    return ticket, str(logged["lsn"])
+
+
+def flush_beside(
+    connection: LinkConnection, ticket: Mapping[str, Any], lsn: str
+) -> tuple[bool, tuple[int, ...]]:
+    """Commit in another session, which writes the log to disk.
+
+    :param ticket: of the transaction on *connection*.
+    :param lsn: where in the log its id stands.
+    :returns: whether the log is on disk up to *lsn*, and the other transaction's id if it had one.
+    :raises StoppedError: as the connection's own check does.
+    """
+    ids: tuple[int, ...] = ()
+    # Without settings such as "role", which may not see our session.
+    target = replace(connection.target, session_settings={})
+    limit = time_limit(target.conn_id, _BESIDE_S)
+
+    name = connection.info.parameter_status("application_name")
+
+    def check() -> None:
+        if connection.check:
+            connection.check()
+        limit()
+
+    try:
+        with (
+            closing(connect(target, application_name=name, check=check, direct=True)) as other,
+            other.cursor(row_factory=dict_row) as cursor,
+        ):
+            cursor.execute(sql.SQL("BEGIN READ WRITE; {}; COMMIT").format(sql.SQL(_SQL["flush"])))
+            cursor.nextset()
+            ids = tuple(int(row["xid"]) for row in cursor.fetchall())
+            rows = ask(other, _SQL["is_flushed"], {**ticket, "lsn": lsn})
+    except StoppedError:
+        raise
+    except (psycopg.Error, DblinkError) as error:
+        _say(ticket, type(error).__name__)
+        return False, ids
+    is_flushed = bool(rows and rows[0]["is_flushed"])
+    if not is_flushed:
+        _say(ticket, "another server answered")
+    return is_flushed, ids
+
+
+def _say(ticket: Mapping[str, Any], why: str) -> None:
+    log.info(
+        "The id of transaction %s may not survive a crash of the server (%s): after one, a retry could not"
+        " tell whether it was committed.",
+        ticket["xid"],
+        why,
+    )
