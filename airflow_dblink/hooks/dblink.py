@@ -253,7 +253,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         try:
             target = self._place(given_text("conn_id", conn_id))
         except UsageError:
-            self.links.refuse_duplicate(connname)  # of the two mistakes dblink tells this one
+            self.links.demand_new_name(connname)  # of the two mistakes dblink tells this one
             raise
         return self.links.connect(connname, target, own_identity=own_identity)
 

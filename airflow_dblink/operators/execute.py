@@ -12,7 +12,7 @@ from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.lexer import parts
-from airflow_dblink.core.sqltext.rules import check_script
+from airflow_dblink.core.sqltext.rules import demand_script
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.job_base import DblinkJobWaitingOperator
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
@@ -128,7 +128,7 @@ class DblinkExecOperator(ExactlyOnceOperator, DblinkJobWaitingOperator):
         if not isinstance(self.sql, str):
             raise UsageError(f"sql must be text, got {type(self.sql).__name__}", self.conn_id)
         if self.transaction:
-            check_script(self.sql, self.conn_id)
+            demand_script(self.sql, self.conn_id)
             return
         statements = parts(self.sql)
         if not statements:

@@ -16,7 +16,7 @@ from airflow_dblink.core.server.settings import HANDED_ON
 from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.core.sqltext.lexer import Part, parts
-from airflow_dblink.core.sqltext.rules import QUERIES, check_script
+from airflow_dblink.core.sqltext.rules import QUERIES, demand_script
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
 from airflow_dblink.operators.common.rows import RowDestination, RowSink
@@ -159,7 +159,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
     def _sink(self) -> RowSink | None:
         """Return where the rows go, if anywhere, after a look at what can be seen to be wrong at once."""
         self._demand_values("conn_id", "sql")
-        check_script(self.sql, self.conn_id, alternative=_ALTERNATIVE)
+        demand_script(self.sql, self.conn_id, alternative=_ALTERNATIVE)
         sink = self._row_sink(self.conn_id)
         if not sink.given:
             return None

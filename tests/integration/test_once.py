@@ -21,7 +21,7 @@ from airflow_dblink.core.errors import OutcomeUnknownError, RemoteError, Transie
 from airflow_dblink.core.once.transaction import KEY, Once
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.login import connect
-from airflow_dblink.core.sqltext.rules import check_script
+from airflow_dblink.core.sqltext.rules import demand_script
 from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
 from tests.integration.tasks import WAITS
@@ -413,7 +413,7 @@ def test_a_script_that_would_break_the_promise_is_refused_before_sending(
     sessions: Sessions, source: Database, store: MemoryStore, script: str, why: str
 ) -> None:
     with pytest.raises(UsageError, match=why):
-        check_script(script, "source")
+        demand_script(script, "source")
     once = _once(sessions(), store)
     once.begin()
     with pytest.raises(UsageError, match=why):

@@ -8,7 +8,7 @@ from typing import Self, TypeAlias
 
 from psycopg import sql
 
-from airflow_dblink.core.builders.values import Text, Value, check_sequence, to_texts
+from airflow_dblink.core.builders.values import Text, Value, demand_sequence, to_texts
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.server.bind import Statement
@@ -35,10 +35,10 @@ class Keys:
 
         :raises UsageError: if they aren't lists, or a value has no text.
         """
-        check_sequence(link, argument, keys)
+        demand_sequence(link, argument, keys)
         if not set(map(type, keys)) <= {list, tuple}:
             for key in keys:
-                check_sequence(link, f"each key in {argument}", key)
+                demand_sequence(link, f"each key in {argument}", key)
         for number, key in enumerate(keys, 1):
             if len(key) != length:
                 return cls([], len(keys), (number, len(key)))

@@ -28,6 +28,7 @@ from airflow_dblink.core.builders.relation_cache import (
 from airflow_dblink.core.builders.values import Text
 from airflow_dblink.core.errors import DblinkError, RemoteError, StaleError, TransientError, UsageError
 from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sqltext.quote import quote_array, quote_literal
 
 _Made = TypeVar("_Made")
@@ -39,21 +40,9 @@ _VALUE = "\0"  # where a value goes in a template: names can't hold it
 _FORMAT_ARGUMENTS = 99  # 100 with the template itself
 _STOPPED = ("55P03", "57014")  # lock_timeout; statement_timeout or a cancel: somebody's wish
 
-# Keys are materialized, so that each is cast once and before the join: an input function isn't
-# leakproof, so row-level security couldn't use the key's index. The limit is one row more than there
-# are keys, which is enough to see that a key isn't unique.
-_AT_ONCE = sql.SQL("""\
-WITH k AS MATERIALIZED ({keys})
-SELECT k.n, {statement}{more}
-  FROM k JOIN {source} AS t ({columns}) ON {condition}
- ORDER BY k.n LIMIT {limit}""")
-_LISTED = sql.SQL(
-    "SELECT u.n{keys} FROM ROWS FROM (pg_catalog.generate_series(1, {count}){arrays}) AS u (n{names})"
+_AT_ONCE, _LISTED, _QUERIED = (
+    sql.SQL(statements("builders_lookup.sql")[name]) for name in ("at_once", "listed", "queried")
 )
-_QUERIED = sql.SQL("""\
-SELECT u.n{keys} FROM (SELECT pg_catalog.row_number() OVER () AS n{texts} FROM (
-{query}
-) AS q ({names})) AS u""")
 # The text is the output function's, not a cast's; a row of NULLs isn't NULL; no collation but the default.
 _TEXT = sql.SQL(
     ", CASE WHEN q.{name} IS DISTINCT FROM NULL"

@@ -26,7 +26,7 @@ from airflow_dblink.core.builders.relation_cache import (
     read_primary_key,
     with_shape,
 )
-from airflow_dblink.core.builders.values import Text, Value, check_sequence, to_texts
+from airflow_dblink.core.builders.values import Text, Value, demand_sequence, to_texts
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
 
@@ -246,7 +246,7 @@ def _build_many(
 
 
 def _attnums(link: Wire, attnums: Sequence[int]) -> Sequence[int]:
-    check_sequence(link, "primary_key_attnums", attnums)
+    demand_sequence(link, "primary_key_attnums", attnums)
     for attnum in attnums:
         if isinstance(attnum, bool) or not isinstance(attnum, int):
             raise UsageError(

@@ -1,8 +1,4 @@
-"""Values as text and text as literals, written as PostgreSQL's own functions write them.
-
-psycopg's :class:`~psycopg.sql.Literal` puts a space before ``E'...'`` and a cast after many types;
-dblink's statements have neither.
-"""
+"""Values of keys as texts."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ def to_texts(link: Wire, argument: str, values: Sequence[Value]) -> list[Text]:
     :param argument: their name in errors.
     :raises UsageError: if *values* isn't a list, or a value has no text, or contains a NUL character.
     """
-    check_sequence(link, argument, values)
+    demand_sequence(link, argument, values)
     kinds = set(map(type, values))
     if kinds == {int}:
         return [str(value) for value in values]
@@ -43,7 +39,7 @@ def to_texts(link: Wire, argument: str, values: Sequence[Value]) -> list[Text]:
     return list(values)
 
 
-def check_sequence(link: Wire, argument: str, values: object) -> None:
+def demand_sequence(link: Wire, argument: str, values: object) -> None:
     """Raise unless *values* is a list or another sequence.
 
     :raises UsageError: if it is a text, bytes, or no sequence.

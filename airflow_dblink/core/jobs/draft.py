@@ -16,7 +16,7 @@ from airflow_dblink.core.errors import UsageError, from_psycopg
 from airflow_dblink.core.server.bind import Params, bind
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.sqltext.lexer import Part, parts
-from airflow_dblink.core.sqltext.rules import check_script
+from airflow_dblink.core.sqltext.rules import demand_script
 
 _QUERIES = ("SELECT", "VALUES", "TABLE")
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
@@ -68,7 +68,7 @@ def draft(
         have names of their own.
     :raises RemoteError: with *keep_result*, what the server says of the query.
     """
-    check_statement(statement, conn_id)
+    demand_statement(statement, conn_id)
     found = parts(statement)
     last = found[-1]
     bound = None if params is None else bind(connection, conn_id, statement, params)
@@ -98,14 +98,14 @@ def draft(
     )
 
 
-def check_statement(statement: object, conn_id: str) -> None:
+def demand_statement(statement: object, conn_id: str) -> None:
     """Refuse what can't be a job, as far as it can be seen without a server.
 
     :raises UsageError: says what, and in which line.
     """
     if not isinstance(statement, str):
         raise UsageError(f"sql must be text, got {type(statement).__name__}", conn_id)
-    check_script(statement, conn_id, alternative="DblinkExecOperator(transaction=False)")
+    demand_script(statement, conn_id, alternative="DblinkExecOperator(transaction=False)")
     try:
         statement.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Sending a job, once across retries and killed workers; and the call that runs it.
+"""Sending a job, once across retries and killed workers.
 
 The id is made first and stored where the next try finds it; only then is the row inserted, and only
 then is the procedure called. So whatever dies in between, the next try knows what to look for,

@@ -116,7 +116,7 @@ class Wire:
         """
         text = self._text(statement, params)
         found = parts(text, backslashes=self._backslashes)
-        self._refuse(found)
+        self._demand_sendable(found)
         if len(found) != 1:
             raise UsageError(f"a query is one statement, got {len(found)}", self.label)
         return sql.SQL(text[: found[0].end])
@@ -127,10 +127,10 @@ class Wire:
         :raises UsageError: for COPY with the client, a NUL character and an empty statement.
         """
         text = self._text(statement, params)
-        self._refuse(parts(text, backslashes=self._backslashes))
+        self._demand_sendable(parts(text, backslashes=self._backslashes))
         return self.encoded(text)
 
-    def _refuse(self, found: list[Part]) -> None:
+    def _demand_sendable(self, found: list[Part]) -> None:
         if not found:
             raise UsageError("the statement is empty", self.label)
         for part in found:

@@ -12,7 +12,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link, cut_name
 from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.server.connection import Check
-from airflow_dblink.core.server.credentials import check_credential
+from airflow_dblink.core.server.credentials import demand_credential
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.notices import Notices
 from airflow_dblink.core.server.target import Target
@@ -63,8 +63,8 @@ class Links:
                 hint="the name comes first, then the Airflow connection's id or the connection string",
             )
         name = _cut(connname, warn=True)
-        check_credential(target, own_identity=own_identity)  # dblink checks it before the name
-        self.refuse_duplicate(connname)
+        demand_credential(target, own_identity=own_identity)  # dblink checks it before the name
+        self.demand_new_name(connname)
         connection = connect(
             target,
             application_name=self.application_name,
@@ -78,7 +78,7 @@ class Links:
         self._links[name] = Link(name, target, connection)
         return "OK"
 
-    def refuse_duplicate(self, connname: str | None) -> None:
+    def demand_new_name(self, connname: str | None) -> None:
         """Raise if there is a link of that name.
 
         :raises UsageError: 42710 ``duplicate connection name``.

@@ -32,7 +32,7 @@ from airflow_dblink.core.once.tickets import Stored, is_flushed, read
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import ask
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.sqltext.rules import check_script
+from airflow_dblink.core.sqltext.rules import demand_script
 
 log = logging.getLogger(__name__)
 
@@ -302,10 +302,10 @@ class Once:
         Rows are read and thrown away.
 
         :returns: the command tags, one per statement.
-        :raises UsageError: before anything is sent, for what :func:`check_script` refuses.
+        :raises UsageError: before anything is sent, for what :func:`demand_script` refuses.
         :raises RemoteError: what the server says; everything is rolled back.
         """
-        check_script(script, self.conn_id)
+        demand_script(script, self.conn_id)
         # On a line of its own: a comment at the end of the script would swallow it. A quote or comment that
         # is left open swallows it, too; the server then refuses the whole message.
         tags = self.execute(f"{script}\n; COMMIT")

@@ -148,9 +148,9 @@ def _set(home: Side, source: Side, name: str, remote: Remote) -> Set:
         if remote.parameters is not None:
             query = bind(source.connection, source.conn_id, query, remote.parameters)
         offered = describe(source, query)
-        _check_columns(source, offered)
+        _demand_columns_possible(source, offered)
         indexes = remote.index_columns(name)
-        _check_indexes(source, offered, indexes)
+        _demand_indexable(source, offered, indexes)
         columns, binary = _columns(home, source, name, offered)
     return Set(name, source, query, tuple(columns), binary, tuple(map(tuple, indexes)))
 
@@ -164,7 +164,7 @@ def _about(name: str) -> Iterator[None]:
         raise error.but(message=f"remote set {name!r}: {error.message}") from None
 
 
-def _check_columns(source: Side, offered: Sequence[ResultColumn]) -> None:
+def _demand_columns_possible(source: Side, offered: Sequence[ResultColumn]) -> None:
     names = [column.name for column in offered]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(
@@ -182,7 +182,9 @@ def _check_columns(source: Side, offered: Sequence[ResultColumn]) -> None:
         )
 
 
-def _check_indexes(source: Side, offered: Sequence[ResultColumn], indexes: Sequence[Sequence[str]]) -> None:
+def _demand_indexable(
+    source: Side, offered: Sequence[ResultColumn], indexes: Sequence[Sequence[str]]
+) -> None:
     names = [column.name for column in offered]
     if unknown := [name for index in indexes for name in index if name not in names]:
         raise UsageError(

@@ -18,7 +18,7 @@ _SSLCERTMODE_SINCE = 160000
 _UNASKED = ("server did not request an SSL certificate", "server accepted connection without a valid SSL")
 
 
-def check_credential(target: Target, *, own_identity: bool) -> bool:
+def demand_credential(target: Target, *, own_identity: bool) -> bool:
     """Return whether the worker's own identity may be used; if not, *target* must bring a credential.
 
     Called before connecting.
@@ -51,7 +51,7 @@ def demanding(target: Target) -> Target:
     return replace(target, params={**target.params, "sslcertmode": "require"})
 
 
-def check_used_credential(target: Target, pgconn: Any) -> None:
+def demand_used_credential(target: Target, pgconn: Any) -> None:
     """Raise if the server let us in without the credential of *target*, a result of :func:`demanding`.
 
     :param pgconn: the facts about an open connection: psycopg's ``pgconn``, or psycopg2's ``info``.

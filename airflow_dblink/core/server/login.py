@@ -26,8 +26,8 @@ from airflow_dblink.core.server.connection import (
     watched,
 )
 from airflow_dblink.core.server.credentials import (
-    check_credential,
-    check_used_credential,
+    demand_credential,
+    demand_used_credential,
     demanding,
     is_certificate_unasked,
     not_asked_for,
@@ -82,31 +82,49 @@ def connect(
 
     Source: ``dblink_connstr_check`` and ``dblink_security_check`` of contrib/dblink.
     """
-    free = check_credential(target, own_identity=own_identity)
+    free = demand_credential(target, own_identity=own_identity)
     target = target if free else demanding(target)
     direct = direct or target.needs_direct_address()
-    # Prepared statements break behind transaction poolers.
     given = {**{k: v for k, v in target.psycopg.items() if k == "prepare_threshold"}, **(arguments or {})}
     allowance = None if most_bytes is None else Allowance(most_bytes)
+    how = {"application_name": application_name, "direct": direct, "keeps_encoding": keeps_encoding}
+    with waiting(event, target.conn_id, observe):
+        connection = _logged_in(target, how, given, check, allowance)
+    _make_ready(target, connection, free=free, autocommit=autocommit)
+    if prepares and not {"prepare_threshold", "cursor_factory"}.intersection(given):
+        let_prepare(target, connection, direct=direct)
+    connection.observe = observe
+    return connection
+
+
+def _logged_in(
+    target: Target,
+    how: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    check: Check | None,
+    allowance: Allowance | None,
+) -> LinkConnection:
+    """Return a connection that is logged in; *how* is for :meth:`Target.conninfo`, *arguments* psycopg's."""
     before = meanwhile.set((check, allowance))
     try:
-        with waiting(event, target.conn_id, observe):
-            connection = LinkConnection.connect(
-                target.conninfo(
-                    application_name=application_name, direct=direct, keeps_encoding=keeps_encoding
-                ),
-                **{"prepare_threshold": None, **given, "autocommit": True},
-            )
+        # Prepared statements break behind transaction poolers.
+        arguments = {"prepare_threshold": None, **arguments, "autocommit": True}
+        connection = LinkConnection.connect(target.conninfo(**how), **arguments)
     except psycopg.Error as error:
         raise _not_established(target, error.with_traceback(None)) from None
     except BaseException as error:  # noqa: BLE001 - raised again, without the frames that hold the password
         raise error.with_traceback(None)  # noqa: B904
     finally:
         meanwhile.reset(before)
+    connection.check, connection.allowance = check, allowance
+    return connection
+
+
+def _make_ready(target: Target, connection: LinkConnection, *, free: bool, autocommit: bool) -> None:
+    """Look which credential was used, and make the session what the target says; closed where that fails."""
     try:
         if not free:
-            check_used_credential(target, connection.pgconn)
-        connection.check, connection.allowance = check, allowance
+            demand_used_credential(target, connection.pgconn)
         if target.session_settings:
             connection.wait(_apply_settings(target, connection))
         if not autocommit:
@@ -115,11 +133,7 @@ def connect(
         connection.close()
         raise
     styles.register(connection)
-    if prepares and not {"prepare_threshold", "cursor_factory"}.intersection(given):
-        let_prepare(target, connection, direct=direct)
-    connection.observe = observe
     connection.target = target
-    return connection
 
 
 async def aconnect(
@@ -129,7 +143,7 @@ async def aconnect(
 
     :raises CredentialError, UsageError, ConnectError: as :func:`connect`.
     """
-    free = check_credential(target, own_identity=False)
+    free = demand_credential(target, own_identity=False)
     target = target if free else demanding(target)
     direct = direct or target.needs_direct_address()
     try:
@@ -144,7 +158,7 @@ async def aconnect(
         raise error.with_traceback(None)  # noqa: B904
     try:
         if not free:
-            check_used_credential(target, connection.pgconn)
+            demand_used_credential(target, connection.pgconn)
         if target.session_settings:
             # Not the connection's own wait, which, when cancelled, would wait for the server once more.
             settings = _apply_settings(target, connection)

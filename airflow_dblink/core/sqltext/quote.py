@@ -1,4 +1,8 @@
-"""Text as literals, written as PostgreSQL's own functions write them."""
+"""Text as literals, written as PostgreSQL's own functions write them.
+
+psycopg's :class:`~psycopg.sql.Literal` puts a space before ``E'...'`` and a cast after many types;
+dblink's statements have neither.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ QUERIES = ("SELECT", "VALUES", "TABLE")
 _PLACEHOLDER = re.compile(r"%s\b|%\(\w+\)s")
 
 
-def check_script(script: str, conn_id: str, *, alternative: str = "transaction=False") -> None:
+def demand_script(script: str, conn_id: str, *, alternative: str = "transaction=False") -> None:
     """Refuse what can't be part of an exactly-once transaction.
 
     :param alternative: what the caller should use for such statements.

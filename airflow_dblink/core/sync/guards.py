@@ -12,7 +12,7 @@ from airflow_dblink.core.sync.work import Work
 from airflow_dblink.core.tables.catalog import find_relation
 
 
-def guard_sizes(work: Work, outcome: Outcome) -> None:
+def demand_sizes(work: Work, outcome: Outcome) -> None:
     """Refuse an empty source that would empty the destination.
 
     :raises UsageError: unless *allow_empty_source*; a dry run only notes it.
@@ -30,7 +30,7 @@ def guard_sizes(work: Work, outcome: Outcome) -> None:
         )
 
 
-def guard_changes(work: Work, outcome: Outcome) -> None:
+def demand_changes(work: Work, outcome: Outcome) -> None:
     """Refuse to delete or change a larger part of the rows than allowed.
 
     :raises UsageError: beyond *max_delete_fraction* or *max_change_fraction*; a dry run only notes it.

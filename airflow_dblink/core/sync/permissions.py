@@ -18,7 +18,7 @@ from airflow_dblink.core.tables.mapping import Pair
 _SQL = statements("sync.sql")
 
 
-def check_privileges(
+def demand_privileges(
     source: Side,
     destination: Side,
     spec: Spec,
@@ -56,10 +56,10 @@ def check_privileges(
     message = f"permission denied: {target} can't be locked without UPDATE, DELETE or TRUNCATE on it"
     demand(target.may_lock, destination, message)
     demand(target.may_stage, destination, "permission denied: no TEMP on the database, for staging")
-    _check_table(destination, spec, target, facts, [c.name for c in columns if c.always_identity], key)
+    _demand_table(destination, spec, target, facts, [c.name for c in columns if c.always_identity], key)
 
 
-def _check_table(
+def _demand_table(
     destination: Side,
     spec: Spec,
     target: Relation,
@@ -98,12 +98,14 @@ def _check_table(
             hint="let them fire: triggers='fire'; or connect as the owner",
         )
     if spec.apply == "statements":
-        _check_statements(destination, spec, target, always)
+        _demand_statements_possible(destination, spec, target, always)
     if spec.on_conflict == "replace":
-        _check_replace(destination, spec, target)
+        _demand_replaceable(destination, spec, target)
 
 
-def _check_statements(destination: Side, spec: Spec, target: Relation, always: Sequence[str]) -> None:
+def _demand_statements_possible(
+    destination: Side, spec: Spec, target: Relation, always: Sequence[str]
+) -> None:
     hint = "use apply='set'"
     if always and (spec.insert or spec.update):
         raise UsageError(
@@ -121,7 +123,7 @@ def _check_statements(destination: Side, spec: Spec, target: Relation, always: S
         raise UsageError("on_conflict='replace' is for apply='set'", destination.conn_id)
 
 
-def _check_replace(destination: Side, spec: Spec, target: Relation) -> None:
+def _demand_replaceable(destination: Side, spec: Spec, target: Relation) -> None:
     if spec.is_incremental:
         raise UsageError(
             "on_conflict='replace' doesn't go together with watermark_column: what is new doesn't tell"
@@ -148,7 +150,7 @@ def _check_replace(destination: Side, spec: Spec, target: Relation) -> None:
         )
 
 
-def check_places(work: Work) -> None:
+def demand_places(work: Work) -> None:
     """Refuse a role that can't read where rows lie, where several rows may have one key.
 
     :raises UsageError: 42501.
@@ -162,7 +164,7 @@ def check_places(work: Work) -> None:
     )
 
 
-def check_key_type(work: Work) -> None:
+def demand_key_type(work: Work) -> None:
     """Refuse a key that dblink's statements can't name, where they are what is run.
 
     :raises UsageError: with ``apply='statements'``.

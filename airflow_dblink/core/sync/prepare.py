@@ -13,10 +13,10 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.checksum import Checksum
-from airflow_dblink.core.sync.permissions import check_key_type, check_places, check_privileges
+from airflow_dblink.core.sync.permissions import demand_key_type, demand_places, demand_privileges
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import watermark, window
-from airflow_dblink.core.sync.where import check_where, condition
+from airflow_dblink.core.sync.where import condition, demand_where
 from airflow_dblink.core.sync.work import Field, Part, Work, column, null_key
 from airflow_dblink.core.tables.catalog import (
     describe,
@@ -68,13 +68,13 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     query = source_query(source, table, spec.source_sql, spec.source_parameters)
     offered = describe_source(source, query, spec.source_sql, spec.source_parameters)
     names = {offer.name for offer in offered}
-    _refuse_drift(spec, target, names, source, destination)
+    _demand_same_columns(spec, target, names, source, destination)
     inserts = spec.insert or spec.on_conflict == "replace"
     pairs = match(offered, target, spec.columns, source.conn_id, destination.conn_id, inserts=inserts)
     pairs, row_format = route(source, destination, pairs)
     pairs = _rounded(source, destination, target, pairs)
     key = key_columns(destination, target, spec.key, pairs)
-    check_privileges(source, destination, spec, table, target, pairs, key)
+    demand_privileges(source, destination, spec, table, target, pairs, key)
     checksum = agree(source, destination, spec.plan["seed"] if spec.plan else None)
     index = _key_index(destination, target, key)
     collations = dict(zip(index.columns, index.collations, strict=True))
@@ -103,10 +103,10 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
         watermark=watermark(spec, pairs) if spec.is_incremental else None,
         watermark_type=next((o.type_name for o in offered if o.name == spec.watermark_column), None),
     )
-    check_key_type(work)
-    check_places(work)
+    demand_key_type(work)
+    demand_places(work)
     given = {pair.destination for pair in pairs} | {*_others(spec, table, offered, pairs)}
-    _check_conditions(work, [c.name for c in target.columns if c.name in given])
+    _demand_conditions(work, [c.name for c in target.columns if c.name in given])
     return work
 
 
@@ -123,7 +123,9 @@ def agree(source: Side, destination: Side, seed: int | None = None) -> Checksum:
     return Checksum(seed, hashes[0] == hashes[1], len(encodings) == 1)
 
 
-def _refuse_drift(spec: Spec, target: Relation, names: set[str], source: Side, destination: Side) -> None:
+def _demand_same_columns(
+    spec: Spec, target: Relation, names: set[str], source: Side, destination: Side
+) -> None:
     if spec.columns is not None:
         return
     alone = [c.name for c in target.columns if c.name not in names and not c.generated]
@@ -240,14 +242,14 @@ def _part_of_table(destination: Side, spec: Spec, target: Relation) -> Part:
     return Part(destination, rows, condition(destination, spec), target, led)
 
 
-def _check_conditions(work: Work, names: Sequence[str]) -> None:
+def _demand_conditions(work: Work, names: Sequence[str]) -> None:
     """Let both parsers read the condition, and look for what no key may be.
 
     :param names: the columns that both sides have, for messages.
     """
     for part, name in ((work.source, "source"), (work.destination, "destination")):
         if (raw := condition(part.side, work.spec)) is not None:
-            check_where(part, work.spec, raw.as_string(part.side.connection), names)
+            demand_where(part, work.spec, raw.as_string(part.side.connection), names)
         query = part.select(sql.SQL("1")).as_string(part.side.connection)
         describe(part.side, query, f"reading the {name}")
     nulls = [column(field.name) for field in work.key if field.name not in _not_null(work.target)]

@@ -39,12 +39,12 @@ from airflow_dblink.core.sync.compare.verify import (
     verify_load,
 )
 from airflow_dblink.core.sync.guards import (
+    demand_changes,
     demand_replaceable,
     demand_room,
     demand_same_plan,
     demand_same_table,
-    guard_changes,
-    guard_sizes,
+    demand_sizes,
 )
 from airflow_dblink.core.sync.other_writers import demand_read, is_quiet, rewritten, snapshot
 from airflow_dblink.core.sync.outcome import Outcome, Plan
@@ -161,7 +161,7 @@ def run(
     session.destination.run("ROLLBACK", "comparing")
     if outcome.comparison is not None and not outcome.comparison.differing and spec.plan is None:
         demand_read(session.source)
-        guard_sizes(work, outcome)
+        demand_sizes(work, outcome)
         session.source.run("COMMIT", "ending the source transaction")
         return outcome.result(work)
     once.begin({**TEXT_FORMS, **session.settings()}, read_committed=True)
@@ -277,7 +277,7 @@ def _load(work: Work, outcome: Outcome) -> None:
         outcome.size += pumped.size
         outcome.source_rows, outcome.destination_rows = pumped.sent, before
         demand_read(work.source.side)
-        guard_sizes(work, outcome)
+        demand_sizes(work, outcome)
         work.destination.side.run("SET CONSTRAINTS ALL IMMEDIATE", "checking constraints")
         comparison = groups.compare(work, groups.choose(work, pumped.taken))
         outcome.size += comparison.size
@@ -300,10 +300,10 @@ def _plan(work: Work, outcome: Outcome) -> None:
         outcome.source_rows = pumped.sent
         outcome.destination_rows = _count(work)
     demand_read(work.source.side)
-    guard_sizes(work, outcome)
+    demand_sizes(work, outcome)
     outcome.plan = make_plan(work, outcome.comparison)
     if work.spec.on_conflict != "replace":  # else once it is known what makes way
-        guard_changes(work, outcome)
+        demand_changes(work, outcome)
     demand_room(work)
 
 
@@ -314,7 +314,7 @@ def _stage(work: Work, outcome: Outcome) -> None:
     if work.spec.on_conflict == "replace":
         outcome.renewed, outcome.displaced = make_way(work)
         outcome.plan = replace(outcome.plan, digest=digest(work))
-        guard_changes(work, outcome)
+        demand_changes(work, outcome)
 
 
 def _apply(work: Work, outcome: Outcome, link: Wire) -> None:

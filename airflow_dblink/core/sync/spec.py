@@ -97,7 +97,7 @@ class Spec:
 
         :raises UsageError: names the argument.
         """
-        self._check_texts()
+        self._demand_texts()
         if (self.source_table is None) == (self.source_sql is None):
             raise UsageError("give either source_table or source_sql")
         if self.source_parameters is not None and self.source_sql is None:
@@ -106,26 +106,26 @@ class Spec:
             the_query(self.source_sql)
         if self.where_parameters is not None and self.where is None:
             raise UsageError("where_parameters belong to where")
-        self._check_choices()
-        self._check_numbers()
-        self._check_names()
+        self._demand_choices()
+        self._demand_numbers()
+        self._demand_names()
         if self.plan is not None:
-            _check_plan(self.plan)
+            _demand_plan(self.plan)
         if not self.operations:
             raise UsageError("insert, update and delete are all off: there is nothing to do")
         if self.method == "replace" or self.replace_above is not None:
-            self._check_replace()
+            self._demand_replaceable()
         if self.is_incremental and self.plan is not None:
             raise UsageError("plan and watermark_column don't go together", hint="approve a full sync")
 
-    def _check_texts(self) -> None:
+    def _demand_texts(self) -> None:
         for name in ("destination_table", "source_table", "source_sql", "where", "watermark_column"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise UsageError(f"{name} must be text, got {value!r}" if value else f"{name} is empty")
-        self._check_watermark()
+        self._demand_watermark()
 
-    def _check_watermark(self) -> None:
+    def _demand_watermark(self) -> None:
         if self.watermark_column is None:
             for name in ("watermark_overlap", "watermark_until"):
                 if getattr(self, name) is not None:
@@ -141,13 +141,13 @@ class Spec:
         if overlap is not None and not (is_number and type(overlap)(0) <= overlap and overlap != math.inf):
             raise UsageError(f"watermark_overlap must be a timedelta or number, not below 0, got {overlap!r}")
 
-    def _check_where(self, where: str) -> None:
+    def _demand_where(self, where: str) -> None:
         if len(parts(where)) != 1:
             raise UsageError("where must be one condition, without a semicolon")
         if (value := moving(where)) is not None:
             raise moving_value(value)
 
-    def _check_names(self) -> None:
+    def _demand_names(self) -> None:
         for name in ("key", "columns"):
             if isinstance(value := getattr(self, name), str):
                 hint = f"{name}=[{value!r}]"
@@ -155,9 +155,9 @@ class Spec:
         if self.key is not None and not self.key:
             raise UsageError("key names no column")
         if self.where is not None:
-            self._check_where(self.where)
+            self._demand_where(self.where)
 
-    def _check_replace(self) -> None:
+    def _demand_replaceable(self) -> None:
         """Refuse what needs to know the rows one by one: TRUNCATE does not."""
         given = {
             "where": self.where is not None,
@@ -174,7 +174,7 @@ class Spec:
                 hint="use method='auto' without replace_above",
             )
 
-    def _check_choices(self) -> None:
+    def _demand_choices(self) -> None:
         choices = {
             "method": Method,
             "apply": Apply,
@@ -186,7 +186,7 @@ class Spec:
             if (value := getattr(self, name)) not in get_args(choice):
                 raise UsageError(f"{name} must be {' or '.join(get_args(choice))}, got {value!r}")
 
-    def _check_numbers(self) -> None:
+    def _demand_numbers(self) -> None:
         for name in ("max_delete_fraction", "max_change_fraction", "replace_above"):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -202,7 +202,7 @@ class Spec:
             raise UsageError(f"sample_keys must be 0 or more, got {self.sample_keys!r}")
 
 
-def _check_plan(plan: object) -> None:
+def _demand_plan(plan: object) -> None:
     if not isinstance(plan, Mapping):
         raise _no_plan(f"got {type(plan).__name__}")
     for name, kind in _PLAN.items():

@@ -40,7 +40,7 @@ def window(
     of_type = f"{offer.type_name}, the type of watermark_column {offer.name!r}"
     found: list[sql.Composable] = []
     if overlap is not None:
-        _check_overlap(source, spec, offer, kind)
+        _demand_overlap(source, spec, offer, kind)
     if spec.watermark_from is not None:
         low: sql.Composable = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_from), column_type)
         problem = f"the watermark that is kept, {spec.watermark_from!r}, is no {of_type}"
@@ -112,7 +112,7 @@ def _base(offer: ResultColumn, kind: Type) -> sql.Composable:
     return sql.Identifier("pg_catalog", kind.base_name) if kind.built_in else sql.SQL(offer.type_name)
 
 
-def _check_overlap(source: Side, spec: Spec, offer: ResultColumn, kind: Type) -> None:
+def _demand_overlap(source: Side, spec: Spec, offer: ResultColumn, kind: Type) -> None:
     wanted = {"D": "a timedelta", "T": "a timedelta", "N": "a number"}.get(kind.category)
     problem = f"watermark_overlap={spec.watermark_overlap!r} can't be taken from watermark_column"
     problem += f" {offer.name!r}, which is of type {offer.type_name}"

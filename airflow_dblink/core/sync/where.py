@@ -38,7 +38,7 @@ def condition(side: Side, spec: Spec) -> sql.Composable | None:
     return sql.SQL(bound)
 
 
-def check_where(part: Part, spec: Spec, text: str, names: Sequence[str]) -> None:
+def demand_where(part: Part, spec: Spec, text: str, names: Sequence[str]) -> None:
     """Let the parser read the condition.
 
     :raises UsageError: what it says, of the condition alone.

@@ -1,4 +1,4 @@
-"""Which source column goes into which destination column, and how its values travel."""
+"""Which source column goes into which destination column."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def match(
     names = [column.name for column in offered]
     wanted = _wanted(names, relation, columns)
     twice = sorted({name for name in names if names.count(name) > 1 and name in wanted})
-    _refuse(
+    _demand_none(
         twice, "the source has more than one column {}", source_id, "give them names of their own: AS ..."
     )
-    _refuse(
+    _demand_none(
         [name for name in wanted if name not in names],
         "the source has no column {}",
         source_id,
         f"it has: {', '.join(names)}",
     )
-    _refuse(
+    _demand_none(
         sorted({name for name in wanted.values() if list(wanted.values()).count(name) > 1}),
         "columns gives more than one value to {}",
         destination_id,
@@ -72,8 +72,8 @@ def match(
         raise UsageError("no column is mapped", destination_id, hint="name at least one in columns")
     by_name = {column.name: column for column in relation.columns} if relation else {}
     if relation is not None:
-        _refuse_missing(relation, wanted, columns, source_id, destination_id)
-        _check_destination(relation, by_name, list(wanted.values()), destination_id, inserts=inserts)
+        _demand_known_targets(relation, wanted, columns, source_id, destination_id)
+        _demand_writable(relation, by_name, list(wanted.values()), destination_id, inserts=inserts)
     types_by_name = {column.name: column for column in offered}
     return tuple(
         Pair(
@@ -103,7 +103,7 @@ def _wanted(
     return {name: name for name in names if name not in generated}
 
 
-def _refuse_missing(
+def _demand_known_targets(
     relation: Relation,
     wanted: Mapping[str, str],
     columns: Sequence[str] | Mapping[str, str] | None,
@@ -132,16 +132,16 @@ def _refuse_missing(
     )
 
 
-def _check_destination(
+def _demand_writable(
     relation: Relation, by_name: Mapping[str, Column], wanted: Sequence[str], conn_id: str, *, inserts: bool
 ) -> None:
-    _refuse(
+    _demand_none(
         [name for name in wanted if by_name[name].generated],
         f"{relation} generates its column {{}} itself",
         conn_id,
         "leave it out of columns",
     )
-    _refuse(
+    _demand_none(
         [
             column.name
             for column in relation.columns
@@ -158,6 +158,6 @@ def _check_destination(
     )
 
 
-def _refuse(names: Sequence[str], message: str, conn_id: str, hint: str) -> None:
+def _demand_none(names: Sequence[str], message: str, conn_id: str, hint: str) -> None:
     if names:
         raise UsageError(message.replace("{}", ", ".join(map(repr, names))), conn_id, hint=hint)

@@ -63,7 +63,7 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
         if given.element and wanted.element:  # arrays are assigned as their elements are
             params = {"source": given.element, "target": wanted.element}
         if next(iter(source.ask(_SQL["assignable"], params)[0].values())):
-            _refuse_other_time_zone(source, destination, pair, given, wanted)
+            _demand_same_time_zone(source, destination, pair, given, wanted)
             # Asked of the source, whose statement it becomes; built-in types are the same there.
             return type_names(source, [wanted.base_type], [-1])[0]
     elif given.attributes and wanted.attributes and given.attributes != wanted.attributes:
@@ -112,7 +112,7 @@ def _assignment_function(destination: Side, given: Type, wanted: Type) -> str | 
     return str(found[0]["name"]) if found else None
 
 
-def _refuse_other_time_zone(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> None:
+def _demand_same_time_zone(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> None:
     """Refuse a cast whose result depends on the session's TimeZone, where the sessions' differ."""
     zones = [side.connection.info.parameter_status("TimeZone") for side in (source, destination)]
     with_zone = {given.base_name, wanted.base_name} & {"timestamptz", "timetz"}

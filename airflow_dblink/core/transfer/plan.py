@@ -12,7 +12,7 @@ from psycopg import sql
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.side import Side, demand
-from airflow_dblink.core.sqltext.rules import check_script, the_query
+from airflow_dblink.core.sqltext.rules import demand_script, the_query
 from airflow_dblink.core.tables.catalog import (
     children_of,
     find_relation,
@@ -108,14 +108,14 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     :raises UsageError: names the connection, table, column or argument that can't work.
     :raises RemoteError: what a server says of the query or a name.
     """
-    _check_arguments(spec, source.conn_id)
+    _demand_arguments(spec, source.conn_id)
     table = get_relation(source, spec.source_table) if spec.source_table else None
     query = source_query(source, table, spec.source_sql, spec.source_parameters)
     offered = describe_source(source, query, spec.source_sql, spec.source_parameters)
     relation = _destination(destination, spec)
     pairs = match(offered, relation, spec.columns, source.conn_id, destination.conn_id)
     key = _key(destination, spec, relation, pairs)
-    _check_privileges(source, destination, spec, table, relation, pairs, key)
+    _demand_privileges(source, destination, spec, table, relation, pairs, key)
     pairs, copy_format = route(source, destination, pairs)
     same_database = is_same_database(source, destination)
     if same_database and spec.mode == "replace" and table and relation and table.oid == relation.oid:
@@ -138,7 +138,7 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     )
 
 
-def _check_arguments(spec: Spec, source_id: str) -> None:
+def _demand_arguments(spec: Spec, source_id: str) -> None:
     if (spec.source_table is None) == (spec.source_sql is None):
         raise UsageError("give either source_table or source_sql")
     if spec.mode not in ("append", "replace", "upsert", "create"):
@@ -156,12 +156,12 @@ def _check_arguments(spec: Spec, source_id: str) -> None:
         the_query(spec.source_sql, source_id)
     for name, script in (("pre_sql", spec.pre_sql), ("post_sql", spec.post_sql)):
         if script is not None:
-            _check_script(name, script)
+            _demand_script(name, script)
 
 
-def _check_script(name: str, script: str) -> None:
+def _demand_script(name: str, script: str) -> None:
     try:
-        check_script(script, name)
+        demand_script(script, name)
     except UsageError as error:
         hint = "it runs inside the transfer's transaction; run it in a task of its own"
         raise UsageError(f"{name}: {error.message}", hint=hint) from None
@@ -173,7 +173,7 @@ def _destination(destination: Side, spec: Spec) -> Relation | None:
         if relation.kind not in _WRITABLE or (spec.lock and relation.kind == "f"):
             what = "a table that can be locked" if spec.lock else "a table"
             raise UsageError(f"{relation} is not {what}", destination.conn_id, "42809")
-        _refuse_rules(destination, spec, relation)
+        _demand_no_rules(destination, spec, relation)
         if spec.mode == "replace" and relation.has_inheritance:
             _refuse_children(destination, relation)
         return relation
@@ -184,7 +184,7 @@ def _destination(destination: Side, spec: Spec) -> Relation | None:
     return None
 
 
-def _refuse_rules(destination: Side, spec: Spec, relation: Relation) -> None:
+def _demand_no_rules(destination: Side, spec: Spec, relation: Relation) -> None:
     """Refuse a table whose rules COPY would pass over, or ON CONFLICT can't go with."""
     rules = [*relation.insert_rules, *(relation.update_rules if spec.mode == "upsert" else [])]
     if rules and relation.kind != "v":  # a view is written by its triggers
@@ -208,7 +208,7 @@ def _refuse_children(destination: Side, relation: Relation) -> None:
     )
 
 
-def _check_privileges(
+def _demand_privileges(
     source: Side,
     destination: Side,
     spec: Spec,

@@ -154,7 +154,7 @@ def _what_is_emptied(destination: Side, work: Plan) -> str | None:
 def _finish(destination: Side, work: Plan) -> int:
     """Merge the staged rows; rows whose values are equal are not rewritten."""
     keys = [sql.Identifier(name) for name in work.key.columns]
-    _refuse_null_keys(destination, work, keys)
+    _demand_no_null_keys(destination, work, keys)
     fixed = {*work.key.columns} - {*work.key.loose}
     values = [sql.Identifier(p.destination) for p in work.pairs if p.destination not in fixed]
     action: sql.Composable = sql.SQL("NOTHING")
@@ -193,7 +193,7 @@ def _finish(destination: Side, work: Plan) -> int:
         ) from None
 
 
-def _refuse_null_keys(destination: Side, work: Plan, keys: Sequence[sql.Identifier]) -> None:
+def _demand_no_null_keys(destination: Side, work: Plan, keys: Sequence[sql.Identifier]) -> None:
     if work.key.takes_null:
         return
     nulls = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(key) for key in keys)

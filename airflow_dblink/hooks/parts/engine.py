@@ -18,8 +18,8 @@ from psycopg.conninfo import conninfo_to_dict
 from airflow_dblink.core.errors import UsageError, context_line, kind_of
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.credentials import (
-    check_credential,
-    check_used_credential,
+    demand_credential,
+    demand_used_credential,
     demanding,
     is_certificate_unasked,
     not_asked_for,
@@ -79,7 +79,7 @@ class EngineSide(PostgresHook):
 
         target = self.target()
         if not self._rule_holds_later:
-            check_credential(target, own_identity=False)
+            demand_credential(target, own_identity=False)
         params = {k: str(v) for k, v in target.params.items() if v not in (None, "")}
         user, password = params.pop("user", None), params.pop("password", None)
         database = params.pop("dbname", None)
@@ -199,7 +199,7 @@ class EngineSide(PostgresHook):
                 self.conn_id,
                 hint="use postgresql+psycopg with direct_host or direct_port in the connection",
             )
-        free = check_credential(merged, own_identity=False)
+        free = demand_credential(merged, own_identity=False)
         if not free and dialect.driver in _OF_LIBPQ:
             merged = demanding(merged)
             if mode := merged.params.get("sslcertmode"):
@@ -256,7 +256,7 @@ def _check_used(target: Target, connection: Any) -> None:
     if pgconn is None:
         pgconn = getattr(theirs, "info", None)  # psycopg2's
     if hasattr(pgconn, "used_password"):
-        check_used_credential(target, pgconn)
+        demand_used_credential(target, pgconn)
 
 
 def _apply_settings(target: Target, connection: Any, dbapi: Any) -> None:

@@ -19,7 +19,7 @@ from airflow_dblink.core.errors import (
     UsageError,
 )
 from airflow_dblink.core.jobs.client import Jobs
-from airflow_dblink.core.jobs.draft import Draft, check_statement, draft
+from airflow_dblink.core.jobs.draft import Draft, demand_statement, draft
 from airflow_dblink.core.jobs.job import Job, JobHandle, missing
 from airflow_dblink.core.jobs.send import Sent, Submission
 from airflow_dblink.core.jobs.watch import demand_session, listens_to
@@ -84,7 +84,7 @@ class DblinkJobBaseOperator(SqlOperator):
 
         :param ends_with_task: the task's ``execution_timeout`` is the job's, too.
         """
-        check_statement(self.sql, self.conn_id)
+        demand_statement(self.sql, self.conn_id)
         sent = submission.submit(
             lambda connection: self._draft(
                 connection, hook, keep_result=keep_result, ends_with_task=ends_with_task

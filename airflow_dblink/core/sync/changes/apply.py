@@ -6,45 +6,19 @@ from collections.abc import Iterator
 
 from psycopg import sql
 
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.comparison import Comparison
 from airflow_dblink.core.sync.outcome import Plan
 from airflow_dblink.core.sync.spec import DELETE
 from airflow_dblink.core.sync.staged import PLAN, REMOVED, RENEWED, ROWS, as_array, copy, create_rows, matches
 from airflow_dblink.core.sync.work import Field, Work, column, comma
 
+_SQL = statements("sync_rows.sql")
+
 _KEYS_AT_ONCE = 50_000
 _KEYS_BYTES_AT_ONCE = 4 * 1024 * 1024  # and one more key, however long
 _SHARE_BY_KEY = 0.25  # of the rows in groups that differ: beyond it the groups are fetched whole
 
-# One statement, so that PostgreSQL checks foreign keys when all is done, in whatever order; but a unique
-# value must be given up before it is taken: each part waits for the one before it.
-_APPLY = """\
-WITH d AS ({delete}),
-     u AS ({update}),
-     i AS ({insert})
-SELECT (SELECT pg_catalog.count(*) FROM d) AS deleted, (SELECT pg_catalog.count(*) FROM u) AS updated,
-       (SELECT pg_catalog.count(*) FROM i) AS inserted"""
-_DELETE = """\
-DELETE FROM {target} AS part USING {plan} AS plan
-            WHERE plan.op OPERATOR(pg_catalog.=) ANY ('{{D,R}}') AND {on} AND {there} RETURNING 1"""
-_UPDATE = """\
-UPDATE {target} AS part SET {assignments} FROM {plan} AS plan JOIN {rows} AS given ON {given}
-            WHERE plan.op OPERATOR(pg_catalog.=) 'U' AND {on} AND {there}
-              AND (SELECT pg_catalog.count(*) FROM d) IS NOT NULL RETURNING 1"""
-_INSERT = """\
-INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE
-           SELECT {values} FROM {plan} AS plan JOIN {rows} AS given ON {given}
-            WHERE plan.op OPERATOR(pg_catalog.=) ANY ('{{I,S}}') AND {on}
-              AND (SELECT pg_catalog.count(*) FROM u) IS NOT NULL RETURNING 1"""
-_WANTED = """\
-SELECT *
-  FROM (SELECT n, {texts}, pg_catalog.sum(pg_catalog.octet_length(pg_catalog.concat({names})))
-               OVER (ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-          FROM {plan}
-         WHERE n OPERATOR(pg_catalog.>) {after} AND op OPERATOR(pg_catalog.=) ANY ({operations})
-         ORDER BY n LIMIT {most}) AS wanted
- WHERE before IS NULL OR before OPERATOR(pg_catalog.<) {most_bytes}
- ORDER BY n"""
 # By its key a row is found, by an index where that is best; by its place it is known. As functions, since two
 # conditions that are each enough would let the planner think of no rows at all.
 _AT_PLACE = sql.SQL(
@@ -81,7 +55,7 @@ def _wanted_keys(work: Work, operations: str) -> Iterator[list[list[str]]]:
     names = [sql.Identifier(f"k{i}") for i in range(len(work.key))]
     after = 0
     while True:
-        query = sql.SQL(_WANTED).format(
+        query = sql.SQL(_SQL["wanted_keys"]).format(
             texts=comma([sql.SQL("{0}::pg_catalog.text AS {0}").format(name) for name in names]),
             names=comma(names),
             plan=PLAN,
@@ -133,10 +107,10 @@ def apply_set(work: Work) -> dict[str, int]:
     # Of a key only what may differ and be "=" all the same: 1.0 and 1.00.
     changing = [field for field in work.fields if field not in work.key or not field.is_exact]
     replaces = spec.on_conflict == "replace"
-    statement = _APPLY.format(
-        delete=_DELETE if replaces or (spec.delete and not spec.is_incremental) else _NOTHING,
-        update=_UPDATE if spec.update and changing else _NOTHING,
-        insert=_INSERT if replaces or spec.insert else _NOTHING,
+    statement = _SQL["apply"].format(
+        delete=_SQL["apply_delete"] if replaces or (spec.delete and not spec.is_incremental) else _NOTHING,
+        update=_SQL["apply_update"] if spec.update and changing else _NOTHING,
+        insert=_SQL["apply_insert"] if replaces or spec.insert else _NOTHING,
     )
     assignments = [
         sql.SQL("{} = {}").format(sql.Identifier(field.name), column(field.name, "given"))

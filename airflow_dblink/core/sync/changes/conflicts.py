@@ -8,6 +8,7 @@ from dataclasses import replace
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.spec import DELETE, UPDATE
 from airflow_dblink.core.sync.staged import (
     PLAN,
@@ -23,6 +24,8 @@ from airflow_dblink.core.sync.staged import (
 from airflow_dblink.core.sync.work import Field, Work, column, comma
 from airflow_dblink.core.tables.catalog import unique_indexes
 from airflow_dblink.core.tables.entries import UniqueIndex
+
+_SQL = statements("sync_rows.sql")
 
 
 def make_way(work: Work) -> tuple[int, int]:
@@ -55,11 +58,7 @@ def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
     ]
     keys = [column(field.name) for field in work.key]
     named = [sql.SQL("{} AS {}").format(key, sql.Identifier(f"k{i}")) for i, key in enumerate(keys)]
-    return sql.SQL(
-        "SELECT DISTINCT {named}, {place} FROM {rows} AS given"
-        " JOIN {plan} AS plan ON {given} AND plan.op OPERATOR(pg_catalog.=) ANY ('{{I,U,S}}') AND {on}"
-        " JOIN {target} AS part ON {same} AND NOT ({itself})"
-    ).format(
+    return sql.SQL(_SQL["standing"]).format(
         named=comma(named),
         place=place(work),
         rows=ROWS,
@@ -90,10 +89,7 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
     if UPDATE not in work.spec.operations:
         return 0
     renewed = destination.run(
-        sql.SQL(
-            "UPDATE {} AS plan SET op = 'S' FROM ({}) AS standing"
-            " WHERE {} AND plan.op OPERATOR(pg_catalog.=) 'U'"
-        ).format(PLAN, standing, same_row(work, "plan", "standing")),
+        sql.SQL(_SQL["renew"]).format(plan=PLAN, standing=standing, same=same_row(work, "plan", "standing")),
         "making way for unique values",
     )
     if renewed and (lost := work.not_synced):
@@ -104,23 +100,16 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
             hint="name all columns, or make the unique constraint DEFERRABLE",
         )
     names = comma([column(f"k{i}", "plan") for i in range(len(work.key))])
-    add = sql.SQL(
-        "INSERT INTO {plan} SELECT 'R', 0, {names}, NULL, NULL, place_table, place FROM {plan} AS plan"
-        " WHERE op OPERATOR(pg_catalog.=) 'S' AND NOT EXISTS (SELECT FROM {plan} AS twin"
-        " WHERE twin.op OPERATOR(pg_catalog.=) 'R' AND {same})"
-    )
+    add = sql.SQL(_SQL["remove_renewed"])
     same = same_row(work, "plan", "twin")
     destination.run(add.format(plan=PLAN, names=names, same=same), "making way for unique values")
     return renewed
 
 
-def _refuse_twice(work: Work, standing: sql.Composed) -> None:
+def _demand_given_once(work: Work, standing: sql.Composed) -> None:
     """Refuse to delete a row that the source has as it is: the source itself has the value twice."""
     part = work.destination
-    equal = sql.SQL(
-        "SELECT 1 AS one FROM ({standing}) AS standing JOIN ({rows}) AS here ON {same}"
-        " WHERE NOT EXISTS (SELECT FROM {plan} AS plan WHERE {planned}) LIMIT 1"
-    ).format(
+    equal = sql.SQL(_SQL["given_twice"]).format(
         standing=standing,
         rows=part.select(comma([*named_keys(work), place(work)])),
         same=same_row(work, "here", "standing"),
@@ -137,7 +126,7 @@ def _refuse_twice(work: Work, standing: sql.Composed) -> None:
 
 
 def _displace(work: Work, standing: sql.Composed) -> int:
-    _refuse_twice(work, standing)
+    _demand_given_once(work, standing)
     gone = REMOVED + (DELETE if DELETE in work.spec.operations else "")
     return work.destination.side.run(
         sql.SQL(

@@ -15,6 +15,7 @@ from typing import Any
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.streams.pump import Pumped
 from airflow_dblink.core.sync.comparison import Comparison
 from airflow_dblink.core.sync.outcome import Plan
@@ -34,19 +35,7 @@ from airflow_dblink.core.sync.staged import (
 )
 from airflow_dblink.core.sync.work import Work, column, comma, null_key
 
-_MAKE_PLAN = """\
-CREATE TEMP TABLE airflow_dblink_plan ON COMMIT DROP AS
-SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END::pg_catalog."char" AS op,
-       pg_catalog.row_number() OVER () AS n, {keys}, here.h AS old, there.h AS new,
-       here.place_table, here.place
-  FROM {there} {join} ({here}) AS here ON {same}
- WHERE (here.h OPERATOR(pg_catalog.=) there.h) IS NOT TRUE"""
-_COUNTS = """\
-SELECT pg_catalog.count(*) FILTER (WHERE op OPERATOR(pg_catalog.=) 'I') AS missing,
-       pg_catalog.count(*) FILTER (WHERE op OPERATOR(pg_catalog.=) 'U') AS changed,
-       pg_catalog.count(*) FILTER (WHERE op OPERATOR(pg_catalog.=) 'D') AS extra
-  FROM {plan}"""
-_DIGEST = "SELECT pg_catalog.bit_xor({first}) AS first, pg_catalog.bit_xor({second}) AS second FROM {plan}"
+_SQL = statements("sync_rows.sql")
 
 
 def stage_hashes(work: Work, comparison: Comparison) -> Pumped:
@@ -100,7 +89,7 @@ def make_plan(work: Work, comparison: Comparison | None) -> Plan:
     numbers = range(len(work.key))
     keys = [sql.SQL("coalesce(there.{0}, here.{0}) AS {0}").format(sql.Identifier(f"k{i}")) for i in numbers]
     destination.run(
-        sql.SQL(_MAKE_PLAN).format(
+        sql.SQL(_SQL["make_plan"]).format(
             keys=comma(keys),
             there=there(work, comparison),
             join=sql.SQL("LEFT JOIN" if work.spec.is_incremental else "FULL JOIN"),
@@ -110,7 +99,9 @@ def make_plan(work: Work, comparison: Comparison | None) -> Plan:
         "finding the rows that differ",
     )
     destination.run(sql.SQL("ANALYZE {}").format(PLAN), "analyzing the plan")
-    counts = destination.fetch(sql.SQL(_COUNTS).format(plan=PLAN), "counting the rows that differ")[0]
+    counts = destination.fetch(
+        sql.SQL(_SQL["count_plan"]).format(plan=PLAN), "counting the rows that differ"
+    )[0]
     return Plan(**counts, digest=digest(work), first_keys=_first_keys(work))
 
 
@@ -122,7 +113,7 @@ def digest(work: Work) -> str:
     texts = [sql.SQL("{}::pg_catalog.text").format(sql.Identifier(f"k{i}")) for i in range(len(work.key))]
     entry = [sql.SQL("op::pg_catalog.text"), *texts, sql.SQL("old"), sql.SQL("new")]
     found = work.destination.side.fetch(
-        sql.SQL(_DIGEST).format(
+        sql.SQL(_SQL["digest_plan"]).format(
             first=work.checksum.of(entry, salt=2), second=work.checksum.of(entry, salt=3), plan=PLAN
         ),
         "reading the plan",

@@ -20,10 +20,13 @@ from airflow_dblink.core.builders.statements import render_delete, render_insert
 from airflow_dblink.core.builders.values import Text
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sync.permissions import demand_nameable
 from airflow_dblink.core.sync.spec import DELETE, INSERT, UPDATE
 from airflow_dblink.core.sync.staged import PLAN, ROWS, as_array, matches
 from airflow_dblink.core.sync.work import Work, column, comma
+
+_SQL = statements("sync_rows.sql")
 
 _STATEMENTS_AT_ONCE = 1_000
 _BYTES_AT_ONCE = 4 * 1024 * 1024  # and one more row; a larger one comes in pieces
@@ -36,22 +39,6 @@ _SHORT = frozenset(
     }
 )
 _LONG = frozenset({"text", "varchar", "bytea"})  # whose size is known without reading them
-_NUMBERS = """\
-SELECT n, 0 AS size
-  FROM {plan} AS plan
- WHERE op OPERATOR(pg_catalog.=) {operation} AND n OPERATOR(pg_catalog.>) {after}
- ORDER BY n LIMIT {most}"""
-_NUMBERS_AND_SIZES = """\
-SELECT plan.n, pg_catalog.max({size}) AS size
-  FROM (SELECT * FROM {plan}
-         WHERE op OPERATOR(pg_catalog.=) {operation} AND n OPERATOR(pg_catalog.>) {after}
-         ORDER BY n LIMIT {most}) AS plan
-  LEFT JOIN {rows} AS given ON {given}
- GROUP BY plan.n
- ORDER BY plan.n"""
-_ENCODE = """\
-INSERT INTO {large} SELECT pg_catalog.convert_to(made.statement, pg_catalog.pg_client_encoding())
-  FROM ({made}) AS made"""
 _LARGE = sql.Identifier("pg_temp", "airflow_dblink_statement")
 
 
@@ -88,7 +75,7 @@ def _together(work: Work, operation: str) -> Iterator[tuple[int, int, int]]:
     largest = sql.SQL("SELECT pg_catalog.max({}) AS size FROM {} AS given").format(size, ROWS)
     found = destination.fetch(largest, "reading the staging table")[0]["size"] if operation != DELETE else 0
     is_small = (found or 0) * _STATEMENTS_AT_ONCE <= _BYTES_AT_ONCE
-    statement, after = sql.SQL(_NUMBERS if is_small else _NUMBERS_AND_SIZES), 0
+    statement, after = sql.SQL(_SQL["numbers" if is_small else "numbers_and_sizes"]), 0
     while True:
         bounds = statement.format(
             plan=PLAN,
@@ -147,7 +134,7 @@ def _large_statement(
     kept = "CREATE TEMP TABLE airflow_dblink_statement (whole pg_catalog.bytea) ON COMMIT DROP;"
     kept += " ALTER TABLE pg_temp.airflow_dblink_statement ALTER whole SET STORAGE EXTERNAL"  # read by pieces
     side.run(kept, "making a statement")
-    count = side.run(sql.SQL(_ENCODE).format(large=_LARGE, made=made), "making a statement")
+    count = side.run(sql.SQL(_SQL["encode_statement"]).format(large=_LARGE, made=made), "making a statement")
     whole = BytesIO()  # which gives its bytes without a copy
     while count == 1:
         piece = sql.SQL("SELECT pg_catalog.substring(whole, {}, {}) AS piece FROM {}").format(

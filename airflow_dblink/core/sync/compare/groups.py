@@ -27,6 +27,7 @@ from airflow_dblink.core.sync.comparison import Comparison, Grouping
 from airflow_dblink.core.sync.work import Field, Part, Work, column, null_key
 
 _SQL = statements("sync.sql")
+_ROWS_SQL = statements("sync_rows.sql")
 
 #: Rows that a group should have: the fewer, the more bytes for equal tables, and the less for a difference.
 ROWS_PER_GROUP = 32
@@ -36,20 +37,6 @@ _GROUP = struct.Struct(">hiq")
 _COUNT_MAX = 2**31 - 1
 _UNEVEN = 16  # times ROWS_PER_GROUP: where some range may have more rows, buckets are better
 _ACTION = "comparing checksums"
-
-# The planner would take as many groups as there are keys, and sort all rows on disk rather than hash their
-# groups in memory. Of a column of a UNION ALL it knows nothing, and thinks of 200.
-_GROUPS = """\
-SELECT g OPERATOR(pg_catalog.>>) {bits} AS block, pg_catalog.sum(c)::bigint AS rows,
-       pg_catalog.string_agg(
-           pg_catalog.int2send((g OPERATOR(pg_catalog.&) {mask})::smallint)
-           OPERATOR(pg_catalog.||) pg_catalog.int4send(least(c, {most})::integer)
-           OPERATOR(pg_catalog.||) pg_catalog.int8send(x), ''::pg_catalog.bytea ORDER BY g) AS groups
-  FROM (SELECT g, pg_catalog.bit_xor(h) AS x, pg_catalog.count(*) AS c
-          FROM ({rows} UNION ALL SELECT NULL::bigint, NULL::bigint WHERE false) AS numbered
-         GROUP BY 1) AS grouped
- GROUP BY 1
- ORDER BY 1"""
 
 
 def choose(work: Work, rows: int) -> Grouping:
@@ -184,7 +171,7 @@ class _Blocks:
         self._work = work
         self._side: Side = part.side
         rows = part.select(sql.SQL("{} AS g, {} AS h").format(grouping.number, grouping.row_hash(work)))
-        self._query = sql.SQL(_GROUPS).format(
+        self._query = sql.SQL(_ROWS_SQL["groups"]).format(
             bits=sql.Literal(_BLOCK_BITS),
             mask=sql.Literal((1 << _BLOCK_BITS) - 1),
             most=sql.Literal(_COUNT_MAX),

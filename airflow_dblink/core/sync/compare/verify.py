@@ -17,14 +17,8 @@ from airflow_dblink.core.sync.staged import PLAN, REMOVED, RENEWED, as_array, he
 from airflow_dblink.core.sync.work import Part, Work, comma
 
 _SQL = statements("sync.sql")
+_ROWS_SQL = statements("sync_rows.sql")
 
-_LEFT = """\
-SELECT CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END AS op, {keys}
-  FROM {there} {join} ({here}) AS here ON {same}
- WHERE (here.h OPERATOR(pg_catalog.=) there.h) IS NOT TRUE
-   AND CASE WHEN here.h IS NULL THEN 'I' WHEN there.h IS NULL THEN 'D' ELSE 'U' END
-       OPERATOR(pg_catalog.=) ANY ({operations})
- LIMIT 1"""
 _VERIFY_HINT = (
     "a trigger, a cascading foreign key, a row security policy or a column's type (varchar(n) cuts blanks)"
     " changes what is written: triggers='disable', or leave the column out of columns"
@@ -165,7 +159,7 @@ def verify(work: Work, comparison: Comparison | None) -> None:
     all_of_them = comparison is not None or bool(
         work.destination.side.ask(_SQL["triggers"], {"oid": work.target.oid})
     )
-    query = sql.SQL(_LEFT).format(
+    query = sql.SQL(_ROWS_SQL["left_over"]).format(
         keys=comma(
             [
                 sql.SQL("coalesce(there.{0}, here.{0})::pg_catalog.text AS {0}").format(
