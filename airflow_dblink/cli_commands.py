@@ -135,7 +135,8 @@ def _installed_jobs(conn_id: str) -> Iterator[Jobs]:
     """
     with _jobs(conn_id) as jobs:
         found = jobs.installation()
-        if not found.is_ready(conn_id):
+        found.demand_usable(conn_id)
+        if found.needs_install:
             what = "is not installed" if found.version is None else "is of an old version"
             raise UsageError(
                 f"schema {jobs.schema!r} for jobs {what} in database {found.database!r}",
@@ -213,12 +214,12 @@ def install(args: Namespace) -> None:
     _demand_role_for_results(roles, results=args.results)
     with _jobs(args.conn_id) as jobs:
         found = jobs.installation()
-        ready = found.is_ready(args.conn_id)
+        found.demand_usable(args.conn_id)
         is_newer = found.version is not None and found.version > VERSION  # it serves us all the same
-        if not ready or (found.may_upgrade and not is_newer):
+        if found.needs_install or (found.may_upgrade and not is_newer):
             jobs.install(roles, results=args.results)
             found = jobs.installation()
-            found.is_ready(args.conn_id)
+            found.demand_usable(args.conn_id)
         elif roles:
             why = "is newer than this airflow-dblink" if is_newer else "is not this role's to grant"
             by_whom = "of a newer airflow-dblink" if is_newer else "for a DBA to run"

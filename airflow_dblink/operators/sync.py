@@ -210,7 +210,6 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
             source = Side(there.link().connection, self.source_conn_id)
             session = Session(
                 source,
-                destination,
                 link,
                 self._settings(source.connection, source.conn_id),
                 self._settings(destination.connection, destination.conn_id),

@@ -141,7 +141,7 @@ def _find(handle: JobHandle, dag_id: str) -> tuple[Job, str | None] | None:
         if installation.version is None:
             return None
         # The URL chooses the schema; a stranger's schema could run its triggers as this role.
-        installation.is_ready(handle.conn_id)
+        installation.demand_usable(handle.conn_id)
         job = jobs.see(handle.uuid)
         if job is None or job.dag_id != dag_id:
             return None

@@ -69,10 +69,11 @@ class Jobs:
         :raises RemoteError: what the server says.
         """
         found = self.installation()
-        if not found.is_ready(self.conn_id, keep_result=keep_result):
+        found.demand_usable(self.conn_id, keep_result=keep_result)
+        if found.needs_install:
             self.install()
             found = self.installation()
-            found.is_ready(self.conn_id, keep_result=keep_result)
+            found.demand_usable(self.conn_id, keep_result=keep_result)
         return found
 
     def install(self, roles: Sequence[str] = (), *, results: bool = False) -> None:

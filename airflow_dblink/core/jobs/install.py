@@ -67,24 +67,29 @@ class Installation:
             },
         )
 
-    def is_ready(self, conn_id: str, *, keep_result: bool = False) -> bool:
-        """Return whether jobs can be sent; false: :func:`install_script` is to be run first, and may be.
+    @property
+    def needs_install(self) -> bool:
+        """Whether :func:`install_script` has to be run before jobs can be sent."""
+        return self.version is None or self.version < VERSION
 
-        :raises InstallationError: if neither; says what a DBA has to do.
+    def demand_usable(self, conn_id: str, *, keep_result: bool = False) -> None:
+        """Raise unless this role can send jobs, or can first run :func:`install_script`.
+
+        :raises InstallationError: says what a DBA has to do.
         :raises TransientError: if the server is a standby.
         """
         if self.is_standby:
             raise standby(conn_id)
         if self.distrusted is not None:
             raise distrust(self.distrusted, conn_id, self.schema)
-        if self.version is None or self.version < VERSION:
+        if self.needs_install:
             if self.has_schema and not self.may_upgrade:
                 raise self._for_dba(
                     conn_id, "is not complete" if self.version is None else "is of an old version"
                 )
             if not self.has_schema and not self.may_create:
                 raise self._for_dba(conn_id, "is not there, and this role may not create it")
-            return False
+            return
         if not self.may_send:
             raise self._for_dba(conn_id, "is not granted to this role")
         if keep_result and not self.may_keep_results:
@@ -94,7 +99,6 @@ class Installation:
                 f" (USAGE and CREATE on schema {results_schema(self.schema)!r})",
                 " --results",
             )
-        return True
 
     def _for_dba(self, conn_id: str, what: str, option: str = "") -> InstallationError:
         return InstallationError(

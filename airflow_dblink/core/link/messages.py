@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -279,7 +279,7 @@ class Wire:
         if not self.is_open:
             raise self.error(result, action)
 
-    def timed(self) -> Any:
+    def timed(self) -> AbstractContextManager[None]:
         """Return a context that counts as waiting for a result."""
         return waiting("DblinkGetResult", self.target.conn_id, self.connection.observe)
 

@@ -12,8 +12,7 @@ from typing import Any, ClassVar, Self
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
-from airflow_dblink.core.sqltext.lexer import parts
-from airflow_dblink.core.sqltext.rules import QUERIES
+from airflow_dblink.core.sqltext.rules import the_query
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_\u0080-\U0010ffff][\w$]*")
 _QUOTED_NAME = re.compile(r'"((?:[^"]|"")+)"')
@@ -129,13 +128,7 @@ def query_text(name: str, text: str) -> str:
     """Return the query without its semicolon and later comments: COPY puts it in parentheses."""
     if "\0" in text:
         raise _wrong(name, "sql holds a NUL character, which PostgreSQL can't take")
-    found = parts(text)
-    if len(found) != 1:
-        raise _wrong(name, f"sql must be one query, got {len(found)} statements")
-    if found[0].verb not in QUERIES:
-        raise _wrong(
-            name,
-            f"sql must be a query, got {found[0].verb or 'no keyword'}",
-            "SELECT, VALUES, TABLE, or WITH and one of these",
-        )
-    return found[0].text
+    try:
+        return the_query(text, "sql").text
+    except UsageError as error:
+        raise _wrong(name, error.message, error.hint) from None

@@ -45,17 +45,18 @@ def demand_script(script: str, conn_id: str, *, alternative: str = "transaction=
             )
 
 
-def the_query(source_sql: str, conn_id: str | None = None) -> Part:
-    """Return the one query in *source_sql*.
+def the_query(text: str, name: str = "source_sql", conn_id: str | None = None) -> Part:
+    """Return the one query in *text*.
 
+    :param name: the argument's name, for errors.
     :raises UsageError: unless it is exactly one statement, and a query.
     """
-    found = parts(source_sql)
+    found = parts(text)
     if len(found) != 1:
-        raise UsageError(f"source_sql must be one statement, got {len(found)}", conn_id)
+        raise UsageError(f"{name} must be one query, got {len(found)} statements", conn_id)
     if found[0].verb not in QUERIES:
         raise UsageError(
-            f"source_sql must be a query, got {found[0].verb or 'no keyword'}",
+            f"{name} must be a query, got {found[0].verb or 'no keyword'}",
             conn_id,
             hint="SELECT, VALUES, TABLE, or WITH and one of these",
         )

@@ -17,7 +17,7 @@ from airflow_dblink.core.sync.permissions import demand_key_type, demand_places,
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import watermark, window
 from airflow_dblink.core.sync.where import condition, demand_where
-from airflow_dblink.core.sync.work import Field, Part, Work, column, null_key
+from airflow_dblink.core.sync.work import Field, Part, Work, all_of, column, null_key
 from airflow_dblink.core.tables.catalog import (
     describe,
     get_relation,
@@ -216,8 +216,7 @@ def _source_part(
     values += [sql.SQL("given.{0} AS {0}").format(sql.Identifier(name)) for name in others]
     given = table.identifier if table else sql.SQL("({}\n)").format(query)
     rows = sql.SQL("(SELECT {} FROM {} AS given) AS part").format(sql.SQL(", ").join(values), given)
-    given_conditions = [c for c in (condition(source, spec),) if c] + window(source, spec, offered, pairs)
-    where = sql.SQL("\n) AND (").join(given_conditions) if given_conditions else None
+    where = all_of(condition(source, spec), *window(source, spec, offered, pairs))
     indexed: frozenset[str] = frozenset()
     if table is not None and table.kind in ("r", "p"):
         led = {str(row["name"]) for row in source.ask(_SQL["indexed"], {"oid": table.oid})}

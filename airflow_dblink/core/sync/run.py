@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -77,14 +77,18 @@ Use = Callable[[Work], None]
 class Session:
     """The two connections of a sync, in autocommit mode, and what is set in their transactions.
 
-    :ivar link: the destination's link, whose connection *destination* is.
+    :ivar link: the destination's.
     """
 
     source: Side
-    destination: Side
     link: Wire
     source_settings: Mapping[str, str]
     destination_settings: Mapping[str, str]
+
+    @cached_property
+    def destination(self) -> Side:
+        """The destination's connection, named by its Airflow connection."""
+        return Side(self.link.connection, self.link.target.conn_id)
 
     def settings(self) -> dict[str, str]:
         """Return the destination's settings: its TimeZone is the source's, unless one was given."""
@@ -339,7 +343,7 @@ def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
 
 
 @contextmanager
-def _triggers(work: Work) -> Any:
+def _triggers(work: Work) -> Iterator[None]:
     """Switch the table's own triggers off meanwhile, where that is asked for; foreign keys stay."""
     found = (
         work.destination.side.ask(_SQL["triggers"], {"oid": work.target.oid})

@@ -83,8 +83,8 @@ class Part:
         self, what: sql.Composable, condition: sql.Composable | None = None, end: str = ""
     ) -> sql.Composed:
         """Return ``SELECT what``, for the rows of *condition*, with *end* behind it."""
-        conditions = [sql.SQL("({}\n)").format(given) for given in (self.where, condition) if given]
-        where = sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("")
+        both = all_of(self.where, condition)
+        where = sql.SQL("") if both is None else sql.SQL(" WHERE {}").format(both)
         return sql.SQL("SELECT {} FROM {}{}{}").format(what, self.rows, where, sql.SQL(end))
 
 
@@ -157,6 +157,13 @@ class Work:
     def key_names(self) -> str:
         """The key's columns, for messages."""
         return ", ".join(field.name for field in self.key)
+
+
+def all_of(*conditions: sql.Composable | None) -> sql.Composed | None:
+    """Return the condition that all those of *conditions* hold that are given; ``None`` where none is."""
+    # A condition may end in a comment.
+    given = [sql.SQL("({}\n)").format(each) for each in conditions if each is not None]
+    return sql.SQL(" AND ").join(given) if given else None
 
 
 def column(name: str, alias: str = "part") -> sql.Identifier:

@@ -66,8 +66,6 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
             _demand_same_time_zone(source, destination, pair, given, wanted)
             # Asked of the source, whose statement it becomes; built-in types are the same there.
             return type_names(source, [wanted.base_type], [-1])[0]
-    elif given.attributes and wanted.attributes and given.attributes != wanted.attributes:
-        pass  # composites of one name, but other or reordered attributes
     elif function := _assignment_function(destination, given, wanted):
         # Those of citext are those of text; what another type's do is not for us to know.
         if wanted.base_name == "citext" and given.built_in:
@@ -80,12 +78,7 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
             "42804",
             hint=f"say what it should be in source_sql, e.g. {pair.source}::text",
         )
-    elif (
-        wanted.is_string
-        or {given.name, given.base_name} & {wanted.name, wanted.base_name}
-        or (given.element_name is not None and given.element_name == wanted.element_name)
-        or (given.is_string and not wanted.built_in)
-    ):
+    elif _goes_as_text(given, wanted):
         # Padding is no value to a char(n), so let the source leave it out before rows are compared.
         return "pg_catalog.bpchar" if wanted.built_in and wanted.base_name == "bpchar" else None
     raise UsageError(
@@ -94,6 +87,18 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
         destination.conn_id,
         "42804",
         hint=f"cast it in source_sql: {pair.source}::{wanted.name}",
+    )
+
+
+def _goes_as_text(given: Type, wanted: Type) -> bool:
+    """Return whether the text of a value is one of the other type: of the same name, or a string type."""
+    if given.attributes and wanted.attributes and given.attributes != wanted.attributes:
+        return False  # composites of one name, but other or reordered attributes
+    return bool(
+        wanted.is_string
+        or {given.name, given.base_name} & {wanted.name, wanted.base_name}
+        or (given.element_name is not None and given.element_name == wanted.element_name)
+        or (given.is_string and not wanted.built_in)
     )
 
 

@@ -23,7 +23,7 @@ def source_query(
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
         return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
     # Neither the semicolon nor a comment behind it: COPY puts it in parentheses.
-    text = the_query(source_sql or "", source.conn_id).text
+    text = the_query(source_sql or "", conn_id=source.conn_id).text
     if parameters is not None:
         text = bind(source.connection, source.conn_id, text, parameters, "source_parameters")
     return sql.SQL(text)

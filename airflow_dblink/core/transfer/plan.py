@@ -153,7 +153,7 @@ def _demand_arguments(spec: Spec, source_id: str) -> None:
         hint = f"key=[{spec.key!r}]"
         raise UsageError(f"key must be a list of columns, got the text {spec.key!r}", hint=hint)
     if spec.source_sql is not None:
-        the_query(spec.source_sql, source_id)
+        the_query(spec.source_sql, conn_id=source_id)
     for name, script in (("pre_sql", spec.pre_sql), ("post_sql", spec.post_sql)):
         if script is not None:
             _demand_script(name, script)

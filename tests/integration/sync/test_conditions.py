@@ -178,7 +178,7 @@ def test_what_is_no_query_is_said_before_anything_else(both: Both) -> None:
     hint = "SELECT, VALUES, TABLE, or WITH and one of these"
     for text, verb in (("DELETE FROM item", "DELETE"), ("SELEC 1", "SELEC"), ("(1)", "no keyword")):
         refused(both[1], f"source_sql must be a query, got {verb}", hint, source_sql=text)
-    refused(both[1], "source_sql must be one statement, got 2", source_sql="SELECT 1; SELECT 2")
+    refused(both[1], "source_sql must be one query, got 2 statements", source_sql="SELECT 1; SELECT 2")
 
 
 def test_columns_that_the_destination_has_not(both: Both) -> None:
