@@ -16,9 +16,8 @@ from airflow_dblink.core.errors import UsageError, from_psycopg
 from airflow_dblink.core.server.bind import Params, bind
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.sqltext.lexer import Part, parts
-from airflow_dblink.core.sqltext.rules import demand_script
+from airflow_dblink.core.sqltext.rules import QUERIES, demand_script
 
-_QUERIES = ("SELECT", "VALUES", "TABLE")
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
 _TAGS = {
     "INSERT": "INSERT 0",
@@ -79,7 +78,7 @@ def draft(
     if len(found) == 1:  # a semicolon can't stand in CREATE TABLE AS, nor in a cursor
         whole = whole[: parts(whole)[0].end]
     if keep_result:
-        if not (is_query and last.verb in _QUERIES):
+        if not (is_query and last.verb in QUERIES):
             raise UsageError(
                 "rows can be kept, or handed on, of one query only (SELECT, VALUES, TABLE, or WITH and one of"
                 f" them), got {f'{len(found)} statements' if len(found) > 1 else last.verb or '?'}",
@@ -115,7 +114,7 @@ def demand_statement(statement: object, conn_id: str) -> None:
 
 def _gives_rows(part: Part) -> bool:
     # SELECT INTO gives none; the server says what to write instead.
-    return (part.verb in _QUERIES and "INTO" not in part.outer_words) or (
+    return (part.verb in QUERIES and "INTO" not in part.outer_words) or (
         part.verb in _CHANGES and "RETURNING" in part.outer_words
     )
 
