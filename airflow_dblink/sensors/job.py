@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseSensorOperator
 from airflow.sdk.bases.sensor import PokeReturnValue
-from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_dblink.core.errors import DblinkError, TransientError
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.exceptions import DblinkJobError
-from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink, page_note
 from airflow_dblink.operators.common.handles import TakesHandle
+from airflow_dblink.sensors.base import DblinkBaseSensor
 from airflow_dblink.triggers.job import DblinkJobTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class DblinkJobSensor(BaseSensorOperator, TakesHandle):
+class DblinkJobSensor(DblinkBaseSensor, TakesHandle):
     """Wait until a job has succeeded.
 
     A job that has failed, was cancelled or lost fails the sensor at once and for good: no retry of
@@ -54,50 +49,21 @@ class DblinkJobSensor(BaseSensorOperator, TakesHandle):
     template_fields_renderers: ClassVar[dict[str, str]] = {"handle": "json"}
     operator_extra_links = (DblinkJobLink(),)
     ui_color = "#e0dcf3"
+    failure = DblinkJobError
 
-    def __init__(
-        self,
-        *,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        cancel_on_kill: bool = False,
-        password_required: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.deferrable = deferrable
-        self.cancel_on_kill = cancel_on_kill
-        self.password_required = password_required
         self.job_handle: JobHandle | None = None  # for the link
 
-    def execute(self, context: Context) -> Any:
-        """Look once, then wait as the mode says."""
-        if not self.deferrable:
-            return super().execute(context)
-        return self._look_or_defer(context, time.time() + self.timeout)
-
-    def _look_or_defer(self, context: Context, until: float) -> Any:
-        try:
-            done = self.poke(context)
-        except DblinkJobError as error:  # as the base does it in the other modes
-            if self.soft_fail or self.never_fail:
-                why = "soft_fail" if self.soft_fail else "never_fail"
-                raise AirflowSkipException(f"Skipping due to {why} is set to True.") from error
-            raise
-        if done:
-            return done.xcom_value
+    def _trigger(self) -> DblinkJobTrigger:
         handle = self._read()
-        self.defer(
-            trigger=DblinkJobTrigger(
-                conn_id=handle.conn_id,
-                job_id=handle.job_id,
-                schema=handle.schema,
-                poll_interval=self.poke_interval,
-                cancel_on_kill=self.cancel_on_kill,
-                password_required=self.password_required,
-            ),
-            method_name="execute_complete",
-            kwargs={"until": until},
-            timeout=timedelta(seconds=max(until - time.time(), 0.0)),
+        return DblinkJobTrigger(
+            conn_id=handle.conn_id,
+            job_id=handle.job_id,
+            schema=handle.schema,
+            poll_interval=self.poke_interval,
+            cancel_on_kill=self.cancel_on_kill,
+            password_required=self.password_required,
         )
 
     def poke(self, context: Context) -> PokeReturnValue:
@@ -120,12 +86,6 @@ class DblinkJobSensor(BaseSensorOperator, TakesHandle):
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._succeeded(handle, job))
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any], until: float) -> Any:
-        """Go on after the triggerer's event; the job itself says how it ended."""
-        if event["state"] == "error":
-            raise DblinkJobError(str(event.get("message")))
-        return self._look_or_defer(context, until)
-
     def _succeeded(self, handle: JobHandle, job: Job) -> dict[str, Any]:
         if (error := job.error(handle.conn_id)) is not None:
             raise DblinkJobError(str(error))
@@ -137,6 +97,3 @@ class DblinkJobSensor(BaseSensorOperator, TakesHandle):
         except DblinkError as error:
             raise DblinkJobError(str(error)) from None
         return self.job_handle
-
-    def _hook(self, conn_id: str) -> DblinkHook:
-        return DblinkHook(dblink_conn_id=conn_id, password_required=self.password_required)

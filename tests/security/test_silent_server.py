@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from airflow_dblink.core.errors import StoppedError, TransientError
 from airflow_dblink.core.jobs.watch import Watcher, acancel
 from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.login import aconnect, connect
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -138,7 +139,7 @@ def test_a_watcher_leaves_a_server_that_is_silent_and_comes_back(silent: Hostile
         return silent.target()
 
     async def watch() -> None:
-        watcher = Watcher(target, "airflow_dblink", "the watcher", answer_s=0.5)
+        watcher = Watcher(Listener(target, "the watcher", answer_s=0.5), "airflow_dblink")
         waiting = asyncio.create_task(watcher.wait(uuid4(), 60))
         await asyncio.to_thread(silent.wait_until, lambda: len(silent.queries) >= 2)
         waiting.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -38,3 +39,35 @@ def test_a_server_that_never_answers_is_waited_for_until_the_deadline(
     event = asyncio.run(_only_event(trigger, 30))
 
     assert event == {"job_id": JOB_ID, "state": "timeout"}
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {
+            "conn_id": "warehouse_db",
+            "job_id": JOB_ID,
+            "schema": "airflow_dblink",
+            "poll_interval": 10.0,
+            "cancel_on_kill": True,
+            "password_required": None,
+            "deadline": 1796040270.939,
+        },
+        {
+            "conn_id": "warehouse_db",
+            "job_id": JOB_ID,
+            "schema": "jobs",
+            "poll_interval": 60.0,
+            "cancel_on_kill": False,
+            "password_required": False,
+            "deadline": None,
+        },
+    ],
+    ids=["of the operator", "of the sensor"],
+)
+def test_triggers_that_airflow_has_stored_are_understood(kwargs: dict[str, Any]) -> None:
+    """These are the values that version 0.1 has stored: who waits meanwhile must not be left waiting."""
+    trigger = import_module("airflow_dblink.triggers.job").DblinkJobTrigger(**kwargs)
+
+    assert trigger.serialize() == ("airflow_dblink.triggers.job.DblinkJobTrigger", kwargs)
+    assert trigger.cancel_on_kill is kwargs["cancel_on_kill"]

@@ -7,9 +7,8 @@ and is sent the rows: :class:`airflow_dblink.core.jobs.client.Jobs` drives it in
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -37,8 +36,6 @@ CALL_AGAIN_AFTER_S = 10.0
 _CANCEL_GRACE_S = 1.5  # then the session is terminated; a kill has 5 s in all
 _TERMINATE_GRACE_S = 1.5
 _POLL_S = 0.05
-_FIRST_BACK_OFF_S = 0.5
-_LAST_BACK_OFF_S = 30.0
 
 # A role's default isolation level may be stricter: two who change one row would then be an error.
 # Its search_path may lead to somebody's own "=": nothing of ours is looked up there.
@@ -181,11 +178,3 @@ def until_ended(pgconn: abc.PGconn, deadline: float) -> PQGen[bool]:
         if (yield Wait.R) & Ready.R:
             pgconn.consume_input()
     return True
-
-
-def back_off() -> Iterator[float]:
-    """Yield seconds to wait before another try: half a second at first, half a minute in the end."""
-    seconds = _FIRST_BACK_OFF_S
-    while True:
-        yield seconds * random.uniform(0.5, 1.0)  # noqa: S311 - so that not all come back at once
-        seconds = min(2 * seconds, _LAST_BACK_OFF_S)

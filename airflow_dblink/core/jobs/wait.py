@@ -14,7 +14,8 @@ from airflow_dblink.core.errors import TransientError, from_psycopg
 from airflow_dblink.core.jobs.call import call
 from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.job import Job, standby
-from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, LISTEN, back_off
+from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, LISTEN
+from airflow_dblink.core.listen.back_off import back_off
 from airflow_dblink.core.server.connection import Check, LinkConnection
 
 log = logging.getLogger(__name__)

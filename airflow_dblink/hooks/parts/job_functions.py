@@ -18,9 +18,9 @@ from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.core.jobs.send import Submission
 from airflow_dblink.core.jobs.wait import wait_for_end
-from airflow_dblink.core.jobs.watch import demand_session, listens_to
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.link.messages import Row
+from airflow_dblink.core.listen.listener import demand_session, listens_to
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.connection import Check, LinkConnection
 from airflow_dblink.core.server.side import Side, set_local

@@ -22,7 +22,7 @@ from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.draft import Draft, demand_statement, draft
 from airflow_dblink.core.jobs.job import Job, JobHandle, missing
 from airflow_dblink.core.jobs.send import Sent, Submission
-from airflow_dblink.core.jobs.watch import demand_session, listens_to
+from airflow_dblink.core.listen.listener import demand_session, listens_to
 from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.server.connection import LinkConnection, time_limit
 from airflow_dblink.core.server.login import connect

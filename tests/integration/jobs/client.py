@@ -20,7 +20,7 @@ from airflow_dblink.core.jobs.job import SCHEMA, Job
 from airflow_dblink.core.jobs.send import Sent, Submission
 from airflow_dblink.core.jobs.steps import Step
 from airflow_dblink.core.jobs.wait import wait_for_end
-from airflow_dblink.core.jobs.watch import listens_to
+from airflow_dblink.core.listen.listener import listens_to
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import Target

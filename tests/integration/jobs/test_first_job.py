@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from airflow_dblink.core.jobs.watch import Watcher
+from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.operators.jobs import DblinkJobOperator
 from airflow_dblink.triggers.job import DblinkJobTrigger
@@ -23,7 +24,7 @@ def test_airflow_is_asked_for_the_connection_once(client: Client) -> None:
         return client.target
 
     job_id = client.run(EFFECT).id
-    job = asyncio.run(Watcher(get_target, client.schema, "watcher").wait(job_id, 600))
+    job = asyncio.run(Watcher(Listener(get_target, "watcher"), client.schema).wait(job_id, 600))
     assert (job and job.state, asked) == ("succeeded", [client.target.conn_id])
 
 

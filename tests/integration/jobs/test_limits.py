@@ -14,6 +14,7 @@ import pytest
 
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher
+from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.integration.jobs.client import EFFECT, SLEEP, Client, effects, held, until
@@ -69,7 +70,7 @@ def _watch(target: Target, job_id: UUID) -> Job | None:
         return target
 
     async def watch() -> Job | None:
-        return await Watcher(get_target, target.job_schema, _LISTENER).wait(job_id, 60)
+        return await Watcher(Listener(get_target, _LISTENER), target.job_schema).wait(job_id, 60)
 
     return asyncio.run(asyncio.wait_for(watch(), 50))
 

@@ -17,6 +17,7 @@ import pytest
 from airflow_dblink.core.errors import TransientError
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher
+from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database
@@ -180,7 +181,7 @@ def test_a_job_that_nobody_calls_is_called_by_the_watcher(client: Client, source
         return source.target
 
     async def watch() -> list[Job | None]:
-        watcher = Watcher(target, client.schema, "watcher")
+        watcher = Watcher(Listener(target, "watcher"), client.schema)
         return await asyncio.wait_for(asyncio.gather(*(watcher.wait(i, 0.5) for i in job_ids)), 60)
 
     ended = asyncio.run(watch())

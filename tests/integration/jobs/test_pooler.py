@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher, acancel
+from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.target import PoolingMode, Target
 from tests.databases import Database
@@ -60,7 +61,9 @@ async def _watch(target: Target, job_id: UUID, poll_s: float) -> Job | None:
     async def get_target() -> Target:
         return target
 
-    return await asyncio.wait_for(Watcher(get_target, target.job_schema, "watcher").wait(job_id, poll_s), 30)
+    return await asyncio.wait_for(
+        Watcher(Listener(get_target, "watcher"), target.job_schema).wait(job_id, poll_s), 30
+    )
 
 
 def test_one_session_serves_one_client_after_another(pooled: Client) -> None:

@@ -16,6 +16,7 @@ import pytest
 from airflow_dblink.core.errors import CredentialError, RemoteError, UsageError
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher, acall, acancel
+from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.integration.jobs.client import (
@@ -35,11 +36,15 @@ T = TypeVar("T")
 NAME = "the watcher"
 
 
-def _watcher(target: Target) -> Watcher:
+def _listener(target: Target) -> Listener:
     async def get_target() -> Target:
         return target
 
-    return Watcher(get_target, target.job_schema, NAME)
+    return Listener(get_target, NAME)
+
+
+def _watcher(target: Target) -> Watcher:
+    return Watcher(_listener(target), target.job_schema)
 
 
 def _watched(act: Callable[[], Awaitable[T]], timeout_s: float = 60.0) -> T:
@@ -127,7 +132,7 @@ def test_two_hundred_jobs_wait_over_one_session(client: Client, source: Database
 
     async def watch() -> tuple[int, list[Job | None]]:
         def shared() -> Watcher:
-            return Watcher.shared(("source", "test"), lambda: _watcher(client.target))
+            return Watcher.of(Listener.shared("test", lambda: _listener(client.target)), client.schema)
 
         waiting = [asyncio.create_task(shared().wait(job_id, 60)) for job_id in job_ids]
         await _until(lambda: _watchers_sessions(source))
@@ -313,7 +318,7 @@ def test_a_wrong_password_is_tried_again_and_not_in_haste(client: Client, source
         return source.target
 
     async def watch() -> Job | None:
-        return await Watcher(get_target, client.schema, NAME).wait(job_id, 60)
+        return await Watcher(Listener(get_target, NAME), client.schema).wait(job_id, 60)
 
     assert _states([_watched(watch, 30)]) == ["succeeded"]
     assert 3 <= len(asked) <= 10

@@ -7,6 +7,7 @@ from contextlib import suppress
 from uuid import uuid4
 
 from airflow_dblink.core.jobs.watch import Watcher
+from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.integration.jobs.client import SLEEP, Client, lookers, until
@@ -28,7 +29,7 @@ def test_a_job_that_was_lost_is_noticed_however_much_is_notified(client: Client,
 
     async def watch() -> str:
         waiting = asyncio.create_task(
-            Watcher(get_target, client.target.job_schema, "noise").wait(job_id, 2.0)
+            Watcher(Listener(get_target, "noise"), client.target.job_schema).wait(job_id, 2.0)
         )
         noisy = asyncio.create_task(noise())
         await asyncio.to_thread(until, lambda: lookers(source))

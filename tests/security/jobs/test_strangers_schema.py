@@ -20,6 +20,7 @@ from airflow_dblink.core.jobs.call import call
 from airflow_dblink.core.jobs.client import Jobs
 from airflow_dblink.core.jobs.job import SCHEMA, Job
 from airflow_dblink.core.jobs.watch import Watcher, acall, acancel
+from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.exceptions import DblinkJobError
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -56,7 +57,7 @@ async def _watch(target: Target) -> object:
     async def get_target() -> Target:
         return target
 
-    return await asyncio.wait_for(Watcher(get_target, SCHEMA, "watcher").wait(JOB, 1.0), 30)
+    return await asyncio.wait_for(Watcher(Listener(get_target, "watcher"), SCHEMA).wait(JOB, 1.0), 30)
 
 
 async def _acall(victim: Client) -> None:

@@ -1,0 +1,292 @@
+"""One session per database and event loop, over which all hear of what they wait for there.
+
+A :class:`Listener` connects while anybody waits, listens, and comes back after a server that was away. What
+is waited for is a :class:`Subject`'s to know: it names its channel, and looks at what it waits for when the
+listener says so: at first, when it was told something, every *poll_s* seconds, and after each reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import AsyncConnection, pq, sql
+from psycopg.rows import TupleRow
+
+from airflow_dblink.core.errors import DblinkError, TransientError, UsageError, from_psycopg
+from airflow_dblink.core.listen.back_off import back_off
+from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.server.login import aconnect
+from airflow_dblink.core.server.target import Target
+
+log = logging.getLogger(__name__)
+
+Connection = AsyncConnection[TupleRow]
+GetTarget = Callable[[], Awaitable[Target]]
+
+#: Seconds after which a server that doesn't answer is left.
+ANSWER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Session:
+    """The listener's session, for subjects to look with.
+
+    :ivar application_name: what ``pg_stat_activity`` shows of it.
+    :ivar answer_s: seconds that each answer of the server may take.
+    """
+
+    connection: Connection
+    target: Target
+    application_name: str
+    answer_s: float
+
+
+class Subject(Protocol):
+    """What somebody waits for in one database.
+
+    It calls :meth:`Listener.wake` when there is something new to look at, or nobody waits any more.
+    """
+
+    @property
+    def channel(self) -> str:
+        """Where notifications tell of it."""
+        ...
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anybody waits."""
+        ...
+
+    @property
+    def poll_s(self) -> float:
+        """Seconds after which all is looked at without being told."""
+        ...
+
+    @property
+    def wants_a_look(self) -> bool:
+        """Whether there is something to look at now."""
+        ...
+
+    def told(self, payload: str) -> None:
+        """Take note of a notification on the channel, which anybody may have sent."""
+        ...
+
+    def look_at_all(self) -> None:
+        """Take note that all is to be looked at."""
+        ...
+
+    async def look(self, session: Session) -> None:
+        """Look at what there is to look at.
+
+        :raises TransientError: where another session may help.
+        :raises DblinkError: what no waiting mends; :meth:`fail` is called with it.
+        """
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """End the waiting of all with *error*."""
+        ...
+
+    def standby(self, conn_id: str) -> DblinkError:
+        """Return the error for a server that refuses to be listened to, since it is a standby."""
+        ...
+
+
+class Listener:
+    """What one event loop hears of in one database.
+
+    :ivar subjects: all that were ever waited for.
+    :ivar has_looked: set once all subjects have been looked at for the first time.
+    :param get_target: asked before each connecting, so that a changed password is picked up.
+    :param application_name: what ``pg_stat_activity`` shows of it.
+    :param answer_s: seconds after which a server that doesn't answer is left, and connected to anew.
+    """
+
+    _of_loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Listener]]] = (
+        WeakKeyDictionary()
+    )
+
+    def __init__(self, get_target: GetTarget, application_name: str, *, answer_s: float = ANSWER_S) -> None:
+        self.subjects: list[Subject] = []
+        self.has_looked = asyncio.Event()
+        self._get_target = get_target
+        self._application_name = application_name
+        self._answer_s = answer_s
+        self._wake = asyncio.Event()
+        self._nobody_waits = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def shared(cls, key: Hashable, make: Callable[[], Listener]) -> Listener:
+        """Return the running loop's listener under *key*, which is made if there is none."""
+        listeners = cls._of_loops.setdefault(asyncio.get_running_loop(), {})
+        if key not in listeners:
+            listeners[key] = make()
+        return listeners[key]
+
+    def wake(self) -> None:
+        """Look at what subjects want to look at; without any that is waited for the session ends."""
+        self._wake.set()
+        if not self._waited_for():
+            self._nobody_waits.set()
+            return
+        self._nobody_waits.clear()
+        if self._task is None or self._task.done():
+            # Not in the context of whoever came first: its log isn't everybody's.
+            self._task = asyncio.create_task(self._run(), context=Context())
+
+    def _waited_for(self) -> list[Subject]:
+        return [subject for subject in self.subjects if subject.is_waited_for]
+
+    # -- one task for all
+
+    async def _run(self) -> None:
+        pauses = back_off()
+        while self._waited_for():
+            try:
+                target = await self._get_target()
+                connection = await aconnect(target, application_name=self._application_name, direct=True)
+                try:
+                    async for _ in self._rounds(self._session(connection, target)):
+                        pauses = back_off()
+                finally:  # at once: no ROLLBACK over a network that may have gone
+                    await connection.close()
+            except (TransientError, psycopg.OperationalError, OSError) as error:
+                reason = without_credentials(str(error).strip())
+                log.warning("Waiting for %s: %s", ", ".join(map(str, self._waited_for())), reason)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._nobody_waits.wait(), next(pauses))
+            except DblinkError as error:
+                self._fail(error)
+            except Exception as error:
+                log.exception("Listening failed")
+                self._fail(error)
+        self._task = None
+
+    def _session(self, connection: Connection, target: Target) -> Session:
+        return Session(connection, target, self._application_name, self._answer_s)
+
+    def _fail(self, error: Exception) -> None:
+        for subject in self._waited_for():
+            subject.fail(error)
+
+    async def _rounds(self, session: Session) -> AsyncIterator[None]:
+        """Let subjects look whenever there is reason to, until nobody waits; yields after each round."""
+        hears = listens_to(session.target)
+        if hears:
+            session.connection.add_notify_handler(lambda note: self._told(note.channel, note.payload))
+        channels: set[str] = set()
+        looked_at_all: dict[Subject, float] = {}
+        while subjects := self._waited_for():
+            self._wake.clear()
+            for subject in subjects:
+                try:
+                    if hears and subject.channel not in channels:
+                        await _listen(session, subject)
+                        channels.add(subject.channel)
+                    await _look(session, subject, looked_at_all)
+                except TransientError:
+                    raise
+                except DblinkError as error:
+                    subject.fail(error)
+            self.has_looked.set()
+            yield None
+            waited_for = self._waited_for()
+            if waited_for and not any(subject.wants_a_look for subject in waited_for):
+                next_s = min(_left_s(subject, looked_at_all) for subject in waited_for)
+                await self._until_woken(session.connection, next_s)
+
+    # -- waking up
+
+    def _told(self, channel: str, payload: str) -> None:
+        for subject in self._waited_for():
+            if subject.channel == channel:
+                subject.told(payload)
+
+    async def _until_woken(self, connection: Connection, seconds: float) -> None:
+        """Wait for a notification or something new to look at, but not longer than so many *seconds*."""
+        loop, pgconn = asyncio.get_running_loop(), connection.pgconn
+        self._take_notifications(pgconn)  # what came with the last answer
+        descriptor = pgconn.socket
+        loop.add_reader(descriptor, self._wake.set)
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(seconds, 0.0))
+        except TimeoutError:
+            return
+        finally:
+            loop.remove_reader(descriptor)
+        pgconn.consume_input()
+        self._take_notifications(pgconn)
+
+    def _take_notifications(self, pgconn: pq.abc.PGconn) -> None:
+        while (note := pgconn.notifies()) is not None:
+            self._told(note.relname.decode(errors="replace"), note.extra.decode(errors="replace"))
+
+
+def _left_s(subject: Subject, looked_at_all: Mapping[Subject, float]) -> float:
+    """Return the seconds until all of *subject* is to be looked at; none and less are now."""
+    now = asyncio.get_running_loop().time()
+    return looked_at_all.get(subject, -math.inf) + subject.poll_s - now
+
+
+async def _look(session: Session, subject: Subject, looked_at_all: dict[Subject, float]) -> None:
+    # Also where somebody tells something all the time: not everything is told.
+    if _left_s(subject, looked_at_all) <= 0:
+        subject.look_at_all()
+        looked_at_all[subject] = asyncio.get_running_loop().time()
+    if subject.wants_a_look:
+        await subject.look(session)
+
+
+async def _listen(session: Session, subject: Subject) -> None:
+    target = session.target
+    try:
+        async with answer_within(session.connection, target.conn_id, session.answer_s):
+            await session.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(subject.channel)))
+    except psycopg.errors.ReadOnlySqlTransaction:  # LISTEN is refused by standbys alone
+        raise subject.standby(target.conn_id) from None
+    except psycopg.Error as error:
+        raise from_psycopg(error, target.conn_id, f"waiting for {subject}") from None
+
+
+@asynccontextmanager
+async def answer_within(connection: Connection, conn_id: str, seconds: float) -> AsyncIterator[None]:
+    """Bound the wait for an answer; no answer closes the connection.
+
+    :raises TransientError: 08006.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise TransientError(f"the server did not answer within {seconds:.0f} s", conn_id, "08006") from None
+    except asyncio.CancelledError:
+        await connection.close()
+        raise
+
+
+def listens_to(target: Target) -> bool:
+    """Return whether a session of *target* hears notifications: not through a pooler in transaction mode."""
+    return target.pooling_mode != "transaction" or target.has_direct_address
+
+
+def demand_session(target: Target, what: str) -> None:
+    """Raise unless there is a session of its own for what needs one.
+
+    :raises UsageError: names *what*, and the field of the connection that would help.
+    """
+    if not listens_to(target):
+        raise UsageError(
+            f"{what} does not survive a pooler in transaction mode",
+            target.conn_id,
+            hint="set direct_host or direct_port in the connection; or the role's own setting",
+        )
