@@ -1,14 +1,14 @@
 """The checksum of a row, the same on both servers, that sees every byte of every value.
 
-Type hashes follow ``=``: 1.5 and 1.50 are one to them, and so are 1 and 4294967296 as bigint. So a value
-is hashed as its binary form (what COPY would send), where that is also the cheaper way, or as its
-text where the type is a user's. Rows' hashes are combined by ``bit_xor`` with their count: a sum would
+Types' own hashes follow ``=``: 1.5 and 1.50 have the same one, and so have 1 and 4294967296 as bigint. So a
+value is hashed in its binary form (as COPY would send it), which is also cheaper, or as text if the type
+is a user's. Rows' hashes are combined by ``bit_xor`` with their count: a sum would
 miss values that were swapped between rows (``benchmarks/`` has the speed, tests the misses). A record's
 hash is a sum of its columns' hashes (times 31 each), so the same change in two rows changes both by the
 same number, and xor misses that once in some 10**9 pairs: each row's hash is hashed once more.
 
-The hash is seeded anew for each run. So a difference that one run can't see (one in some 2**53, or one that
-somebody made to be unseen) is no rule for the next.
+Each run has a new seed for the hash. So the next run sees a difference that one run has missed (about one in
+2**53, or one that somebody crafted).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from airflow_dblink.core.tables.entries import Type
 # Types whose own hash is that of all their bytes.
 _DIRECT = frozenset({"bool", "int2", "int4", "oid", "date", "text", "varchar", "bytea", "uuid"})
 _ENCODED = frozenset({"text", "varchar"})
-# Padding is no value (bpchar); the binary form carries an encoding (xml), or is the text (json).
+# Padding is no part of the value (bpchar); the binary form has an encoding (xml), or is the text (json).
 _TEXT = frozenset({"bpchar", "xml", "json", "name", "refcursor"})
 # Under a nondeterministic collation texts that are "=" have one hash, and a query may have no collation.
 _BYTES = sql.SQL('{} COLLATE pg_catalog."C"')
@@ -33,8 +33,8 @@ _BYTES = sql.SQL('{} COLLATE pg_catalog."C"')
 class Checksum:
     """How rows are hashed on both sides of one sync.
 
-    :ivar seed: of the hash, 63 bits.
-    :ivar native: PostgreSQL's own hash; else SHA-256, where the two servers hash differently.
+    :ivar seed: seed of the hash, 63 bits.
+    :ivar native: use PostgreSQL's own hash; otherwise SHA-256, since the two servers hash differently.
     :ivar same_encoding: whether both databases store text in the same bytes.
     """
 
@@ -43,10 +43,10 @@ class Checksum:
     same_encoding: bool
 
     def canonical(self, value: sql.Composable, kind: Type, *, built_in: bool) -> sql.Composable:
-        """Return *value* in a form that is the same on both sides if, and only if, the value is.
+        """Return *value* in a form that is the same on both sides exactly if the value is the same.
 
         :param kind: the destination's type.
-        :param built_in: whether the value is of that type on both sides; else its text is compared.
+        :param built_in: whether the value has that type on both sides; otherwise its text is compared.
         """
         name = kind.base_name
         if built_in and kind.element_name == "bpchar":

@@ -1,4 +1,4 @@
-"""Groups of keys, and what their checksums say: which groups differ between the two sides."""
+"""Groups of keys, and the groups whose checksums differ between the two sides."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FEW = 0.2  # of the rows: below it an index finds them faster than a scan
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which group a row is in.
+    """The way in which rows are put into groups.
 
-    :ivar number: the group's number, a bigint, from a row of a :class:`Part`; NULL where no key finds it.
-    :ivar field: the key column whose ranges they are; ``None`` for buckets.
+    :ivar number: the group's number, a bigint, from a row of a :class:`Part`; NULL if no key finds the row.
+    :ivar field: the key column, if groups are ranges of it; ``None`` for buckets.
     :ivar shift: a range holds ``2**shift`` values.
     """
 
@@ -31,10 +31,10 @@ class Grouping:
     buckets: int = 0
 
     def row_hash(self, work: Work) -> sql.Composed:
-        """Return the hash of a row that tells it from all others that may be in its group.
+        """Return a hash that distinguishes a row from all others in its group.
 
         PostgreSQL's own hash of an int8 folds its upper half into the lower one. Keys of one group have the
-        same upper half, so it serves for them, and is cheaper than that of all their bytes.
+        same upper half, so this hash is enough for them, and cheaper than a hash of all their bytes.
         """
         if self.field is None or self.shift > _HALF_BITS:
             return work.row_hash
@@ -45,7 +45,7 @@ class Grouping:
     def select(self, part: Part, what: sql.Composable, groups: Sequence[int], *, few: bool) -> sql.Composed:
         """Return the SELECT of *what* from the rows of *groups*.
 
-        :param few: an index, if there is one, is better than reading all.
+        :param few: whether an index, if there is one, is better than a scan.
         """
         if self.field is not None and few and self.field.name in part.indexed:
             return self._by_index(part, what, groups, column(self.field.name))
@@ -61,7 +61,7 @@ class Grouping:
         between = sql.SQL(
             "{0} OPERATOR(pg_catalog.>=) wanted.low AND {0} OPERATOR(pg_catalog.<=) wanted.high"
         ).format(name)
-        # OFFSET 0 keeps it a loop over the index, whatever the planner thinks of how many there are.
+        # OFFSET 0 keeps it a loop over the index, however many rows the planner expects.
         return sql.SQL(
             "SELECT found.* FROM ROWS FROM (pg_catalog.unnest({}::bigint[]), pg_catalog.unnest({}::bigint[]))"
             " AS wanted (low, high) CROSS JOIN LATERAL ({}) AS found"
@@ -72,14 +72,14 @@ class Grouping:
         )
 
     def _ranges(self, groups: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Yield the lowest and the highest value of groups that follow each other."""
+        """Yield the lowest and the highest value of each run of adjacent groups."""
         for _, near in groupby(enumerate(sorted(groups)), lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in near]
             low, high = numbers[0] << self.shift, ((numbers[-1] + 1) << self.shift) - 1
             yield max(low, _INT8_MIN), min(high, _INT8_MAX)
 
     def name(self, number: int) -> str:
-        """Return what *number* means to a reader."""
+        """Return the group's name for readers."""
         if self.field is None:
             return f"bucket {number} of {self.buckets}"
         low = number << self.shift
@@ -88,7 +88,7 @@ class Grouping:
 
 @dataclass
 class Comparison:
-    """What the checksums say.
+    """The result of comparing checksums.
 
     :ivar differing: numbers of the groups that differ.
     :ivar differing_rows: rows in them, on the side that has more.
@@ -110,7 +110,7 @@ class Comparison:
 
     @property
     def is_few(self) -> bool:
-        """Whether the rows that differ are best found by an index."""
+        """Whether an index finds the differing rows faster than a scan."""
         return self.differing_rows < self.rows * _FEW
 
     def select(self, part: Part, what: sql.Composable) -> sql.Composed:

@@ -1,4 +1,4 @@
-"""What stops a sync that would do more than anybody meant, with nothing changed."""
+"""Guards: they stop a sync that would change more than intended, before anything is changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from airflow_dblink.core.tables.catalog import find_relation
 
 
 def demand_sizes(work: Work, outcome: Outcome) -> None:
-    """Refuse an empty source that would empty the destination.
+    """Raise if an empty source would empty the destination.
 
     :raises UsageError: unless *allow_empty_source*; a dry run only notes it.
     """
@@ -31,7 +31,7 @@ def demand_sizes(work: Work, outcome: Outcome) -> None:
 
 
 def demand_changes(work: Work, outcome: Outcome) -> None:
-    """Refuse to delete or change a larger part of the rows than allowed.
+    """Raise if a larger part of the rows would be deleted or changed than allowed.
 
     :raises UsageError: beyond *max_delete_fraction* or *max_change_fraction*; a dry run only notes it.
     """
@@ -55,7 +55,7 @@ def demand_changes(work: Work, outcome: Outcome) -> None:
 
 
 def demand_room(work: Work) -> None:
-    """Refuse to insert a key that a row outside of *where* has: it could only fail, less clearly."""
+    """Raise if a key to insert belongs to a row outside of *where*: the INSERT would fail, less clearly."""
     part = work.destination
     if part.where is None or not work.spec.insert:
         return
@@ -77,9 +77,9 @@ def demand_room(work: Work) -> None:
 
 
 def demand_same_plan(work: Work, plan: Plan) -> None:
-    """Refuse what isn't the plan that was asked for.
+    """Raise unless *plan* is the one that was asked for.
 
-    :raises UsageError: if the data moved on.
+    :raises UsageError: if the data moved on, or the arguments are others.
     """
     wanted = work.spec.plan
     if wanted is not None and wanted["arguments"] != work.fingerprint:
@@ -99,7 +99,7 @@ def demand_same_plan(work: Work, plan: Plan) -> None:
 
 
 def demand_same_table(work: Work) -> None:
-    """Refuse a table that was altered or replaced after it had been looked at, and before it was locked.
+    """Raise if the table was altered or replaced between the checks and the lock.
 
     :raises TransientError: 55006.
     """
@@ -110,7 +110,7 @@ def demand_same_table(work: Work) -> None:
 
 
 def demand_replaceable(work: Work) -> None:
-    """Refuse to empty the table where that is not allowed, or would lose something.
+    """Raise if the table may not be emptied, or would lose values.
 
     :raises UsageError: 42501 without TRUNCATE; if some columns are not kept equal.
     """

@@ -1,4 +1,4 @@
-"""What others do to the tables while a sync runs, and how it is seen."""
+"""Detects the writes of others while a sync runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SQL = statements("sync.sql")
 
 
 def snapshot(side: Side) -> str:
-    """Return which transactions of *side*'s server have ended; of the open snapshot where there is one.
+    """Return the open transaction's snapshot, or the current one, of *side*'s server.
 
     :raises RemoteError: what the server says.
     """
@@ -20,7 +20,7 @@ def snapshot(side: Side) -> str:
 def is_quiet(before: str, now: str, *own: int) -> bool:
     """Return whether no transaction that had an id has ended between two snapshots of a server.
 
-    A snapshot is ``xmin:xmax:xip,...``: ids from xmax on hadn't ended, nor had those in xip.
+    A snapshot is ``xmin:xmax:xip,...``: ids from xmax on hadn't ended, and neither had those in xip.
 
     :param own: ids of the task's own transactions.
     """
@@ -37,7 +37,7 @@ def _parse(text: str) -> tuple[int, set[int]]:
 
 
 def rewritten(side: Side) -> str | None:
-    """Return a table that *side*'s transaction has read and its snapshot is too old for, if there is one.
+    """Return a table that *side*'s transaction has read, and that was rewritten after its snapshot, if any.
 
     :raises RemoteError: what the server says.
     """
@@ -46,7 +46,7 @@ def rewritten(side: Side) -> str | None:
 
 
 def demand_read(side: Side) -> None:
-    """Refuse what was read of a table that :func:`rewritten` finds.
+    """Raise if :func:`rewritten` finds a table: its rows were not read completely.
 
     :raises TransientError: 40001.
     """

@@ -1,4 +1,4 @@
-"""What the roles may do, and what the destination table's own nature allows."""
+"""Checks of the roles' privileges, and of the destination table's properties."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def demand_privileges(
     pairs: Sequence[Pair],
     key: Sequence[str],
 ) -> None:
-    """Refuse what a role may not do, or the destination table does not allow, before a row is looked at.
+    """Raise if a role lacks a privilege, or the destination table can't be synced, before a row is read.
 
-    :raises UsageError: 42501 names the privilege, table and columns; what else can't work.
+    :raises UsageError: 42501 with the privilege, table and columns; or names another obstacle.
     """
     wanted = {pair.source for pair in pairs}
     if table is not None:
@@ -67,7 +67,7 @@ def _demand_table(
     always: Sequence[str],
     key: Sequence[str],
 ) -> None:
-    """Refuse what the table's own nature doesn't allow, or its server's."""
+    """Raise if the table, or its server, doesn't allow the changes."""
     if facts["is_standby"]:
         raise UsageError(
             "the destination's server is a standby, and a sync has to write there: its dry run, too, makes"
@@ -151,7 +151,7 @@ def _demand_replaceable(destination: Side, spec: Spec, target: Relation) -> None
 
 
 def demand_places(work: Work) -> None:
-    """Refuse a role that can't read where rows lie, where several rows may have one key.
+    """Raise if several rows may have the same key, and the role can't read the rows' places.
 
     :raises UsageError: 42501.
     """
@@ -165,7 +165,7 @@ def demand_places(work: Work) -> None:
 
 
 def demand_key_type(work: Work) -> None:
-    """Refuse a key that dblink's statements can't name, where they are what is run.
+    """Raise if the sync runs dblink's statements, and they can't name the key.
 
     :raises UsageError: with ``apply='statements'``.
     """
@@ -174,12 +174,12 @@ def demand_key_type(work: Work) -> None:
 
 
 def demand_nameable(work: Work) -> None:
-    """Refuse a key that dblink's statements can't name: they say ``key = 'value'``, and no more.
+    """Raise if dblink's statements can't name the key: they only say ``key = 'value'``.
 
-    A composite's literal has no type, nor has a regclass's, which would be read as an oid; and an ``=``
-    outside of ``search_path`` isn't found, or another type's is.
+    They can't name a composite, whose literal would have no type, or a regclass, which would be read as an
+    oid. And PostgreSQL doesn't find an ``=`` outside of ``search_path``, or finds another type's.
 
-    :raises UsageError: names the column, and what to do.
+    :raises UsageError: names the column; the hint says what to do.
     """
     side = work.destination.side
     found = side.fetch(sql.SQL("SELECT pg_catalog.current_schemas(true) AS names"), "reading search_path")

@@ -13,7 +13,7 @@ PLAN = sql.Identifier("pg_temp", "airflow_dblink_plan")
 ROWS = sql.Identifier("pg_temp", "airflow_dblink_rows")
 _PLACE = sql.SQL("part.tableoid AS place_table, part.ctid AS place")
 _NO_PLACE = sql.SQL("NULL::pg_catalog.oid AS place_table, NULL::pg_catalog.tid AS place")
-#: What is added to a plan to make way: a row that is deleted, and one that is then inserted again.
+#: Operations added to a plan to make way: a row is deleted; a deleted row is inserted again.
 REMOVED, RENEWED = "R", "S"
 
 
@@ -45,7 +45,7 @@ def copy(work: Work, query: sql.Composed, into: sql.Composable, copy_format: str
 
 
 def there(work: Work, comparison: Comparison | None) -> sql.Composed:
-    """Return what stands after FROM for the source's keys and hashes."""
+    """Return the text after FROM for the source's keys and hashes."""
     if comparison is not None:
         return sql.SQL("{} AS there").format(THERE)
     return sql.SQL("({}) AS there").format(staged_keys(work))
@@ -67,12 +67,12 @@ def same_key(work: Work, left: str, right: str) -> sql.Composed:
 
 
 def place(work: Work) -> sql.SQL:
-    """Return the columns that say where a row of the destination lies; NULL where the role can't see it."""
+    """Return the columns with a row's place in the destination; NULL if the role can't read it."""
     return _PLACE if work.sees_places else _NO_PLACE
 
 
 def same_row(work: Work, left: str, right: str) -> sql.SQL | sql.Composed:
-    """Return the condition that two aliases, each of the plan or of its form, mean one row."""
+    """Return the condition that two aliases, each with the plan's columns, mean the same row."""
     if not work.sees_places:
         return same_key(work, left, right)
     return sql.SQL(

@@ -1,4 +1,4 @@
-"""The watermark: which rows an incremental sync reads, and how far it then is."""
+"""The watermark: it selects the rows that an incremental sync reads, and moves on afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOWEST = {"int2": -(2**15), "int4": -(2**31), "int8": -(2**63)}
 def window(
     source: Side, spec: Spec, offered: Sequence[ResultColumn], pairs: Sequence[Pair]
 ) -> list[sql.Composable]:
-    """Return the conditions of ``watermark - overlap <= column < until``; values are read by the server."""
+    """Return the conditions for ``watermark - overlap <= column < until``; the server parses the values."""
     if spec.watermark_column is None:
         return []
     offer = next((offer for offer in offered if offer.name == spec.watermark_column), None)
@@ -67,13 +67,13 @@ def _demand_highest(source: Side, offer: ResultColumn) -> None:
 def _above(
     kind: Type, name: sql.Composable, low: sql.Composable, infinity: sql.Composable | None
 ) -> sql.Composed:
-    """Return the condition that a row is read: at *low* or above, or at minus infinity, below all marks."""
+    """Return the condition for a row at *low* or above, or at minus infinity, below all watermarks."""
     above = kind.compare(name, ">=", low)
     return sql.SQL("({} OR {})").format(above, kind.equals(name, infinity)) if infinity else above
 
 
 def _minus_infinity(source: Side, kind: Type) -> sql.Composed | None:
-    """Return minus infinity where the type has it: intervals do since PostgreSQL 17."""
+    """Return minus infinity if the type has it; intervals have it since PostgreSQL 17."""
     known = (
         _WITH_INFINITY if source.connection.info.server_version >= 170000 else _WITH_INFINITY - {"interval"}
     )
@@ -83,9 +83,9 @@ def _minus_infinity(source: Side, kind: Type) -> sql.Composed | None:
 
 
 def _demand_value(source: Side, value: sql.Composable, problem: str, hint: str | None = None) -> None:
-    """Let the source reckon *value*.
+    """Let the source compute *value*.
 
-    :raises UsageError: *problem*, if it can't.
+    :raises UsageError: *problem*, if the source can't compute it.
     """
     try:
         source.fetch(sql.SQL("SELECT {} IS NULL AS missing").format(value), "checking the watermark")
@@ -96,7 +96,7 @@ def _demand_value(source: Side, value: sql.Composable, problem: str, hint: str |
 
 
 def _lowered(spec: Spec, offer: ResultColumn, kind: Type, value: sql.Composable) -> sql.Composable:
-    """Return *value* less the overlap."""
+    """Return *value* minus the overlap."""
     number = "integer" if kind.base_name == "date" else "numeric"
     step = sql.SQL("interval" if isinstance(spec.watermark_overlap, timedelta) else number)
     taken = sql.SQL("({} OPERATOR(pg_catalog.-) {}::{})").format(
@@ -108,7 +108,7 @@ def _lowered(spec: Spec, offer: ResultColumn, kind: Type, value: sql.Composable)
 
 
 def _base(offer: ResultColumn, kind: Type) -> sql.Composable:
-    """Return the base type: a domain, or a modifier, may have no room for a value that no row has."""
+    """Return the base type, since a domain or modifier may not allow a value that no row has."""
     return sql.Identifier("pg_catalog", kind.base_name) if kind.built_in else sql.SQL(offer.type_name)
 
 
@@ -127,13 +127,13 @@ def watermark(spec: Spec, pairs: Sequence[Pair]) -> sql.Identifier:
 
 
 def highest(work: Work) -> str | None:
-    """Return the highest value of the source's part, as JSON has it; ``None`` without a watermark column.
+    """Return the highest value of the source's part, in JSON's form; ``None`` without a watermark column.
 
     :raises RemoteError: what the source says.
     """
     if work.watermark is None:
         return None
-    # As JSON has it: a later run may have another DateStyle, and would take 01/02 for another day.
+    # In JSON's form: a later run may have another DateStyle, and would read 01/02 as another day.
     value = sql.SQL("pg_catalog.max({name}) FILTER (WHERE {finite})").format(
         name=work.watermark, finite=_finite(work.watermark_type or "").format(work.watermark)
     )
@@ -143,7 +143,7 @@ def highest(work: Work) -> str | None:
 
 
 def _finite(type_name: str) -> sql.SQL:
-    """Return the condition that a watermark is not the last one ever: infinity, or NaN, which is above it."""
+    """Return the condition that a watermark is finite: no infinity, and no NaN, which is above infinity."""
     if type_name.startswith(("timestamp", "date", "interval")):
         return sql.SQL("pg_catalog.isfinite({})")
     if type_name.startswith("numeric"):
@@ -154,11 +154,11 @@ def _finite(type_name: str) -> sql.SQL:
 
 
 def is_higher(source: Side, type_name: str, one: str, other: str) -> bool:
-    """Return whether *one* watermark is above the *other*, as the source's type has it.
+    """Return whether *one* watermark is above the *other*, by the order of the source's type.
 
-    :raises RemoteError: what the source says.
+    :raises RemoteError: the source's errors.
     """
-    # By its index order, which no search_path changes, as it does the meaning of ">".
+    # By ORDER BY, since a search_path can change the meaning of ">", but not the index order.
     higher = sql.SQL(
         "SELECT n FROM (VALUES (1, {}::{type}), (2, {}::{type})) AS given (n, value)"
         " ORDER BY value DESC, n DESC LIMIT 1"

@@ -23,13 +23,13 @@ _INTEGERS = ("int2", "int4", "int8")
 class Field:
     """One column of a sync.
 
-    :ivar pair: which source column goes where, and how.
+    :ivar pair: the source column, the destination column, and the way between them.
     :ivar kind: its type in the destination.
     :ivar source_kind: its type in the source, before a cast.
-    :ivar canonical: its value as both servers write it, from a row of :class:`Part`.
+    :ivar canonical: its value in the form that both servers write, from a row of :class:`Part`.
     :ivar nullable: whether it may be NULL on either side, as far as the catalogs tell.
-    :ivar collation: of a key column, where its unique index has one of its own by which other values may be
-        the same than by the column's; its quoted name.
+    :ivar collation: for a key column, the quoted name of its unique index's collation, if other values may be
+        equal by it than by the column's.
     """
 
     pair: Pair
@@ -41,21 +41,21 @@ class Field:
 
     @property
     def name(self) -> str:
-        """Its name in the destination, which it has on both sides here."""
+        """Its name in the destination, used for both sides."""
         return self.pair.destination
 
     @property
     def is_exact(self) -> bool:
-        """Whether values that are equal to PostgreSQL are always the same to us."""
+        """Whether values that PostgreSQL finds equal are always identical."""
         return self.kind.is_exact
 
     @property
     def is_integer(self) -> bool:
-        """Whether ranges of it can be reckoned."""
+        """Whether its values can be grouped by ranges."""
         return self.kind.base_name in _INTEGERS
 
     def same(self, left: sql.Composable, right: sql.Composable) -> sql.Composed:
-        """Return the condition that two values are the same to the key's unique index."""
+        """Return the condition that the key's unique index finds two values equal."""
         return self.kind.equals(self.collated(left), right)
 
     def collated(self, value: sql.Composable) -> sql.Composable:
@@ -67,10 +67,10 @@ class Field:
 class Part:
     """The rows of one side.
 
-    :ivar rows: what stands after FROM; its alias is ``part``, its columns have the destination's names.
-    :ivar where: which of them; ``None`` for all.
-    :ivar relation: the table, where it is one that is read directly.
-    :ivar indexed: columns that lead an index.
+    :ivar rows: the text after FROM; its alias is ``part``, its columns have the destination's names.
+    :ivar where: the condition that selects rows; ``None`` for all.
+    :ivar relation: the table, if it is read directly.
+    :ivar indexed: columns that are the first of an index.
     """
 
     side: Side
@@ -82,7 +82,7 @@ class Part:
     def select(
         self, what: sql.Composable, condition: sql.Composable | None = None, end: str = ""
     ) -> sql.Composed:
-        """Return ``SELECT what``, for the rows of *condition*, with *end* behind it."""
+        """Return ``SELECT what`` for the rows of *condition*, followed by *end*."""
         both = all_of(self.where, condition)
         where = sql.SQL("") if both is None else sql.SQL(" WHERE {}").format(both)
         return sql.SQL("SELECT {} FROM {}{}{}").format(what, self.rows, where, sql.SQL(end))
@@ -97,10 +97,10 @@ class Work:
     :ivar key: the key's columns.
     :ivar row_format: COPY format of whole rows.
     :ivar key_format: COPY format of keys alone.
-    :ivar row_security: the sides where policies limit which rows are seen.
+    :ivar row_security: the sides on which policies hide rows.
     :ivar trusted_key: whether the source itself keeps the key unique.
-    :ivar key_is_sure: whether no two rows that the destination table's name reaches can have the same key.
-    :ivar watermark: the column of the source's part that tells what is new.
+    :ivar key_is_sure: whether no two rows of the destination, its children's included, can have one key.
+    :ivar watermark: the column of the source's part that tells new rows.
     """
 
     spec: Spec
@@ -130,7 +130,7 @@ class Work:
 
     @property
     def key_is_null(self) -> sql.Composable | None:
-        """The condition that a key column is NULL; ``None`` where the catalogs exclude it."""
+        """The condition that a key column is NULL; ``None`` if the catalogs exclude it."""
         nullable = [column(field.name) for field in self.key if field.nullable]
         if not nullable:
             return None
@@ -138,18 +138,18 @@ class Work:
 
     @property
     def fingerprint(self) -> str:
-        """What tells whether a plan was made for the same work; the seed keeps values from being guessed."""
+        """A hash of the arguments of a plan; the seed prevents that values are guessed from it."""
         ids = (self.source.side.conn_id, self.destination.side.conn_id)
         return self.spec.fingerprint(*ids, self.checksum.seed)
 
     @property
     def sees_places(self) -> bool:
-        """Whether the role may read where rows of the destination lie; if not, ``key_is_sure`` holds."""
+        """Whether the role may read the places of the destination's rows; if not, ``key_is_sure`` is true."""
         return self.target.may_select
 
     @property
     def not_synced(self) -> list[str]:
-        """The destination's columns that are not kept equal, but for those that it generates."""
+        """The destination's columns that are not kept equal, without generated ones."""
         given = {field.name for field in self.fields}
         return [c.name for c in self.target.columns if c.name not in given and not c.generated]
 

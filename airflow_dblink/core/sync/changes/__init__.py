@@ -1,1 +1,1 @@
-"""What is done about it: the plan, and its rows applied."""
+"""The changes of a sync: the plan, and its rows applied."""

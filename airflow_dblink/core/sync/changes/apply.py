@@ -1,4 +1,4 @@
-"""The plan, applied in the destination's transaction: all changes as one statement."""
+"""Applies the plan in the destination's transaction: all changes are one statement."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _SQL = statements("sync_rows.sql")
 
 _KEYS_AT_ONCE = 50_000
 _KEYS_BYTES_AT_ONCE = 4 * 1024 * 1024  # and one more key, however long
-_SHARE_BY_KEY = 0.25  # of the rows in groups that differ: beyond it the groups are fetched whole
-
-# By its key a row is found, by an index where that is best; by its place it is known. As functions, since two
-# conditions that are each enough would let the planner think of no rows at all.
+_SHARE_BY_KEY = 0.25  # of the rows in groups that differ; for a larger share whole groups are fetched
+# The key finds a row, by an index if that is best; the place identifies it. Functions compare the place,
+# since two conditions with operators would let the planner expect no rows at all.
 _AT_PLACE = sql.SQL(
     "pg_catalog.tideq(part.ctid, plan.place) AND pg_catalog.oideq(part.tableoid, plan.place_table)"
 )
@@ -29,9 +28,9 @@ _NOTHING = "SELECT 1 WHERE false"
 
 
 def stage_rows(work: Work, plan: Plan, comparison: Comparison) -> int:
-    """Fetch the source's rows that are to be inserted or update others; returns bytes.
+    """Fetch the source's rows for INSERT and UPDATE; return the number of bytes.
 
-    :raises RemoteError: what a server says.
+    :raises RemoteError: a server's errors.
     """
     create_rows(work)
     operations = work.spec.operations.replace(DELETE, "")
@@ -51,7 +50,7 @@ def stage_rows(work: Work, plan: Plan, comparison: Comparison) -> int:
 
 
 def _wanted_keys(work: Work, operations: str) -> Iterator[list[list[str]]]:
-    """Yield the keys to be fetched as columns of texts."""
+    """Yield the keys of the rows to fetch, as columns of texts."""
     names = [sql.Identifier(f"k{i}") for i in range(len(work.key))]
     after = 0
     while True:
@@ -78,19 +77,19 @@ def _by_keys(work: Work, values: sql.Composed, keys: list[list[str]]) -> sql.Com
     same = [_is_wanted(field, name) for field, name in zip(work.key, names, strict=True)]
     part = work.source
     where = sql.SQL(" WHERE ({}\n)").format(part.where) if part.where else sql.SQL("")
-    # The condition's names are those of the part alone.
+    # A subquery, so that the condition's names can only mean columns of the part.
     rows = sql.SQL("(SELECT * FROM {}{}) AS part").format(part.rows, where) if part.where else part.rows
     wanted = sql.SQL("ROWS FROM ({}) AS wanted ({})").format(
         comma(arrays), comma([sql.Identifier(f"k{i}") for i in range(len(keys))])
     )
-    # Not a join: to the source's citext 'a' and 'A' are one, and each would bring both.
+    # Not a join: the source's citext finds 'a' and 'A' equal, and each key would give both rows.
     return sql.SQL("SELECT {} FROM {} WHERE EXISTS (SELECT FROM {} WHERE {})").format(
         values, rows, wanted, sql.SQL(" AND ").join(same)
     )
 
 
 def _is_wanted(field: Field, wanted: sql.Identifier) -> sql.Composed:
-    """Return the condition that the source's key column is a text of the destination's."""
+    """Return the condition that the source's key column equals a text from the destination."""
     value = sql.SQL("{}::{}").format(wanted, sql.SQL(field.pair.cast or field.pair.type_name))
     if field.pair.cast is None:
         return field.source_kind.equals(column(field.name), value)
@@ -99,12 +98,12 @@ def _is_wanted(field: Field, wanted: sql.Identifier) -> sql.Composed:
 
 
 def apply_set(work: Work) -> dict[str, int]:
-    """Apply the plan in one statement; returns ``deleted``, ``updated``, ``inserted``.
+    """Apply the plan in one statement; return the numbers ``deleted``, ``updated``, ``inserted``.
 
     :raises RemoteError: what the destination says.
     """
     spec, destination = work.spec, work.destination.side
-    # Of a key only what may differ and be "=" all the same: 1.0 and 1.00.
+    # Key columns are updated only if equal values may differ: 1.0 and 1.00.
     changing = [field for field in work.fields if field not in work.key or not field.is_exact]
     replaces = spec.on_conflict == "replace"
     statement = _SQL["apply"].format(

@@ -1,4 +1,4 @@
-"""Rows that stand in the way: they hold a value of another unique key that a row of the source will take."""
+"""Rows that stand in the way: they hold a value of another unique key that a source row will take."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SQL = statements("sync_rows.sql")
 
 
 def make_way(work: Work) -> tuple[int, int]:
-    """Delete the rows that hold a value of another unique key which one of the source's rows will take.
+    """Delete rows that hold a value of another unique key which a source row will take.
 
-    Those that are to be updated themselves (two rows swap their values) are then inserted anew.
+    A deleted row that the plan updates (two rows swap their values) is inserted anew afterwards.
 
-    :returns: rows inserted anew, and rows that are gone for good.
-    :raises UsageError: if a row would lose what isn't in *columns*.
-    :raises RemoteError: what the destination says.
+    :returns: number of rows inserted anew, and number of rows deleted for good.
+    :raises UsageError: if a row would lose values that aren't in *columns*.
+    :raises RemoteError: the destination's errors.
     """
     given = {field.name for field in work.fields}
     key = {field.name for field in work.key}
@@ -50,7 +50,7 @@ def make_way(work: Work) -> tuple[int, int]:
 
 
 def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
-    """Return the SELECT of the keys and places of rows that hold what another row will take."""
+    """Return the SELECT of the keys and places of rows that hold a value which another row will take."""
     by_name = {field.name: field for field in work.fields}
     same = [
         _is_taken(by_name[name], index, collation)
@@ -76,7 +76,7 @@ def _standing(work: Work, index: UniqueIndex) -> sql.Composed:
 
 
 def _is_taken(field: Field, index: UniqueIndex, collation: str | None) -> sql.Composed:
-    """Return the condition that *index* sees two rows' values of *field* as the same."""
+    """Return the condition that *index* finds two rows' values of *field* equal."""
     part, given = column(field.name), column(field.name, "given")
     equal = replace(field, collation=collation).same(part, given)
     if not index.nulls_are_equal:
@@ -107,7 +107,7 @@ def _renew(work: Work, standing: sql.Composed, columns: Sequence[str]) -> int:
 
 
 def _demand_given_once(work: Work, standing: sql.Composed) -> None:
-    """Refuse to delete a row that the source has as it is: the source itself has the value twice."""
+    """Raise if a row to delete is unchanged in the source: then the source itself has the value twice."""
     part = work.destination
     equal = sql.SQL(_SQL["given_twice"]).format(
         standing=standing,

@@ -1,4 +1,4 @@
-"""All rows of the source, straight into the table: a first load, or in place of what was there."""
+"""Copies all rows of the source straight into the table: a first load, or a replacement of all rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_dblink.core.sync.work import Work, column, comma
 
 
 def load(work: Work, *, truncate: bool) -> Pumped:
-    """Copy all rows of the source's part straight into the table, emptied before or empty.
+    """Copy all rows of the source's part straight into the table, which is empty or truncated first.
 
     :raises UsageError: if two source rows have the same value of a unique key.
     :raises RemoteError: what a server says.
@@ -19,7 +19,7 @@ def load(work: Work, *, truncate: bool) -> Pumped:
     destination = work.destination.side
     if truncate:
         # The source may read this table, in a session that waits for us: no server sees that deadlock.
-        # Whoever has set a time himself keeps it.
+        # A lock_timeout that the user has set stays.
         destination.run(
             "SELECT pg_catalog.set_config('lock_timeout', '1min', true)"
             " WHERE pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.=) '0'",

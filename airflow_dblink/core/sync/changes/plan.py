@@ -1,11 +1,12 @@
-"""The rows that differ, found inside the destination: keys and hashes come from the source, no values.
+"""Finds the rows that differ, inside the destination: the source sends keys and hashes, but no values.
 
-Three temporary tables of the destination's transaction: ``airflow_dblink_there`` has the source's keys
-with their rows' hashes, ``airflow_dblink_plan`` what is to be done, ``airflow_dblink_rows`` whole
-rows of the source. Keys have the destination's types, so its own ``=`` says which row is which. A row that
-is to be changed or deleted is known by its place: no writer moves it while the table is locked, and its key
-may be another row's as well, that nobody has asked for (an inheritance child's, outside of *where*). A role
-with SELECT on columns alone can't read places: then it is known by its key, which no other row may have.
+The destination's transaction has three temporary tables: ``airflow_dblink_there`` has the source's keys
+and their rows' hashes, ``airflow_dblink_plan`` the changes, ``airflow_dblink_rows`` whole
+rows of the source. Keys have the destination's types, so its own ``=`` decides which rows belong together.
+A row to change or delete is identified by its place: no writer moves it while the table is locked. Its key
+isn't enough, since a row that isn't selected may have the same one (an inheritance child's, outside of
+*where*). A role with SELECT on single columns can't read places; then the key identifies the row, and no
+other row may have it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _SQL = statements("sync_rows.sql")
 def stage_hashes(work: Work, comparison: Comparison) -> Pumped:
     """Fetch keys and hashes of the source's rows in the groups that differ.
 
-    :raises RemoteError: what a server says.
+    :raises RemoteError: a server's errors.
     """
     destination = work.destination.side
     empty = sql.SQL("CREATE TEMP TABLE airflow_dblink_there ON COMMIT DROP AS {} WITH NO DATA")
@@ -59,8 +60,8 @@ def stage_hashes(work: Work, comparison: Comparison) -> Pumped:
 def stage_all(work: Work) -> Pumped:
     """Fetch all rows of the source's part.
 
-    :raises UsageError: if one has NULL in its key, or two have the same key.
-    :raises RemoteError: what a server says.
+    :raises UsageError: if a row has NULL in its key, or two rows have the same key.
+    :raises RemoteError: a server's errors.
     """
     create_rows(work)
     moved = copy(
@@ -81,7 +82,7 @@ def make_plan(work: Work, comparison: Comparison | None) -> Plan:
     """Find the rows that differ, after :func:`stage_hashes` or, without *comparison*, :func:`stage_all`.
 
     :raises UsageError: if several rows of the destination have the same key.
-    :raises RemoteError: what the destination says.
+    :raises RemoteError: the destination's errors.
     """
     destination = work.destination.side
     if not work.key_is_sure:
@@ -106,9 +107,9 @@ def make_plan(work: Work, comparison: Comparison | None) -> Plan:
 
 
 def digest(work: Work) -> str:
-    """Return a hash of all that the plan says: keys, what is done, and the rows' contents on both sides.
+    """Return a hash of the whole plan: keys, operations, and the rows' contents on both sides.
 
-    :raises RemoteError: what the destination says.
+    :raises RemoteError: the destination's errors.
     """
     texts = [sql.SQL("{}::pg_catalog.text").format(sql.Identifier(f"k{i}")) for i in range(len(work.key))]
     entry = [sql.SQL("op::pg_catalog.text"), *texts, sql.SQL("old"), sql.SQL("new")]
@@ -130,7 +131,7 @@ def _has_twice(work: Work, rows: sql.Composed, alias: str) -> bool:
 
 
 def _demand_one_here(work: Work, comparison: Comparison | None) -> None:
-    """Refuse a key that two rows have: a unique index is of one table alone, and may have its own ``=``."""
+    """Raise if two rows have the same key: a unique index covers one table, and may have its own ``=``."""
     if _has_twice(work, sql.SQL("({}) AS here").format(here(work, comparison)), "here"):
         raise UsageError(
             f"several rows of {work.target} and its inheritance children have the same key"
@@ -142,7 +143,7 @@ def _demand_one_here(work: Work, comparison: Comparison | None) -> None:
 
 
 def _is_trusted(work: Work) -> bool:
-    """Return whether the source's own unique index says that keys are unique here, too."""
+    """Return whether the source's own unique index guarantees that keys are unique here, too."""
     return work.trusted_key and all(key.is_exact for key in work.key)
 
 

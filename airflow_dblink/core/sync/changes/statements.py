@@ -29,7 +29,7 @@ from airflow_dblink.core.sync.work import Work, column, comma
 _SQL = statements("sync_rows.sql")
 
 _STATEMENTS_AT_ONCE = 1_000
-_BYTES_AT_ONCE = 4 * 1024 * 1024  # and one more row; a larger one comes in pieces
+_BYTES_AT_ONCE = 4 * 1024 * 1024  # and one more row; a larger row is fetched in pieces
 _PIECE_BYTES = 1024 * 1024
 # Types whose texts are short.
 _SHORT = frozenset(
@@ -38,16 +38,16 @@ _SHORT = frozenset(
         *("time", "timetz", "timestamp", "timestamptz", "interval"),
     }
 )
-_LONG = frozenset({"text", "varchar", "bytea"})  # whose size is known without reading them
+_LONG = frozenset({"text", "varchar", "bytea"})  # the size of their values is known without reading them
 _LARGE = sql.Identifier("pg_temp", "airflow_dblink_statement")
 
 
 def statements_of_plan(work: Work, link: Wire, *, runs: bool = False) -> Iterator[bytes]:
     """Yield the plan as dblink's statements, deletes first, for the operations that are on.
 
-    :param runs: they are for us to run: a stranger's operators don't get into them.
+    :param runs: whether we run them ourselves; then they can't use a stranger's operators.
     :raises UsageError: if they can't name the key.
-    :raises RemoteError: what the destination says.
+    :raises RemoteError: the destination's errors.
     """
     demand_nameable(work)
     _demand_one_each(work)
@@ -70,7 +70,7 @@ def statements_of_plan(work: Work, link: Wire, *, runs: bool = False) -> Iterato
 
 
 def _together(work: Work, operation: str) -> Iterator[tuple[int, int, int]]:
-    """Yield the first and the last number of rows of the plan that are done at once, and their size."""
+    """Yield the first and the last number of rows of the plan that are fetched at once, and their size."""
     destination, size = work.destination.side, _size(work)
     largest = sql.SQL("SELECT pg_catalog.max({}) AS size FROM {} AS given").format(size, ROWS)
     found = destination.fetch(largest, "reading the staging table")[0]["size"] if operation != DELETE else 0
@@ -94,7 +94,7 @@ def _together(work: Work, operation: str) -> Iterator[tuple[int, int, int]]:
 
 
 def _cut(rows: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Yield pieces of *rows*, numbers and sizes, that together have no more bytes than may be had at once."""
+    """Yield pieces of *rows* (numbers and sizes) that have no more bytes than may be fetched at once."""
     first, last, total = rows[0][0], rows[0][0], rows[0][1]
     for number, size in rows[1:]:
         if total + size > _BYTES_AT_ONCE:
@@ -105,7 +105,7 @@ def _cut(rows: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
 
 
 def _size(work: Work) -> sql.Composed:
-    """Return the bytes of a staged row's texts, of those that may be long."""
+    """Return the size in bytes of a staged row's texts, for types that may be long."""
     found: list[sql.Composable] = [sql.SQL("0::pg_catalog.int8")]
     for field in work.fields:
         name, kind = column(field.name, "given"), field.kind.base_name
@@ -118,9 +118,9 @@ def _size(work: Work) -> sql.Composed:
 def _large_statement(
     work: Work, link: Wire, positions: tuple[int, ...], keys: sql.Composed, render: Render, *, runs: bool
 ) -> bytes | None:
-    """Return the one statement for *keys*, fetched in pieces: in one, it would be there several times.
+    """Return the one statement for *keys*, fetched in pieces, which take less memory than one large text.
 
-    :returns: ``None`` where it can't be made by one query.
+    :returns: ``None`` if one query can't make it.
     """
     side, query = work.destination.side, sql.SQL(keys.as_string(link.connection))
     target = work.target.identifier.as_string(link.connection)
@@ -148,7 +148,7 @@ def _large_statement(
 
 
 def _demand_one_each(work: Work) -> None:
-    """Refuse to write rows by keys that others have, too: dblink's statements say no more than the key.
+    """Raise if other rows have the keys of the plan, too: dblink's statements only name the key.
 
     :raises UsageError: 21000.
     """
@@ -200,9 +200,9 @@ def _render_delete(shape: Shape, positions: Positions, values: Sequence[str], ke
 
 
 def apply_statements(work: Work, link: Wire) -> dict[str, int]:
-    """Apply the plan by dblink's statements, one by one; returns what :func:`apply_set` does.
+    """Apply the plan by dblink's statements, one by one; return the same numbers as :func:`apply_set`.
 
-    :raises RemoteError: what the destination says.
+    :raises RemoteError: the destination's errors.
     """
     done = {"deleted": 0, "updated": 0, "inserted": 0}
     kinds = {b"DELETE": "deleted", b"UPDATE": "updated", b"INSERT": "inserted"}
