@@ -2,7 +2,7 @@
 
 A caller that is killed runs no clean-up code, and Airflow's processes end neither with their parent nor
 with one signal: each task process leads a group of its own, and what an operator starts may have its own
-session. So the keeper makes itself the parent of all orphans among its descendants, and at the end kills
+session. So the keeper becomes the parent of all descendants whose own parent has died, and at the end kills
 until it has no descendant left. It asks who its parent is instead of waiting for the end of a pipe: a
 pipe's write end would live on in every forked child of the caller.
 """
@@ -66,7 +66,7 @@ def _run(home: Path, components: list[str], running: dict[str, subprocess.Popen[
             running[name] = _start(home, name)
         # Asked before: once it is reaped the caller may already have it started again.
         may_end = {name for name in running if _may_be_down(home, name)}
-        pid, status = os.waitpid(-1, os.WNOHANG)  # also for orphans, which must not stay zombies
+        pid, status = os.waitpid(-1, os.WNOHANG)  # also for descendants, which must not stay zombies
         if pid == 0:
             time.sleep(_WAIT_S)
             continue

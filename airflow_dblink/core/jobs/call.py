@@ -1,4 +1,4 @@
-"""The call that runs a job, under way on a connection of its own."""
+"""The call that runs a job, on a connection of its own."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _LOOK_S = 0.1
 
 
 class Call:
-    """A ``CALL`` of the procedure under way on a connection that is its own.
+    """A running ``CALL`` of the procedure, on a connection of its own.
 
-    The server goes on with it when the connection is closed. It is never cancelled here: not when the
-    task is told to stop, which may only be a restart.
+    The server goes on with it when the connection is closed. It is never cancelled here, not even when the
+    task is told to stop, since that may be just a restart.
 
-    :param connection: in autocommit mode, idle; not to be used for anything else any more.
+    :param connection: in autocommit mode, idle; it must not be used for anything else afterwards.
     """
 
     def __init__(self, connection: LinkConnection, conn_id: str, schema: str, job_id: UUID) -> None:
@@ -49,16 +49,16 @@ class Call:
 
     @property
     def claimed(self) -> bool:
-        """Whether this call has begun the job; another one may have, or nobody."""
+        """Whether this call has begun the job. If not, another call may have begun it, or none."""
         return bool(self._notices)
 
     def wait_until_claimed(self) -> None:
-        """Wait until the job is seen running, has ended, or was another call's: only then leave.
+        """Wait until the job is seen running, has ended, or was begun by another call.
 
-        A pooler may lose a call whose client leaves at once.
+        Don't leave before: a pooler may lose a call whose client leaves at once.
 
-        :raises TransientError: if the connection is lost, or nothing is seen within 30 s; look at the job.
-        :raises InstallationError: if not all of the schema is trusted; the job was not begun then.
+        :raises TransientError: if the connection is lost, or nothing is seen within 30 s: read the job's row.
+        :raises InstallationError: if a part of the schema isn't trusted; the job has not begun then.
         """
         deadline = time.monotonic() + _CLAIM_S
         try:
@@ -77,7 +77,7 @@ class Call:
             )
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long for the end of the call; returns whether it came, or the connection broke."""
+        """Wait up to *seconds* for the end of the call; return whether it ended, or the connection broke."""
         if not self._ended:
             deadline = time.monotonic() + seconds
             try:
@@ -93,12 +93,12 @@ class Call:
         self._connection.close()
 
     def _wait(self, gen: PQGen[bool]) -> bool:
-        # Not the connection's own wait, which cancels what runs when it is interrupted.
+        # Not the connection's own wait, which, when interrupted, cancels the running statement.
         check = self._connection.check
         return waiting.wait(watched(gen, check) if check else gen, self._connection.pgconn.socket, _LOOK_S)
 
     def _log_error(self) -> TransientError | InstallationError | None:
-        """Say and return what the call itself failed with, such as a commit; the job's own is in its row."""
+        """Log and return the error of the call itself, such as a failed commit. The job's is in its row."""
         failure: TransientError | InstallationError | None = None
         try:
             results = self._connection.wait(fetch_many(self._connection.pgconn))
@@ -123,10 +123,10 @@ def call(
 ) -> Call:
     """Call the procedure that runs a job, and return when the job is seen running.
 
-    :param connection: becomes the call's own; closed where that fails.
-    :param statement_timeout: the job's; as PostgreSQL takes it.
-    :raises TransientError: if the connection is lost, or nothing is seen within 30 s; look at the job.
-    :raises InstallationError: if not all of the schema is trusted; the job was not begun then.
+    :param connection: becomes the call's own; closed if the call fails.
+    :param statement_timeout: time limit of the job, in PostgreSQL's form.
+    :raises TransientError: if the connection is lost, or nothing is seen within 30 s: read the job's row.
+    :raises InstallationError: if a part of the schema isn't trusted; the job has not begun then.
     """
     try:
         if statement_timeout is not None:

@@ -39,9 +39,9 @@ class Jobs:
 
     :param connection: in autocommit mode, and idle.
     :param conn_id: for errors and logs.
-    :param schema: where the job table is.
-    :param read_only: every transaction is; then :meth:`see` is for looking, :meth:`get` and :meth:`find`
-        are not.
+    :param schema: schema of the job table.
+    :param read_only: use only READ ONLY transactions; then jobs are read by :meth:`see`, not by :meth:`get`
+        or :meth:`find`.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class Jobs:
     # -- installation
 
     def installation(self) -> Installation:
-        """Return what is there of the schema: one round trip.
+        """Return the state of the schema, in one round trip.
 
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         row = self.run(Step(("installation",), {}, is_guarded=False))[0]
         return Installation.read(self.schema, row)
 
     def ready(self, *, keep_result: bool = False) -> Installation:
-        """Return the installation, which is made or upgraded first where it has to be and may be.
+        """Return the installation; make or upgrade it first if that is needed and allowed.
 
-        :raises InstallationError: if this role can't; the hint has the command for a DBA.
-        :raises RemoteError: what the server says.
+        :raises InstallationError: if it is needed, and not allowed; the hint has the command for a DBA.
+        :raises RemoteError: the server's errors.
         """
         found = self.installation()
         found.demand_usable(self.conn_id, keep_result=keep_result)
@@ -77,11 +77,11 @@ class Jobs:
         return found
 
     def install(self, roles: Sequence[str] = (), *, results: bool = False) -> None:
-        """Install the schema, or upgrade it; harmless where it is up to date.
+        """Install the schema, or upgrade it; if it is up to date, nothing changes.
 
         :param roles: roles that get the right to send jobs.
-        :param results: and to keep their results.
-        :raises RemoteError: what the server says; nothing is changed then.
+        :param results: whether they get the right to keep results, too.
+        :raises RemoteError: the server's errors; nothing is changed then.
         """
         script = install_script(self.schema, roles, results=results)
         log.info("Installing version %s of schema %s on %s", VERSION, self.schema, self.conn_id)
@@ -95,10 +95,10 @@ class Jobs:
     # -- one job
 
     def get(self, job_id: UUID) -> Job:
-        """Return a job as it is now; one whose session is gone is given up as lost.
+        """Return the current state of a job; a job whose session is gone is given up as lost.
 
         :raises UsageError: if there is no such job, or it is another role's.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         if (job := self.find(job_id)) is None:
             raise missing(job_id, self.conn_id, self.schema)
@@ -109,36 +109,36 @@ class Jobs:
         return self.drive(steps.look([job_id])).get(job_id)
 
     def see(self, job_id: UUID) -> Job | None:
-        """Return the job as :meth:`find` does, and change nothing: one that is lost is only said to be."""
+        """Return the job as :meth:`find` does, but change nothing: a lost job's row isn't updated."""
         return self.drive(steps.see(job_id))
 
     def statement(self, job_id: UUID, *, most: int | None = None) -> str | None:
-        """Return what the job runs, as it was written: without its parameters' values.
+        """Return the job's statement as it was written, without its parameters' values.
 
-        :param most: only so many characters of it.
+        :param most: largest number of characters.
         """
         rows = self.run(Step(("statement",), {"id": job_id, "most": _ALL if most is None else most}))
         return str(rows[0]["statement"]) if rows else None
 
     def cancel(self, job_id: UUID) -> Job:
-        """Cancel a job and wait up to three seconds for its end; returns it as it is then.
+        """Cancel a job, wait up to three seconds for its end, and return its state then.
 
-        One that has ended stays as it is: it may well have succeeded.
+        A job that has ended stays as it is, so the result may well be a success.
 
         :raises UsageError: if there is no such job, or it is another role's.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         if (job := self.drive(steps.cancel(job_id))) is None:
             raise missing(job_id, self.conn_id, self.schema)
         return job
 
     def locked_result(self, job: Job) -> sql.Composed:
-        """Return the query of a succeeded job's kept rows; they stay what they are while it lasts.
+        """Lock the kept rows of a succeeded job until the end of the transaction; return the query for them.
 
-        Another role that may make tables there could give one of its own that name, once ours is dropped.
+        The owner is checked, since after a drop another role that may make tables there could take the name.
 
         :raises UsageError: if the table's owner isn't trusted.
-        :raises RemoteError: what the server says; 42P01 if the table is gone.
+        :raises RemoteError: the server's errors; 42P01 if the table is gone.
         """
         place = {"result_schema": job.result_schema or "", "result_table": job.result_table or ""}
         parts = {name: sql.Identifier(value) for name, value in place.items()}
@@ -152,9 +152,9 @@ class Jobs:
         return sql.SQL("SELECT * FROM {}").format(sql.Identifier(*place.values()))
 
     def drop_result(self, job: Job) -> None:
-        """Drop a job's kept rows; harmless where there are none.
+        """Drop a job's kept rows, if there are any.
 
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         if job.result_table is not None:
             names = ("forget_result",) if job.result_schema is None else ("drop_result", "forget_result")
@@ -167,27 +167,27 @@ class Jobs:
     ) -> list[Job]:
         """Return the newest jobs that this role may see.
 
-        :param most: not more than so many.
-        :raises RemoteError: what the server says.
+        :param most: largest number of jobs.
+        :raises RemoteError: the server's errors.
         """
         params = {"states": list(states) if states else None, "dag_id": dag_id, "most": most}
         return [job_of(row) for row in self.run(Step(("list",), params))]
 
     def prune(self, older_than: timedelta) -> int:
-        """Delete jobs that ended longer ago, and their results; returns how many.
+        """Delete jobs that ended longer ago, and their results; return the number of deleted jobs.
 
-        So goes what was sent longer ago and never begun. What runs stays, however long it does. A job that
-        can't be deleted, since a view reads its result for example, doesn't keep the others.
+        Jobs that were sent longer ago and never began are deleted, too. Running jobs stay. If a job
+        can't be deleted, since a view reads its result for example, the others are deleted all the same.
 
-        :raises RemoteError: for jobs that can't be deleted: how many were, which couldn't, and why.
-        :raises InstallationError, TransientError: where nothing more can be asked; what was deleted stays so.
+        :raises RemoteError: if some jobs can't be deleted: how many were deleted, and which weren't and why.
+        :raises InstallationError, TransientError: if the server can't be asked any more; deletions stay.
         """
         pruned = 0
         failures: dict[UUID, RemoteError] = {}
-        left: list[UUID] = []  # not to be come across again
+        left: list[UUID] = []  # so that they are not found again
         params = {"older_than": older_than, "most": 1000, "left": left}
         for row in self.run(Step(("running_since",), params)):
-            with self._noting(failures, row["id"]):  # gives up those whose session is gone
+            with self._noting(failures, row["id"]):  # gives up a job whose session is gone
                 self.run(Step(("give_up_lost",), {"ids": [row["id"]]}))
         while rows := self.run(Step(("prunable",), params)):
             for row in rows:
@@ -203,7 +203,7 @@ class Jobs:
         return pruned
 
     def _delete(self, row: Mapping[str, Any]) -> Rows:
-        """Delete a job and its result in one transaction; returns a row if it is gone."""
+        """Delete a job and its result in one transaction; return a row if the job is gone."""
         if not row["result_schemas"]:
             return self.run(Step(("delete",), {"id": row["id"]}))
         parts = _tables(row["result_schemas"], row["result_table"])
@@ -211,7 +211,7 @@ class Jobs:
 
     @contextmanager
     def _noting(self, failures: dict[UUID, RemoteError], job_id: UUID) -> Iterator[None]:
-        """Note and log what a job fails with, unless nothing more can be asked."""
+        """Note and log the error of one job; other errors, which end all work, are raised."""
         try:
             yield
         except RemoteError as error:
@@ -223,10 +223,10 @@ class Jobs:
     # -- driving
 
     def run(self, step: Step) -> list[dict[str, Any]]:
-        """Say it to the server, in a transaction of its own; returns the rows of the last statement.
+        """Send *step* in a transaction of its own, and return the rows of its last statement.
 
-        :raises InstallationError: if not all of the schema is trusted; nothing in it was touched then.
-        :raises RemoteError: what the server says.
+        :raises InstallationError: if a part of the schema isn't trusted; nothing in it was touched then.
+        :raises RemoteError: the server's errors.
         """
         try:
             with ClientCursor(self.connection, row_factory=dict_row) as cursor:
@@ -241,9 +241,9 @@ class Jobs:
             raise asking_failed(error, self.conn_id, self.schema) from None
 
     def drive(self, procedure: Steps[T]) -> T:
-        """Do what *procedure* says, step by step.
+        """Run *procedure* step by step, and return its result.
 
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         rows: list[dict[str, Any]] = []
         try:
@@ -264,7 +264,7 @@ def _tables(schemas: Sequence[str], table: str) -> dict[str, sql.Composable]:
 
 
 def _not_pruned(pruned: int, failures: Mapping[UUID, RemoteError], conn_id: str) -> RemoteError:
-    """Return the error that names the jobs which couldn't be deleted, the first ones."""
+    """Return the error that names the first jobs which couldn't be deleted."""
     named = [f"{job_id} ({error.message})" for job_id, error in list(failures.items())[:_NAMED]]
     more = f", and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
     return RemoteError(
@@ -276,5 +276,5 @@ def _not_pruned(pruned: int, failures: Mapping[UUID, RemoteError], conn_id: str)
 
 
 def task_params(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a job that say which task sent it; ``None`` where *task* doesn't."""
+    """Return the columns of a job that name the task which sent it; ``None`` for parts that *task* lacks."""
     return {name: task.get(name) for name in ("dag_id", "task_id", "run_id", "map_index", "try_number")}

@@ -1,4 +1,4 @@
-"""What jobs need in the database: looked at before each send, made on first use, or by a DBA."""
+"""The job schema of a database: checked before each send, made at the first use, or by a DBA."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from airflow_dblink.core.jobs.job import standby
 from airflow_dblink.core.jobs.trust import distrust, results_schema
 from airflow_dblink.core.sql.named import statements
 
-#: Of the table and the procedure; a newer one there serves older clients, too. 2: results have a schema
-#: of their own.
+#: Version of the table and the procedure; a newer version serves older clients, too. 2: results have a
+#: schema of their own.
 VERSION = 2
 
 _COMMENT = "airflow-dblink jobs, version {}"
@@ -25,13 +25,13 @@ _VERSION = re.compile(r"airflow-dblink jobs, version (\d+)")
 
 @dataclass(frozen=True)
 class Installation:
-    """What is there of the schema, and what this role may do with it.
+    """The state of the job schema, and this role's rights on it.
 
-    :ivar version: ``None`` where it isn't complete, or its comment doesn't say.
-    :ivar distrusted: something by which a role that isn't trusted could run code as this one; see
+    :ivar version: ``None`` if the schema isn't complete, or its comment has no version.
+    :ivar distrusted: an object by which a role that isn't trusted could run code as this role; see
         :func:`~airflow_dblink.core.jobs.trust.distrust`.
-    :ivar role: the role that jobs will run as.
-    :ivar server: what tells this database from others: a stored job is looked for only there.
+    :ivar role: the role that runs the jobs.
+    :ivar server: facts that identify this database: a stored job is looked up only there.
     """
 
     schema: str
@@ -49,7 +49,7 @@ class Installation:
 
     @classmethod
     def read(cls, schema: str, row: Mapping[str, Any]) -> Self:
-        """Return what a row of the statement ``installation`` says."""
+        """Return the installation of a row from the statement ``installation``."""
         said = _VERSION.fullmatch(row["comment"] or "")
         version = int(said[1]) if said and row["is_complete"] else None
         if version is not None and version >= VERSION and not row["has_results"]:
@@ -109,10 +109,10 @@ class Installation:
 
 
 def install_script(schema: str, roles: Sequence[str] = (), *, results: bool = False) -> str:
-    """Return the SQL that installs or upgrades, and grants to *roles*; harmless to run again.
+    """Return the SQL that installs or upgrades the schema, and grants to *roles*; it may be run again.
 
     :param roles: roles that send jobs and don't own the schema.
-    :param results: let them keep results, too: CREATE on the schema beside it.
+    :param results: let them keep results, too: CREATE on the schema for results.
     """
     named = statements("jobs_install.sql")
     names = ["grant", "grant_results"] if results else ["grant"]

@@ -1,10 +1,10 @@
-"""Sending a job, once across retries and killed workers.
+"""Sends a job, once across retries and killed workers.
 
-The id is made first and stored where the next try finds it; only then is the row inserted, and only
-then is the procedure called. So whatever dies in between, the next try knows what to look for,
-and the row's primary key and its state let nothing be done twice.
+First an id is made and stored for the next try, then the row is inserted, and last the procedure is
+called. So whatever dies in between, the next try knows the job's id,
+and the row's primary key and state prevent that anything is done twice.
 
-What is stored, as JSON: ``job_id``; ``server`` (see :class:`Installation`); ``sent``: whether the row is
+The stored state, as JSON: ``job_id``; ``server`` (see :class:`Installation`); ``sent``: whether the row is
 known to be there; ``life`` (see :class:`~airflow_dblink.core.once.transaction.Once`); ``ended``: whether the
 task has come to its end.
 """
@@ -37,10 +37,10 @@ KEY = "airflow_dblink_job"
 
 @dataclass(frozen=True)
 class Sent:
-    """A job that is there.
+    """A sent job.
 
-    :ivar job: as it was found, if an earlier try had sent it and it had begun.
-    :ivar call: the call under way, if this try made it. Leave it, or wait for its end.
+    :ivar job: its state, if an earlier try had sent it and it had begun.
+    :ivar call: the running call, if this try made it. Leave it, or wait for its end.
     """
 
     job_id: UUID
@@ -50,14 +50,14 @@ class Sent:
 
 @dataclass
 class Submission:
-    """One job of one task, sent once however many tries that takes.
+    """One job of one task, sent once, however many tries the task takes.
 
-    :ivar open: opens a connection to the target, around a pooler if that can be.
+    :ivar open: opens a connection to the target, around a pooler if possible.
     :ivar store: survives the process; refuses a superseded try, which makes it the fence.
     :ivar task: ``dag_id``, ``task_id``, ``run_id``, ``map_index``, ``try_number``.
-    :ivar key: under which the store keeps it; another one for each job of a task.
+    :ivar key: key in the store, a different one for each job of a task.
     :ivar life: as in :class:`~airflow_dblink.core.once.transaction.Once`.
-    :ivar cancels: when the task was cleared, cancel its job if that still goes on; else it is taken over.
+    :ivar cancels: whether a cleared task cancels its running job; otherwise the job is taken over.
     """
 
     conn_id: str
@@ -73,17 +73,17 @@ class Submission:
     def submit(self, make: Callable[[LinkConnection], Draft]) -> Sent:
         """Send the job, or find the one that an earlier try has sent.
 
-        That one is taken where it has succeeded or still goes on; where it failed, was cancelled or
+        An earlier job is taken if it has succeeded or still runs. If it failed, was cancelled or
         lost, a new one is sent, which names it in ``replaces``. Returns as soon as the job is seen
         running.
 
-        :param make: checks and returns what is to be sent, if anything is.
-        :raises UsageError: what *make* refuses; nothing is sent then.
+        :param make: checks and returns the draft; only called if a job has to be sent.
+        :raises UsageError: from *make*; nothing is sent then.
         :raises InstallationError: if the database isn't ready for jobs, and this role can't make it so.
         :raises OutcomeUnknownError: if the server doesn't know the job that an earlier try has sent, or the
-            stored id is another task's job.
-        :raises RemoteError: what the server says.
-        :raises Exception: what the store raises for a superseded try; nothing is sent then.
+            stored id belongs to another task's job.
+        :raises RemoteError: the server's errors.
+        :raises Exception: the store's error for a superseded try; nothing is sent then.
         """
         connection = self.open()
         try:
@@ -99,7 +99,7 @@ class Submission:
                 job_id, statement_timeout = earlier.id, earlier.statement_timeout
             else:
                 draft = make(connection)
-                # An id was stored, but its row never came: whoever else inserts it inserts the same.
+                # An id was stored, but its row is missing: any other try would insert the same row.
                 job_id = UUID(state["job_id"]) if state and earlier is None else uuid.uuid4()
                 statement_timeout = draft.statement_timeout
                 self._insert(jobs, draft, job_id, earlier.id if earlier else None)
@@ -113,12 +113,12 @@ class Submission:
         return Sent(job_id, None, started)
 
     def finish(self) -> None:
-        """Note that the task is about to succeed: cleared after that, it sends a new job."""
+        """Note that the task is about to succeed: if it is cleared later, it sends a new job."""
         state = self._state or self.store.get(self.key) or {}
         self._note({**state, "life": self.life, "ended": True})
 
     def has_sent(self, job: Job) -> bool:
-        """Return whether this task has sent the job; who may write its state could put any id there."""
+        """Return whether this task has sent the job: users who may write its state could put any id there."""
         ours = {name: value for name, value in task_params(self.task).items() if name != "try_number"}
         return all(getattr(job, name) == value for name, value in ours.items())
 
