@@ -48,10 +48,16 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "sensors": [
-            {"integration-name": "PostgreSQL dblink", "python-modules": ["airflow_dblink.sensors.job"]}
+            {
+                "integration-name": "PostgreSQL dblink",
+                "python-modules": ["airflow_dblink.sensors.base", "airflow_dblink.sensors.job"],
+            }
         ],
         "triggers": [
-            {"integration-name": "PostgreSQL dblink", "python-modules": ["airflow_dblink.triggers.job"]}
+            {
+                "integration-name": "PostgreSQL dblink",
+                "python-modules": ["airflow_dblink.triggers.base", "airflow_dblink.triggers.job"],
+            }
         ],
         "config": {
             "dblink": {
