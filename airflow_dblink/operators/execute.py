@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperatorLink
 
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.jobs.job import Job
@@ -14,7 +16,8 @@ from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.lexer import parts
 from airflow_dblink.core.sqltext.rules import demand_script
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.common.job_base import DblinkJobWaitingOperator
+from airflow_dblink.links.job import DblinkJobLink
+from airflow_dblink.operators.common.job_base import JobWaitingOperator
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 ADOPTED = "COMMIT"
 
 
-class DblinkExecOperator(ExactlyOnceOperator, DblinkJobWaitingOperator):
+class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
     """Run one statement or a script, exactly once across retries and killed workers.
 
     The script and its COMMIT travel as one message, so PostgreSQL finishes what it has begun
@@ -68,6 +71,9 @@ class DblinkExecOperator(ExactlyOnceOperator, DblinkJobWaitingOperator):
         "parameters": "json",
         "session_settings": "json",
     }
+    # Of a mapped task Airflow takes the class's, before deferrable is known.
+    operator_extra_links: Collection[BaseOperatorLink] = (DblinkJobLink(),)
+    ui_color = "#e0dcf3"
 
     def __init__(
         self,
@@ -80,8 +86,7 @@ class DblinkExecOperator(ExactlyOnceOperator, DblinkJobWaitingOperator):
         super().__init__(deferrable=deferrable, **kwargs)
         self.transaction = transaction
         self.client_min_messages = client_min_messages
-        if not deferrable:  # there is no job to link to
-            self.operator_extra_links = ()
+        self.operator_extra_links = (DblinkJobLink(),) if deferrable else ()  # else there is no job
 
     def execute(self, context: Context) -> str:
         """Run the statement; the last command tag becomes the XCom return value."""

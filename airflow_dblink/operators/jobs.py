@@ -19,7 +19,7 @@ from airflow_dblink.links.job import DblinkJobLink, page_note
 from airflow_dblink.operators.common.arguments import demand_columns, flag
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.handles import TakesHandle, handles_of
-from airflow_dblink.operators.common.job_base import DblinkJobBaseOperator, DblinkJobWaitingOperator
+from airflow_dblink.operators.common.job_base import JobSendingOperator, JobWaitingOperator
 from airflow_dblink.operators.common.kept_rows import delivered
 from airflow_dblink.operators.common.moving import MovingOperator
 from airflow_dblink.operators.common.rows import RowDestination, RowSink
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _RENDERERS = {"sql": "postgresql", "parameters": "json", "session_settings": "json"}
 
 
-class DblinkSendQueryOperator(DblinkJobBaseOperator):
+class DblinkSendQueryOperator(JobSendingOperator):
     """Send SQL to a database as a job of its own, and go on as soon as it is running.
 
     The job belongs to the server: it survives this task, its worker, and Airflow. A retry of this
@@ -60,6 +60,8 @@ class DblinkSendQueryOperator(DblinkJobBaseOperator):
     template_fields: Sequence[str] = ("conn_id", "sql", "parameters", "session_settings")
     template_ext: Sequence[str] = (".sql",)
     template_fields_renderers: ClassVar[dict[str, str]] = _RENDERERS
+    operator_extra_links = (DblinkJobLink(),)
+    ui_color = "#e0dcf3"
 
     def __init__(self, *, keep_result: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -82,7 +84,7 @@ class DblinkSendQueryOperator(DblinkJobBaseOperator):
             return JobHandle(self.conn_id, str(sent.job_id), submission.schema).as_dict()
 
 
-class DblinkJobOperator(RowDestination, DblinkJobWaitingOperator):
+class DblinkJobOperator(RowDestination, JobWaitingOperator):
     """Run SQL in a database as a job of its own, wait for its end, and hand on its rows: in one task.
 
     The job survives the worker, the triggerer and the scheduler; a retry waits on for a job that still
@@ -100,6 +102,8 @@ class DblinkJobOperator(RowDestination, DblinkJobWaitingOperator):
     :param handler: called with each batch of rows, a list of tuples.
     :param path: URL of a CSV file on Airflow's object storage. (templated)
     :param path_conn_id: Airflow connection of the object storage. (templated)
+    :param header: whether the file begins with the column names.
+    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many.
     :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
     :param batch_rows: rows per batch.
@@ -129,6 +133,8 @@ class DblinkJobOperator(RowDestination, DblinkJobWaitingOperator):
     )
     template_ext: Sequence[str] = (".sql",)
     template_fields_renderers: ClassVar[dict[str, str]] = _RENDERERS
+    operator_extra_links = (DblinkJobLink(),)
+    ui_color = "#e0dcf3"
 
     def __init__(
         self,

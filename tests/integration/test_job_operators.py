@@ -353,6 +353,14 @@ def test_the_result_goes_where_it_is_told_and_in_order(
             DblinkGetResultOperator(**get, **place).execute(context())
 
 
+@pytest.mark.usefixtures("table")
+def test_a_job_writes_its_file_as_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.csv"
+    options = {"delimiter": ";"}
+    _job(NUMBERS, path=f"file://{path}", header=False, csv_options=options).execute(context())
+    assert path.read_text().splitlines()[:2] == ["25;row 25", "24;row 24"]
+
+
 def test_a_retry_after_the_result_was_dropped_returns_what_was_returned(table: Database) -> None:
     handle = _send(NUMBERS, keep_result=True)
     store = MemoryStore()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +87,16 @@ class DblinkBaseOperator(BaseOperator):
 
     def resolve_template_files(self) -> None:
         """Read the files of the fields that hold SQL; in others ``.sql`` is the end of a name or a value."""
-        fields = self.template_fields
-        self.template_fields = [name for name in fields if name in _FROM_FILES]
-        try:
-            super().resolve_template_files()
-        finally:
-            self.template_fields = fields
+        for name in self.template_fields:
+            path = getattr(self, name, None)
+            if name in _FROM_FILES and isinstance(path, str) and path.endswith(tuple(self.template_ext)):
+                env = self.get_template_env()
+                try:
+                    if env.loader is not None:
+                        setattr(self, name, env.loader.get_source(env, path)[0])
+                except Exception:  # as Airflow does it: the task will fail by it, and the Dag is shown
+                    self.log.exception("Failed to resolve template field %r", name)
+        self.prepare_template()
 
     def _do_render_template_fields(
         self,
@@ -101,14 +106,14 @@ class DblinkBaseOperator(BaseOperator):
         jinja_env: jinja2.Environment,
         seen_oids: set[int],
     ) -> None:
-        """Do as Airflow does, field by field: what of a field may be a file depends on the field."""
-        before = self.template_ext
-        try:
-            for name in template_fields:
-                self.template_ext = type(self).template_ext if name in _FROM_FILES else ()
-                super()._do_render_template_fields(parent, (name,), context, jinja_env, seen_oids)
-        finally:
-            self.template_ext = before
+        """Do as Airflow does, field by field: whether a field may be a file depends on the field."""
+        with_files, without = copy(self), copy(self)
+        with_files.template_ext, without.template_ext = type(self).template_ext, ()
+        for name in template_fields:
+            renders = with_files if name in _FROM_FILES else without
+            super(DblinkBaseOperator, renders)._do_render_template_fields(
+                parent, (name,), context, jinja_env, seen_oids
+            )
 
     # -- running
 

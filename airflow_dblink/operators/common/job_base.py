@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperatorLink
 from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout
 
 from airflow_dblink.core.errors import (
@@ -41,15 +40,12 @@ _CANCEL_S = 10.0  # of a server that doesn't answer
 _TRIGGERER_GRACE = timedelta(seconds=30)
 
 
-class DblinkJobBaseOperator(SqlOperator):
-    """Base of the operators that send a job; not one itself.
+class JobSendingOperator(SqlOperator):
+    """Base of the operators that can send a job; not one itself.
 
     :param job_schema: schema of the job table; by default what the connection says.
     :param cancel_on_kill: cancel the job when a user kills the task, marks or clears it.
     """
-
-    operator_extra_links: Collection[BaseOperatorLink] = (DblinkJobLink(),)
-    ui_color = "#e0dcf3"
 
     def __init__(
         self,
@@ -172,8 +168,8 @@ class DblinkJobBaseOperator(SqlOperator):
             self.log.warning("Cancelling job %s failed: %s", job_id, without_credentials(str(error)))
 
 
-class DblinkJobWaitingOperator(DblinkJobBaseOperator):
-    """Base of the operators that send a job and wait for its end; not one itself.
+class JobWaitingOperator(JobSendingOperator):
+    """Base of the operators that can send a job and wait for its end; not one itself.
 
     :param deferrable: wait in the triggerer.
     :param poll_interval: seconds after which the job is looked at without being told of its end.
