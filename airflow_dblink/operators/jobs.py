@@ -10,8 +10,8 @@ from airflow.sdk.configuration import conf
 
 from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
 from airflow_dblink.core.jobs.job import Job, JobHandle
-from airflow_dblink.core.once.tickets import read as read_ticket
 from airflow_dblink.core.once.transaction import KEY as ONCE_KEY
+from airflow_dblink.core.once.tries import Tries
 from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.job_functions import demand_kept_rows
@@ -278,12 +278,12 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
         table, conn_id = self.destination_table, self.destination_conn_id
         if table is None or conn_id is None:
             raise UsageError("no destination", handle.conn_id)
-        loaded = read_ticket(context["task_state_store"].get(ONCE_KEY))
+        loaded = Tries(context["task_state_store"], context["ti"].max_tries).left(ONCE_KEY)
         with ExitStack() as held:
             query = ""
             if job.result_table is not None:
                 query = held.enter_context(hook.counted_result_query(handle, job))
-            elif loaded is None or loaded.life < context["ti"].max_tries:  # cleared since
+            elif loaded is None or loaded.is_cleared:
                 demand_kept_rows(handle, job)
             spec = Spec(
                 destination_table=table,

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import OutcomeUnknownError, RemoteError, TransientError, UsageError
-from airflow_dblink.core.once.transaction import KEY, Once
+from airflow_dblink.core.once.transaction import KEY, Ending, Once
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.sqltext.rules import demand_script
@@ -420,6 +420,22 @@ def test_a_script_that_would_break_the_promise_is_refused_before_sending(
         once.run(script)
     once.connection.abort()
     assert _count(source) == 0
+
+
+@pytest.mark.parametrize("as_one_message", [False, True])
+def test_who_commits_is_handed_in(
+    sessions: Sessions, source: Database, store: MemoryStore, as_one_message: bool
+) -> None:
+    once = _once(sessions(), store, ending=Ending("ROLLBACK", "ROLLBACK"))
+    once.begin()
+    if as_one_message:
+        once.run(INSERT)
+    else:
+        once.execute(INSERT)
+        once.commit({})
+
+    assert _count(source) == 0
+    assert _once(sessions(), store).recall() is None
 
 
 def test_standard_strings_hold_whatever_the_settings_say(

@@ -5,8 +5,7 @@ called. So whatever dies in between, the next try knows the job's id,
 and the row's primary key and state prevent that anything is done twice.
 
 The stored state, as JSON: ``job_id``; ``server`` (see :class:`Installation`); ``sent``: whether the row is
-known to be there; ``life`` (see :class:`~airflow_dblink.core.once.transaction.Once`); ``ended``: whether the
-task has come to its end.
+known to be there; and what :mod:`airflow_dblink.core.once.tries` adds.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from airflow_dblink.core.jobs.client import Jobs, task_params
 from airflow_dblink.core.jobs.draft import Draft
 from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.steps import Step
-from airflow_dblink.core.once.transaction import Store
+from airflow_dblink.core.once.tries import Left, Store, Tries
 from airflow_dblink.core.server.connection import LinkConnection
 
 log = logging.getLogger(__name__)
@@ -46,6 +45,10 @@ class Sent:
     job_id: UUID
     job: Job | None = None
     call: Call | None = None
+
+
+def _job_id(left: Left) -> UUID:
+    return UUID(left.facts["job_id"])
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Submission:
     key: str = KEY
     life: int = 0
     cancels: bool = True
-    _state: dict[str, Any] = field(default_factory=dict)
+    _left: Left | None = None
 
     def submit(self, make: Callable[[LinkConnection], Draft]) -> Sent:
         """Send the job, or find the one that an earlier try has sent.
@@ -88,10 +91,10 @@ class Submission:
         connection = self.open()
         try:
             jobs = Jobs(connection, self.conn_id, self.schema)
-            state = self._earlier_state(jobs)
-            earlier = self._earlier_job(jobs, state) if state else None
-            if state is not None:
-                self._state = state
+            left = self._earlier(jobs)
+            earlier = self._earlier_job(jobs, left) if left else None
+            if left is not None:
+                self._left = left
             if earlier is not None and earlier.state in ("running", "succeeded"):
                 connection.close()
                 return Sent(earlier.id, earlier)
@@ -100,13 +103,14 @@ class Submission:
             else:
                 draft = make(connection)
                 # An id was stored, but its row is missing: any other try would insert the same row.
-                job_id = UUID(state["job_id"]) if state and earlier is None else uuid.uuid4()
+                job_id = _job_id(left) if left and earlier is None else uuid.uuid4()
                 statement_timeout = draft.statement_timeout
                 self._insert(jobs, draft, job_id, earlier.id if earlier else None)
             started = call(connection, self.conn_id, self.schema, job_id, statement_timeout)
             if not started.claimed:
                 self._demand_begun(job_id)
-            self._note({**self._state, "sent": True})
+            if self._left is not None:
+                self._left = self._tries.amend(self.key, self._left, sent=True)
         except BaseException:
             connection.close()
             raise
@@ -114,8 +118,8 @@ class Submission:
 
     def finish(self) -> None:
         """Note that the task is about to succeed: if it is cleared later, it sends a new job."""
-        state = self._state or self.store.get(self.key) or {}
-        self._note({**state, "life": self.life, "ended": True})
+        left = self._left or self._tries.left(self.key)
+        self._left = self._tries.leave(self.key, left.facts if left else {}, ended=True)
 
     def has_sent(self, job: Job) -> bool:
         """Return whether this task has sent the job: users who may write its state could put any id there."""
@@ -125,39 +129,43 @@ class Submission:
     @property
     def job_id(self) -> UUID | None:
         """The id of the job that this task has sent, or was about to send."""
-        state = self._state or self.store.get(self.key)
-        return UUID(state["job_id"]) if state else None
+        left = self._left or self._tries.left(self.key)
+        return _job_id(left) if left and left.facts else None
 
-    def _earlier_state(self, jobs: Jobs) -> dict[str, Any] | None:
-        state = self.store.get(self.key)
-        if not isinstance(state, dict):
+    @property
+    def _tries(self) -> Tries:
+        return Tries(self.store, self.life)
+
+    def _earlier(self, jobs: Jobs) -> Left | None:
+        left = self._tries.left(self.key)
+        if left is None or not left.facts:
             return None
-        if state["life"] >= self.life:
-            return state
+        if not left.is_cleared:
+            return left
         # Cleared by the user. The new try may well begin before those whom that has stopped are told of it.
         found = jobs.installation()
-        here = found.server == state["server"] and found.version is not None
-        job = jobs.find(UUID(state["job_id"])) if here else None
+        here = found.server == left.facts["server"] and found.version is not None
+        job = jobs.find(_job_id(left)) if here else None
         is_over = job is None or job.has_ended or not self.has_sent(job)
         if job is not None and not is_over and self.cancels:
             log.info("The task was cleared: cancelling job %s.", job.id)
             jobs.cancel(job.id)
-        elif state.get("ended") and is_over:
+        elif left.ended and is_over:
             return None  # the user has seen the end
-        return state
+        return left
 
-    def _earlier_job(self, jobs: Jobs, state: Mapping[str, Any]) -> Job | None:
-        job_id = UUID(state["job_id"])
+    def _earlier_job(self, jobs: Jobs, left: Left) -> Job | None:
+        job_id = _job_id(left)
         found = jobs.installation()
-        if found.server != state["server"]:
-            raise self._unknown(state, "another server or database answers now")
+        if found.server != left.facts["server"]:
+            raise self._unknown(left, "another server or database answers now")
         if found.is_standby:
             raise standby(self.conn_id)
         job = jobs.find(job_id) if found.version is not None else None
-        if job is None and state["sent"]:
-            raise self._unknown(state, "the server no longer knows it")
+        if job is None and left.facts["sent"]:
+            raise self._unknown(left, "the server no longer knows it")
         if job is not None and not self.has_sent(job):
-            raise self._unknown(state, "what is stored of it is another task's job")
+            raise self._unknown(left, "what is stored of it is another task's job")
         if job is not None and job.state == "running" and job.cancel_requested_at is not None:
             job = jobs.cancel(job_id)
             if not job.has_ended:
@@ -170,7 +178,8 @@ class Submission:
 
     def _insert(self, jobs: Jobs, draft: Draft, job_id: UUID, replaces: UUID | None) -> None:
         found = jobs.ready(keep_result=draft.keep_result)
-        self._note({"job_id": str(job_id), "server": dict(found.server), "sent": False, "life": self.life})
+        facts = {"job_id": str(job_id), "server": dict(found.server), "sent": False}
+        self._left = self._tries.leave(self.key, facts)
         jobs.run(
             Step(
                 ("insert",),
@@ -199,14 +208,11 @@ class Submission:
             if Jobs(connection, self.conn_id, self.schema).get(job_id).state == "sent":
                 raise TransientError(f"job {job_id} was sent, and its call did not begin it", self.conn_id)
 
-    def _note(self, state: Mapping[str, Any]) -> None:
-        self._state = dict(state)
-        self.store.set(self.key, self._state)
-
-    def _unknown(self, state: Mapping[str, Any], why: str) -> OutcomeUnknownError:
-        self._note({**state, "life": self.life, "ended": True})  # clearing the task then sends a new one
+    def _unknown(self, left: Left, why: str) -> OutcomeUnknownError:
+        # Clearing the task then sends a new one.
+        self._left = self._tries.leave(self.key, left.facts, ended=True)
         return OutcomeUnknownError(
-            f"job {state['job_id']} of an earlier try may have run, but {why}",
+            f"job {_job_id(left)} of an earlier try may have run, but {why}",
             self.conn_id,
             hint="look whether its effect is there: if so, mark the task as success; if not, clear it",
         )

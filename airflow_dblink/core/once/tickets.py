@@ -2,9 +2,9 @@
 
 It is kept by others, who may have changed it or taken it from another task. As JSON: ``task``, which names
 whose it is; ``ticket`` (transaction, session, server; ``flushed``: whether the transaction's id was on the
-server's disk before the ticket was stored); ``life`` (see
-:class:`~airflow_dblink.core.once.transaction.Once`); ``result`` (what a retry should return, once known);
-``ended`` (``returned``, or ``unknown`` after :class:`~airflow_dblink.core.errors.OutcomeUnknownError`).
+server's disk before the ticket was stored); ``result`` (what a retry should return, once known). And what
+:mod:`airflow_dblink.core.once.tries` adds: here ``ended`` is ``returned``, or ``unknown`` after
+:class:`~airflow_dblink.core.errors.OutcomeUnknownError`.
 Earlier versions stored no ``task`` and no ``flushed``.
 """
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from airflow_dblink.core.once.tries import Left
 
 _TEXTS = ("backend_start", "system_identifier", "database", "timeline")
 _MAX_DIGITS = 20  # of 64 bits
@@ -24,14 +26,12 @@ class Stored:
 
     :ivar task: whose it is; ``None`` where it doesn't say.
     :ivar ticket: its transaction; ``None`` if what was stored is none.
-    :ivar life: the task's life that stored it.
     :ivar ended: ``returned``, ``unknown``, or ``None``.
     :ivar result: what a retry should return.
     """
 
     task: Mapping[str, Any] | None
     ticket: Mapping[str, Any] | None
-    life: int
     ended: str | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,17 +49,13 @@ class Stored:
         return None
 
 
-def read(state: Any) -> Stored | None:
-    """Return what is stored; ``None`` if nothing is."""
-    if state is None:
-        return None
-    given = state if isinstance(state, Mapping) else {}
-    life, ended, result = given.get("life"), given.get("ended"), given.get("result")
+def read(left: Left) -> Stored:
+    """Return what *left* says."""
+    given, result = left.facts, left.facts.get("result")
     return Stored(
         task=given.get("task"),
         ticket=given["ticket"] if _is_ticket(given.get("ticket")) else None,
-        life=life if isinstance(life, int) else 0,
-        ended=str(ended) if ended else None,
+        ended=left.ended,
         result=dict(result) if isinstance(result, Mapping) else {},
     )
 

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 from psycopg import pq
@@ -29,6 +29,7 @@ from airflow_dblink.core.errors import (
 )
 from airflow_dblink.core.once.beginning import begun
 from airflow_dblink.core.once.tickets import Stored, is_flushed, read
+from airflow_dblink.core.once.tries import Store, Tries
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import ask
 from airflow_dblink.core.sql.named import statements
@@ -47,14 +48,16 @@ _CANCEL_GRACE_S = 5.0
 _KILL_GRACE_S = 1.0  # a kill has 5 s in all
 
 
-class Store(Protocol):
-    """Where a task keeps what its next try should know; Airflow's ``task_state_store``."""
+@dataclass(frozen=True)
+class Ending:
+    """Who commits, and how: the statement that ends the transaction, sent last.
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return the value, or *default*."""
+    :ivar statement: one statement; a plain COMMIT unless somebody else decides.
+    :ivar tag: the command tag of its success: COMMIT has another one for a transaction that has failed.
+    """
 
-    def set(self, key: str, value: Any) -> None:
-        """Keep the JSON-able *value*; must raise if this try has been superseded."""
+    statement: str = "COMMIT"
+    tag: str = "COMMIT"
 
 
 @dataclass
@@ -72,6 +75,7 @@ class Once:
         transaction is ended, and taken over while it runs, only where it has the same.
     :ivar awaited: the ticket of the transaction whose end :meth:`recall` asks or waits for.
     :ivar own_ids: the transaction ids that :meth:`begin` has used: its transaction's is the first.
+    :ivar ending: who commits, and how.
     """
 
     connection: LinkConnection
@@ -83,6 +87,7 @@ class Once:
     application_name: str | None = None
     awaited: Mapping[str, Any] | None = None
     own_ids: Sequence[int] = ()
+    ending: Ending = Ending()
     _ticket: dict[str, Any] | None = None
 
     @property
@@ -104,13 +109,14 @@ class Once:
         :raises OutcomeUnknownError: if the server can't tell: another server answers, the id is too old,
             or may have been handed out again; or what is stored is another task's, or may be.
         """
-        stored = read(self.store.get(KEY))
-        if stored is None or (stored.ended and stored.life < self.life):
+        left = self._tries.left(KEY)
+        if left is None or (left.ended and left.is_cleared):
             return None  # or cleared by the user, who has seen the end
+        stored = read(left)
         try:
             has_committed = self._has_committed(stored)
         except OutcomeUnknownError:
-            self._note({"task": stored.task, "ticket": stored.ticket, "ended": "unknown"})
+            self._tries.leave(KEY, {"task": stored.task, "ticket": stored.ticket}, ended="unknown")
             raise
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, "asking for the outcome of an earlier try") from None
@@ -271,14 +277,14 @@ class Once:
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, "beginning the transaction") from None
         self._ticket, self.own_ids = started.ticket, started.ids
-        self._note({"ticket": self._ticket})
+        self._note({})
 
     def keep(self, result: Mapping[str, Any]) -> None:
         """Store what a retry should return if it finds the transaction committed.
 
         :raises Exception: what the store raises for a superseded try.
         """
-        self._note({"ticket": self._ticket, "result": dict(result)})
+        self._note({"result": dict(result)})
 
     def commit(self, result: Mapping[str, Any]) -> None:
         """Store what a retry should return, then commit.
@@ -289,10 +295,10 @@ class Once:
         """
         self.keep(result)
         try:
-            tag = self.connection.execute("COMMIT").statusmessage
+            tag = self.connection.execute(self.ending.statement.encode()).statusmessage
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, "committing") from None
-        if tag != "COMMIT":
+        if tag != self.ending.tag:
             raise RemoteError("the transaction was rolled back instead of committed", self.conn_id, "25P02")
 
     def run(self, script: str) -> list[str]:
@@ -308,8 +314,8 @@ class Once:
         demand_script(script, self.conn_id)
         # On a line of its own: a comment at the end of the script would swallow it. A quote or comment that
         # is left open swallows it, too; the server then refuses the whole message.
-        tags = self.execute(f"{script}\n; COMMIT")
-        if not tags or tags.pop() != "COMMIT":
+        tags = self.execute(f"{script}\n; {self.ending.statement}")
+        if not tags or tags.pop() != self.ending.tag:
             raise UsageError("the script ended its own transaction", self.conn_id)
         return tags
 
@@ -344,7 +350,12 @@ class Once:
 
         Cleared after that it runs anew; cleared before that, the outcome is looked into.
         """
-        self._note({"ticket": self._ticket, "result": dict(result), "ended": "returned"})
+        self._note({"result": dict(result)}, ended="returned")
 
-    def _note(self, state: Mapping[str, Any]) -> None:
-        self.store.set(KEY, {"task": self.task and dict(self.task), "life": self.life, **state})
+    @property
+    def _tries(self) -> Tries:
+        return Tries(self.store, self.life)
+
+    def _note(self, facts: Mapping[str, Any], ended: str | None = None) -> None:
+        task = self.task and dict(self.task)
+        self._tries.leave(KEY, {"task": task, "ticket": self._ticket, **facts}, ended=ended)

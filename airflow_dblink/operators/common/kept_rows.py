@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_dblink.core.jobs.job import Job, JobHandle
-from airflow_dblink.core.once.transaction import Store
+from airflow_dblink.core.once.tries import Tries
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.rows import RowSink
@@ -27,17 +27,17 @@ def delivered(
     drop: bool,
 ) -> dict[str, Any]:
     """Hand on the kept rows and, with *drop*, drop them; a retry after that is given what was returned."""
-    store: Store = context["task_state_store"]
-    stored: Any = store.get(_KEY)
-    mine = {"job_id": handle.job_id, "life": context["ti"].max_tries}
-    if isinstance(stored, dict) and mine.items() <= stored.items() and job.result_table is None:
+    tries = Tries(context["task_state_store"], context["ti"].max_tries)
+    left = tries.left(_KEY)
+    is_this_jobs = left is not None and left.facts.get("job_id") == handle.job_id and not left.is_cleared
+    if left is not None and is_this_jobs and job.result_table is None:
         operator.log.info("An earlier try has handed on the rows and dropped them.")
-        result: dict[str, Any] = dict(stored["result"])
+        result: dict[str, Any] = dict(left.facts["result"])
         return result
     with hook.result_link(handle, job) as (link, query):
         result = sink.deliver(link, query, expected=job.row_count)
     operator.log.info("Fetched %s", sink.told(result))
     if drop:
-        store.set(_KEY, {**mine, "result": result})
+        tries.leave(_KEY, {"job_id": handle.job_id, "result": result})
         hook.drop_result(handle)
     return result

@@ -13,7 +13,7 @@ from airflow.sdk.definitions.asset import Asset, AssetNameRef, AssetUriRef
 from psycopg.types.json import Json, Jsonb
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.once.transaction import Store
+from airflow_dblink.core.once.tries import Store
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sync.watermark import is_higher
 from airflow_dblink.operators.common.base import DblinkBaseOperator
