@@ -275,7 +275,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         return self.links.names()
 
 
-# By try; a process runs one.
+# Keyed by try; each process runs one try.
 _sent_names: dict[tuple[object, ...], list[str]] = {}
 
 

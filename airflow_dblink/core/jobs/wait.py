@@ -36,21 +36,21 @@ def wait_for_end(
 ) -> Job:
     """Wait until a job has ended, and return it.
 
-    The server tells of its end where it may be listened to; every *poll_s* seconds the job is looked at
-    anyway. A server that can't be reached is asked again and again, for as long as the caller likes.
+    If a session can listen, the server notifies of the job's end; every *poll_s* seconds the job's row is
+    read anyway. A server that can't be reached is asked again and again, until *check* raises.
 
-    :param open_connection: gives a connection for this alone, around a pooler if *listens*.
+    :param open_connection: opens a connection for this wait alone, around a pooler if *listens*.
     :param listens: whether a session there hears notifications.
-    :param check: asked about ten times a second; raises to stop.
+    :param check: called about ten times a second; raises to stop.
     :raises UsageError: if there is no such job.
-    :raises RemoteError: what the server says, other than that it is away for now.
+    :raises RemoteError: the server's errors, unless it is only away for now.
     """
     pauses = back_off()
     while True:
         try:
             with closing(open_connection()) as connection:
                 jobs = Jobs(connection, conn_id, schema)
-                if listens:  # before the first look, or an end in between would go unheard
+                if listens:  # before the first read, or an end in between would not be heard
                     connection.execute(LISTEN)
                 while not (job := jobs.get(job_id)).has_ended:
                     pauses = back_off()

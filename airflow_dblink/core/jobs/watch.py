@@ -1,8 +1,8 @@
 """Waiting for the ends of many jobs in one event loop.
 
-All who wait for jobs of one job table in one event loop share a :class:`Watcher`, a subject of the
-database's :class:`~airflow_dblink.core.listen.listener.Listener`. It looks at all jobs that are waited for
-with one query. A database that is away is no end of anything.
+All waiters for jobs of one job table in one event loop share a :class:`Watcher`, a subject of the
+database's :class:`~airflow_dblink.core.listen.listener.Listener`. One query reads all awaited jobs. While a
+database is away, no wait ends.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LOOK_S = 0.1
 class Watcher:
     """The jobs of one job table that one event loop waits for; a :class:`Subject` of *listener*.
 
-    :param schema: where the job table is.
+    :param schema: schema of the job table.
     """
 
     channel = CHANNEL
@@ -58,7 +58,7 @@ class Watcher:
 
     @classmethod
     def of(cls, listener: Listener, schema: str) -> Watcher:
-        """Return the watcher of the jobs in *schema* that *listener* has, which is made if there is none."""
+        """Return the *listener*'s watcher for the jobs in *schema*; make it if there is none."""
         for subject in listener.subjects:
             if isinstance(subject, Watcher) and subject.schema == schema:
                 return subject
@@ -67,8 +67,8 @@ class Watcher:
     async def wait(self, job_id: UUID, poll_s: float) -> Job | None:
         """Wait until the job has ended and return it, ``None`` if there is no such job.
 
-        :param poll_s: seconds after which it is looked at without being told; the shortest of all holds.
-        :raises DblinkError: what no waiting mends: the connection's mistakes, missing rights.
+        :param poll_s: seconds after which its row is read without a notification; the shortest of all counts.
+        :raises DblinkError: if waiting can't help: mistakes in the connection, missing rights.
         """
         future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(future)
@@ -97,26 +97,26 @@ class Watcher:
 
     @property
     def poll_s(self) -> float:
-        """Seconds after which all jobs are looked at."""
+        """Seconds after which all jobs are read."""
         return min(self._polls.values(), default=0.0)
 
     @property
     def wants_a_look(self) -> bool:
-        """Whether jobs are to be looked at."""
+        """Whether jobs are to be read."""
         return bool(self._to_look_at)
 
     def told(self, payload: str) -> None:
-        """Look at the job whose id *payload* is."""
+        """Note that the job with the id in *payload* is to be read."""
         with suppress(ValueError):  # anybody may notify
             if (job_id := UUID(payload)) in self._waiting:
                 self._look_at([job_id])
 
     def look_at_all(self) -> None:
-        """Look at all jobs, in the round that has begun."""
+        """Note that all jobs are to be read, in the round that has begun."""
         self._to_look_at.update(self._waiting)
 
     async def look(self, session: Session) -> None:
-        """Look at jobs, and end the waiting for those that have ended."""
+        """Read the noted jobs, and end the waiting for those that have ended."""
         ids = [job_id for job_id in self._to_look_at if job_id in self._waiting]
         self._to_look_at.clear()
         if not ids:
@@ -174,7 +174,7 @@ async def acall(
     """Call the procedure that runs a job, and return when the job is seen running.
 
     :param answer_s: seconds that each answer of the server may take.
-    :raises DblinkError: where no connection comes about, or no answer.
+    :raises DblinkError: if there is no connection, or no answer.
     :raises psycopg.Error: if the connection is lost.
     """
     connection = await aconnect(target, application_name=application_name, direct=True)
@@ -188,7 +188,7 @@ async def acall(
         message = guarded_call(schema, str(job.id), target.trusted_owners)
         connection.pgconn.send_query(message.encode())
         claimed = until_claimed(connection.pgconn, notices, time.monotonic() + _CLAIM_S)
-        # Not the connection's own wait: it cancels what runs when the triggerer is stopped.
+        # Not the connection's own wait, which cancels the running statement when the triggerer is stopped.
         ended = await waiting.wait_async(claimed, connection.pgconn.socket, _LOOK_S)
         if ended and not notices:
             async with answer_within(connection, target.conn_id, answer_s):
@@ -206,11 +206,11 @@ async def acall(
 async def acancel(
     target: Target, application_name: str, schema: str, job_id: UUID, *, answer_s: float = ANSWER_S
 ) -> Job | None:
-    """Cancel a job and wait up to three seconds for its end; returns it as it is then.
+    """Cancel a job, wait up to three seconds for its end, and return its state then.
 
     :param answer_s: seconds that each answer of the server may take.
     :returns: ``None`` if there is no such job.
-    :raises DblinkError: where no connection comes about, or no answer, and what the server says.
+    :raises DblinkError: if there is no connection, or no answer; the server's errors.
     """
     async with await aconnect(target, application_name=application_name, direct=True) as connection:
         return await adrive(connection, target, schema, steps.cancel(job_id), answer_s=answer_s)
@@ -219,11 +219,11 @@ async def acancel(
 async def adrive(
     connection: Connection, target: Target, schema: str, procedure: Steps[T], *, answer_s: float = ANSWER_S
 ) -> T:
-    """Do what *procedure* says, step by step.
+    """Run *procedure* step by step, and return its result.
 
     :param answer_s: seconds that each answer of the server may take; the connection is closed then.
-    :raises RemoteError: what the server says.
-    :raises TransientError: 08006 if it says nothing.
+    :raises RemoteError: the server's errors.
+    :raises TransientError: 08006 if it doesn't answer.
     """
     rows: list[dict[str, Any]] = []
     try:

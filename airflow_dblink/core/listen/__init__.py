@@ -1,1 +1,1 @@
-"""Listening to a database in an event loop: one session for all who wait there."""
+"""Listening to a database in an event loop: one session for all waiters."""

@@ -1,8 +1,8 @@
-"""One session per database and event loop, over which all hear of what they wait for there.
+"""One session per database and event loop, over which all waiters hear of their events.
 
-A :class:`Listener` connects while anybody waits, listens, and comes back after a server that was away. What
-is waited for is a :class:`Subject`'s to know: it names its channel, and looks at what it waits for when the
-listener says so: at first, when it was told something, every *poll_s* seconds, and after each reconnect.
+A :class:`Listener` connects while anybody waits, listens, and reconnects to a server that was away. A
+:class:`Subject` knows the events: it names its channel, and reads the state of its events when the
+listener calls it: at first, after a notification, every *poll_s* seconds, and after each reconnect.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ ANSWER_S = 60.0
 
 @dataclass(frozen=True)
 class Session:
-    """The listener's session, for subjects to look with.
+    """The listener's session, with which subjects read their state.
 
-    :ivar application_name: what ``pg_stat_activity`` shows of it.
+    :ivar application_name: its name in ``pg_stat_activity``.
     :ivar answer_s: seconds that each answer of the server may take.
     """
 
@@ -51,14 +51,14 @@ class Session:
 
 
 class Subject(Protocol):
-    """What somebody waits for in one database.
+    """One kind of events that somebody waits for in one database, such as the ends of jobs.
 
-    It calls :meth:`Listener.wake` when there is something new to look at, or nobody waits any more.
+    It calls :meth:`Listener.wake` when there is something new to read, or nobody waits any more.
     """
 
     @property
     def channel(self) -> str:
-        """Where notifications tell of it."""
+        """The channel of its notifications."""
         ...
 
     @property
@@ -68,12 +68,12 @@ class Subject(Protocol):
 
     @property
     def poll_s(self) -> float:
-        """Seconds after which all is looked at without being told."""
+        """Seconds after which everything is read without a notification."""
         ...
 
     @property
     def wants_a_look(self) -> bool:
-        """Whether there is something to look at now."""
+        """Whether there is something to read now."""
         ...
 
     def told(self, payload: str) -> None:
@@ -81,14 +81,14 @@ class Subject(Protocol):
         ...
 
     def look_at_all(self) -> None:
-        """Take note that all is to be looked at."""
+        """Take note that everything is to be read."""
         ...
 
     async def look(self, session: Session) -> None:
-        """Look at what there is to look at.
+        """Read everything that was noted.
 
-        :raises TransientError: where another session may help.
-        :raises DblinkError: what no waiting mends; :meth:`fail` is called with it.
+        :raises TransientError: if another session may help.
+        :raises DblinkError: if waiting can't help; :meth:`fail` is called with it.
         """
         ...
 
@@ -102,13 +102,13 @@ class Subject(Protocol):
 
 
 class Listener:
-    """What one event loop hears of in one database.
+    """The subjects of one event loop in one database, and the session that listens for them.
 
-    :ivar subjects: all that were ever waited for.
-    :ivar has_looked: set once all subjects have been looked at for the first time.
-    :param get_target: asked before each connecting, so that a changed password is picked up.
-    :param application_name: what ``pg_stat_activity`` shows of it.
-    :param answer_s: seconds after which a server that doesn't answer is left, and connected to anew.
+    :ivar subjects: all subjects that were ever waited for.
+    :ivar has_looked: set once all subjects have read their state for the first time.
+    :param get_target: called before each connect, so that a changed password is used.
+    :param application_name: its name in ``pg_stat_activity``.
+    :param answer_s: seconds after which the session with a silent server is closed, and a new one opened.
     """
 
     _of_loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Listener]]] = (
@@ -134,14 +134,14 @@ class Listener:
         return listeners[key]
 
     def wake(self) -> None:
-        """Look at what subjects want to look at; without any that is waited for the session ends."""
+        """Let subjects read their state; if nobody waits any more, the session ends."""
         self._wake.set()
         if not self._waited_for():
             self._nobody_waits.set()
             return
         self._nobody_waits.clear()
         if self._task is None or self._task.done():
-            # Not in the context of whoever came first: its log isn't everybody's.
+            # Not in the context of the first waiter, whose log isn't everybody's.
             self._task = asyncio.create_task(self._run(), context=Context())
 
     def _waited_for(self) -> list[Subject]:
@@ -180,7 +180,7 @@ class Listener:
             subject.fail(error)
 
     async def _rounds(self, session: Session) -> AsyncIterator[None]:
-        """Let subjects look whenever there is reason to, until nobody waits; yields after each round."""
+        """Let subjects read their state whenever needed, until nobody waits; yield after each round."""
         hears = listens_to(session.target)
         if hears:
             session.connection.add_notify_handler(lambda note: self._told(note.channel, note.payload))
@@ -213,7 +213,7 @@ class Listener:
                 subject.told(payload)
 
     async def _until_woken(self, connection: Connection, seconds: float) -> None:
-        """Wait for a notification or something new to look at, but not longer than so many *seconds*."""
+        """Wait up to *seconds* for a notification or something new to read."""
         loop, pgconn = asyncio.get_running_loop(), connection.pgconn
         self._take_notifications(pgconn)  # what came with the last answer
         descriptor = pgconn.socket
@@ -233,13 +233,13 @@ class Listener:
 
 
 def _left_s(subject: Subject, looked_at_all: Mapping[Subject, float]) -> float:
-    """Return the seconds until all of *subject* is to be looked at; none and less are now."""
+    """Return the seconds until all of *subject* is to be read; 0 or less means now."""
     now = asyncio.get_running_loop().time()
     return looked_at_all.get(subject, -math.inf) + subject.poll_s - now
 
 
 async def _look(session: Session, subject: Subject, looked_at_all: dict[Subject, float]) -> None:
-    # Also where somebody tells something all the time: not everything is told.
+    # Also under constant notifications, since some events may come without one.
     if _left_s(subject, looked_at_all) <= 0:
         subject.look_at_all()
         looked_at_all[subject] = asyncio.get_running_loop().time()
@@ -260,7 +260,7 @@ async def _listen(session: Session, subject: Subject) -> None:
 
 @asynccontextmanager
 async def answer_within(connection: Connection, conn_id: str, seconds: float) -> AsyncIterator[None]:
-    """Bound the wait for an answer; no answer closes the connection.
+    """Limit the wait for an answer; without one in time the connection is closed.
 
     :raises TransientError: 08006.
     """
@@ -280,7 +280,7 @@ def listens_to(target: Target) -> bool:
 
 
 def demand_session(target: Target, what: str) -> None:
-    """Raise unless there is a session of its own for what needs one.
+    """Raise unless the target gives sessions that keep their state.
 
     :raises UsageError: names *what*, and the field of the connection that would help.
     """

@@ -1,8 +1,8 @@
-"""How an exactly-once transaction begins: its id is on the server's disk before anybody relies on it.
+"""The beginning of an exactly-once transaction: its id is on the server's disk before the ticket is stored.
 
-A crash forgets the ids that are not in the log (WAL) on disk, and hands them out again. So a stored id
-could be found committed, by somebody else. PostgreSQL writes the log to disk at each COMMIT, but our id must
-be there before the work. Since 17 a function writes it at any moment; before, another session's COMMIT does.
+A crashed server forgets ids that aren't in the log (WAL) on disk, and hands them out again. So a stored id
+could be found committed by another transaction. PostgreSQL writes the log to disk at each COMMIT, but our id
+must be there before the work. Since 17 a function can write it; before 17, another session's COMMIT does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Begun:
 def begun(connection: LinkConnection, begin: str, local: Mapping[str, str]) -> Begun:
     """Begin a transaction, and bring its id to the server's disk: one round trip.
 
-    Before PostgreSQL 17 another session is opened for a moment. Where that can't be, or the role may not
+    Before PostgreSQL 17 another session is opened for a moment. If that isn't possible, or the role may not
     write to the log, the ticket says that the id isn't known to be on disk.
 
     :param begin: the statement that begins it.

@@ -1,7 +1,7 @@
-"""What an exactly-once task stores for its next try, and whether it may be believed.
+"""The state that an exactly-once task stores for its next try, and the checks before it is believed.
 
-It is kept by others, who may have changed it or taken it from another task. As JSON: ``task``, which names
-whose it is; ``ticket`` (transaction, session, server; ``flushed``: whether the transaction's id was on the
+Airflow keeps it, so users may have changed it or copied it from another task. As JSON: ``task``, the name of
+the task; ``ticket`` (transaction, session, server; ``flushed``: whether the transaction's id was on the
 server's disk before the ticket was stored); ``result`` (what a retry should return, once known). And what
 :mod:`airflow_dblink.core.once.tries` adds: here ``ended`` is ``returned``, or ``unknown`` after
 :class:`~airflow_dblink.core.errors.OutcomeUnknownError`.
@@ -22,10 +22,10 @@ _MAX_DIGITS = 20  # of 64 bits
 
 @dataclass(frozen=True)
 class Stored:
-    """What an earlier try left.
+    """The stored state of an earlier try.
 
-    :ivar task: whose it is; ``None`` where it doesn't say.
-    :ivar ticket: its transaction; ``None`` if what was stored is none.
+    :ivar task: the task that stored it; ``None`` if it doesn't say.
+    :ivar ticket: the ticket; ``None`` if the stored value is none.
     :ivar ended: ``returned``, ``unknown``, or ``None``.
     :ivar result: what a retry should return.
     """
@@ -50,7 +50,7 @@ class Stored:
 
 
 def read(left: Left) -> Stored:
-    """Return what *left* says."""
+    """Return the stored state in *left*."""
     given, result = left.facts, left.facts.get("result")
     return Stored(
         task=given.get("task"),
