@@ -21,6 +21,7 @@ from airflow_dblink.hooks.dblink import DblinkHook
 #: What ``pg_stat_activity`` shows of a triggerer's sessions.
 APPLICATION_NAME = "airflow-dblink triggerer"
 _FIRST_LOOK_S = 5.0  # of a server that is away
+_EVENT_S = 3.0  # until Airflow has an event: the triggerer's two loops run about once a second
 
 _warmed_up: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 _tasks: set[asyncio.Task[None]] = set()
@@ -73,7 +74,7 @@ class DblinkBaseTrigger(BaseTrigger):
         loop = asyncio.get_running_loop()
         if self.cancel_on_kill and loop not in _warmed_up:
             _warmed_up.add(loop)
-            kept(self._warm_up(listener.has_looked))
+            kept(self._warm_up(listener))
         return listener
 
     async def target(self) -> Target:
@@ -131,13 +132,17 @@ class DblinkBaseTrigger(BaseTrigger):
         )
         return next((state for run in states.values() for state in run.values()), None)
 
-    async def _warm_up(self, first_look: asyncio.Event) -> None:
+    async def _warm_up(self, listener: Listener) -> None:
         """Ask once for a task's state: the first answer in a triggerer takes seconds, and a kill has few.
 
-        After the first look, since Airflow answers one question after the other: that for the connection,
-        and the event of a job that has ended by now, must not wait for this one.
+        After the first look and its event, since Airflow answers one question after the other, and takes no
+        event meanwhile. Not if nobody waits any more: the next who waits asks.
         """
         with suppress(TimeoutError):
-            await asyncio.wait_for(first_look.wait(), _FIRST_LOOK_S)
+            await asyncio.wait_for(listener.has_looked.wait(), _FIRST_LOOK_S)
+        await asyncio.sleep(_EVENT_S)
+        if not listener.is_waited_for:
+            _warmed_up.discard(asyncio.get_running_loop())
+            return
         with suppress(Exception):  # only a rehearsal
             await self._task_state()

@@ -144,6 +144,11 @@ class Listener:
             # Not in the context of the first waiter, whose log isn't everybody's.
             self._task = asyncio.create_task(self._run(), context=Context())
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anybody waits for any subject."""
+        return bool(self._waited_for())
+
     def _waited_for(self) -> list[Subject]:
         return [subject for subject in self.subjects if subject.is_waited_for]
 

@@ -47,6 +47,25 @@ def test_what_a_kill_may_need_is_asked_for_after_the_first_look(client: Client, 
     assert had_looked == [1]
 
 
+def test_a_first_job_that_has_ended_is_told_of_and_nothing_else_is_asked(
+    client: Client, source: Database
+) -> None:
+    asked: list[bool] = []
+
+    class Trigger(DblinkJobTrigger):
+        async def _task_state(self) -> str | None:
+            asked.append(True)
+            return None
+
+    async def wait(job_id: str) -> Any:
+        event = await anext(aiter(Trigger("source", job_id, poll_interval=600).run()))
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+        return event.payload["state"]
+
+    assert asyncio.run(wait(str(client.run(EFFECT).id))) == "succeeded"
+    assert asked == []
+
+
 def test_a_job_that_is_known_to_have_ended_is_looked_at_and_not_listened_for(
     client: Client, source: Database
 ) -> None:
