@@ -31,34 +31,10 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": _connection_fields(),
             }
         ],
-        "hooks": [
-            {"integration-name": "PostgreSQL dblink", "python-modules": ["airflow_dblink.hooks.dblink"]}
-        ],
-        "operators": [
-            {
-                "integration-name": "PostgreSQL dblink",
-                "python-modules": [
-                    "airflow_dblink.operators.execute",
-                    "airflow_dblink.operators.fetch",
-                    "airflow_dblink.operators.jobs",
-                    "airflow_dblink.operators.query",
-                    "airflow_dblink.operators.sync",
-                    "airflow_dblink.operators.transfer",
-                ],
-            }
-        ],
-        "sensors": [
-            {
-                "integration-name": "PostgreSQL dblink",
-                "python-modules": ["airflow_dblink.sensors.base", "airflow_dblink.sensors.job"],
-            }
-        ],
-        "triggers": [
-            {
-                "integration-name": "PostgreSQL dblink",
-                "python-modules": ["airflow_dblink.triggers.base", "airflow_dblink.triggers.job"],
-            }
-        ],
+        "hooks": _modules("hooks", "dblink"),
+        "operators": _modules("operators", "execute", "fetch", "jobs", "query", "sync", "transfer"),
+        "sensors": _modules("sensors", "base", "job"),
+        "triggers": _modules("triggers", "base", "job"),
         "config": {
             "dblink": {
                 "description": "Settings of airflow-dblink.",
@@ -79,6 +55,11 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": ["airflow_dblink.links.job.DblinkJobLink"],
         "cli": ["airflow_dblink.cli.get_commands"],
     }
+
+
+def _modules(kind: str, *names: str) -> list[dict[str, Any]]:
+    modules = [f"airflow_dblink.{kind}.{name}" for name in names]
+    return [{"integration-name": "PostgreSQL dblink", "python-modules": modules}]
 
 
 def _connection_fields() -> dict[str, Any]:
