@@ -93,11 +93,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
         row_format=row_format,
         key_format=_copy_format(key_fields),
         checksum=checksum,
-        row_security=tuple(
-            name
-            for name, there in (("source", table), ("destination", target))
-            if there and there.row_security
-        ),
+        row_security=_hidden_by_policies(table, target),
         trusted_key=table is not None and not table.has_inheritance and _is_unique(source, table, pairs, key),
         key_is_sure=index.is_plain and not target.has_inheritance,
         watermark=watermark(spec, pairs) if spec.is_incremental else None,
@@ -108,6 +104,12 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     given = {pair.destination for pair in pairs} | {*_others(spec, table, offered, pairs)}
     _demand_conditions(work, [c.name for c in target.columns if c.name in given])
     return work
+
+
+def _hidden_by_policies(table: Relation | None, target: Relation) -> tuple[str, ...]:
+    """Return the sides whose row-level security limits which rows are seen."""
+    sides = (("source", table), ("destination", target))
+    return tuple(name for name, there in sides if there and there.row_security)
 
 
 def agree(source: Side, destination: Side, seed: int | None = None) -> Checksum:
