@@ -2,77 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from psycopg import sql
 
-from airflow_dblink.core.builders.values import Text, Value, demand_sequence, to_texts
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.builders.values import Keys, Value
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.server.bind import Statement
 
 #: Keys, each a list of values in the order of the attnums; or the query that returns them.
 KeySource: TypeAlias = Sequence[Sequence[Value]] | Statement
-
-
-@dataclass(frozen=True)
-class Keys:
-    """A list of keys, as columns of texts.
-
-    :ivar odd: number, from 1, of the first key with a wrong length, and that length; there are
-        no columns then.
-    """
-
-    columns: list[list[Text]]
-    count: int
-    odd: tuple[int, int] | None = None
-
-    @classmethod
-    def of(cls, link: Wire, argument: str, keys: Sequence[Sequence[Value]], length: int) -> Self:
-        """Return *keys*, each of which should have *length* values.
-
-        :raises UsageError: if they aren't lists, or a value has no text.
-        """
-        demand_sequence(link, argument, keys)
-        if not set(map(type, keys)) <= {list, tuple}:
-            for key in keys:
-                demand_sequence(link, f"each key in {argument}", key)
-        for number, key in enumerate(keys, 1):
-            if len(key) != length:
-                return cls([], len(keys), (number, len(key)))
-        return cls([to_texts(link, argument, column) for column in zip(*keys, strict=True)], len(keys))
-
-    @property
-    def rows(self) -> Iterator[tuple[Text, ...]]:
-        """The keys."""
-        return zip(*self.columns, strict=True)
-
-    @property
-    def has_nulls(self) -> bool:
-        """Whether any value is NULL."""
-        return any(None in column for column in self.columns)
-
-    def demand_length(self, link: Wire, side: str, length: int) -> None:
-        """Raise unless all keys have the *wanted* length.
-
-        :raises UsageError: 2202E.
-        """
-        if self.odd is not None:
-            number, found = self.odd
-            demand_length(link, side, length, found, f"Key {number} has length {found}.")
-
-
-def demand_length(link: Wire, side: str, wanted: int, found: int, detail: str | None = None) -> None:
-    """Raise unless a key's length, *found*, is the *wanted* one.
-
-    :raises UsageError: 2202E ``source key array length must match number of key attributes``.
-    """
-    if found != wanted:
-        raise UsageError(
-            f"{side} key array length must match number of key attributes", link.label, "2202E", detail
-        )
 
 
 def read_keys(link: Wire, argument: str, source: KeySource, length: int) -> Keys | sql.SQL:

@@ -15,7 +15,6 @@ from typing import TypeAlias, TypeVar
 
 from psycopg import pq, sql
 
-from airflow_dblink.core.builders.keys import Keys
 from airflow_dblink.core.builders.relation_cache import (
     Positions,
     Shape,
@@ -25,7 +24,7 @@ from airflow_dblink.core.builders.relation_cache import (
     send,
     succeed,
 )
-from airflow_dblink.core.builders.values import Text
+from airflow_dblink.core.builders.values import Keys, Text
 from airflow_dblink.core.errors import DblinkError, RemoteError, StaleError, TransientError, UsageError
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.sql.named import statements
