@@ -79,11 +79,11 @@ class TimeIsUp(BaseException):
 
 
 @contextmanager
-def alarm(when: Callable[[], object]) -> Iterator[list[float]]:
-    """Raise :class:`TimeIsUp` out of a signal handler as soon as *when* is true; gives when that was."""
+def alarm(when: Callable[[], object], kind: type[BaseException] = TimeIsUp) -> Iterator[list[float]]:
+    """Raise that *kind* of error out of a signal handler as soon as *when* is true; gives when that was."""
 
     def handler(*_: object) -> None:
-        raise TimeIsUp
+        raise kind
 
     rung_at: list[float] = []
 

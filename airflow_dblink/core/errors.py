@@ -7,6 +7,8 @@ the values out: ``Key (id)=(...) already exists``. See :mod:`airflow_dblink.core
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import psycopg
@@ -16,6 +18,25 @@ from airflow_dblink.core.masking import without_credentials, without_statements,
 # Connection, rollback (serialization, deadlock), resources, operator intervention: the
 # same statement may succeed later. 57014 (query_canceled) is someone's wish and is not here.
 _TRANSIENT_PREFIXES = ("08", "40", "53", "57P")
+
+#: What a syntax error is at, in the server's words.
+AT_OR_NEAR = re.compile(r' at or near "(.*)"', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a user's SQL; see :func:`airflow_dblink.core.sqltext.user_text.place_of`.
+
+    :ivar lines: its line and, below, a caret; with the line's number before it.
+    :ivar quotes_beyond: what the server says to be there isn't the user's, or not all of it.
+    """
+
+    lines: str
+    quotes_beyond: bool = False
+
+    def corrected(self, message: str) -> str:
+        """Return the server's *message* without a quote of what the user didn't write."""
+        return AT_OR_NEAR.sub(" at end of input", message) if self.quotes_beyond else message
 
 
 class DblinkError(Exception):
@@ -28,6 +49,7 @@ class DblinkError(Exception):
     :ivar detail: PostgreSQL's DETAIL; may hold row values, which ``str()`` leaves out.
     :ivar hint: what to do.
     :ivar context: PostgreSQL's CONTEXT, then our action, as dblink appends it.
+    :ivar place: the line of the user's SQL that the error is at, as it was written, and a caret below.
     """
 
     retryable: ClassVar[bool] = False
@@ -40,18 +62,20 @@ class DblinkError(Exception):
         detail: str | None = None,
         hint: str | None = None,
         context: str | None = None,
+        place: str | None = None,
     ) -> None:
-        super().__init__(message, connname, sqlstate, detail, hint, context)
+        super().__init__(message, connname, sqlstate, detail, hint, context, place)
         self.message = message
         self.connname = connname
         self.sqlstate = sqlstate
         self.detail = detail
         self.hint = hint
         self.context = context
+        self.place = place
 
     def but(self, *, message: str | None = None, hint: str | None = None) -> Self:
         """Return the same error with another message or hint."""
-        rest = (self.connname, self.sqlstate, self.detail, hint or self.hint, self.context)
+        rest = (self.connname, self.sqlstate, self.detail, hint or self.hint, self.context, self.place)
         return type(self)(message or self.message, *rest)
 
     def __str__(self) -> str:
@@ -60,6 +84,8 @@ class DblinkError(Exception):
             parts.insert(0, f"connection {without_credentials(self.connname)!r}: ")
         if self.sqlstate:
             parts.append(f" [SQLSTATE {self.sqlstate}]")
+        if self.place:
+            parts.append(f"\n{self.place}")
         if self.detail:
             parts.append("\nDETAIL:  " + without_credentials(without_values(self.detail, self.sqlstate)))
         if self.context:
@@ -122,13 +148,19 @@ class StaleError(Exception):
 
 
 def from_psycopg(
-    error: psycopg.Error, connname: str, action: str | None = None, *, unnamed: bool = False
+    error: psycopg.Error,
+    connname: str,
+    action: str | None = None,
+    *,
+    unnamed: bool = False,
+    place: Place | None = None,
 ) -> RemoteError:
     """Return our error for psycopg's, with dblink's context line.
 
     :param connname: link or connection of the error.
     :param unnamed: whether it is the unnamed link; then *connname* is its Airflow connection.
     :param action: the action in dblink's words: ``executing query``, ``opening cursor "c"``, ...
+    :param place: where in the user's SQL it is; see :func:`~airflow_dblink.core.sqltext.user_text.place_of`.
     :returns: :class:`TransientError` for a lost connection (any FATAL error) and for SQLSTATE classes
         08, 40, 53 and 57P, otherwise :class:`RemoteError`. An error without SQLSTATE gets 08006, as in
         dblink. An error of ours is returned as it is.
@@ -140,6 +172,8 @@ def from_psycopg(
     diag = error.diag
     sqlstate = (diag.sqlstate or error.sqlstate or "08006")[:5]
     message = diag.message_primary or str(error).strip() or "could not obtain message string for remote error"
+    if place is not None:
+        message = place.corrected(message)
     context = diag.context
     if action:
         line = context_line(action, None if unnamed else connname)
@@ -149,7 +183,8 @@ def from_psycopg(
     if sqlstate == "25P02":
         hint = hint or 'an earlier statement failed: exec("ROLLBACK") ends the transaction'
     kind = TransientError if fatal else kind_of(sqlstate)
-    return kind(without_credentials(message), connname, sqlstate, diag.message_detail, hint, context)
+    lines = None if place is None else place.lines
+    return kind(without_credentials(message), connname, sqlstate, diag.message_detail, hint, context, lines)
 
 
 def kind_of(sqlstate: str | None) -> type[RemoteError]:

@@ -149,7 +149,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         except UsageError as error:
             hint = "give host=... dbname=..., or a URI (percent-encode what is special in the password)"
             if not is_conninfo(conn_id):
-                hint = f"there is no Airflow connection {conn_id!r} either; {self.links.open_names()}"
+                hint = f"there is no Airflow connection {conn_id!r} either; {self.links.open_names(conn_id)}"
             raise UsageError(error.message, None, error.sqlstate, error.detail, hint) from None
         for secret in ("password", *SECRETS):
             if value := target.params.get(secret):

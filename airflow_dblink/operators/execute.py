@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import psycopg
 from airflow.sdk import BaseOperatorLink
+from airflow.sdk.exceptions import AirflowTaskTimeout
+from psycopg import pq
 
 from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.jobs.draft import demand_statement
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.once.transaction import Once
@@ -15,9 +20,11 @@ from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.lexer import parts
 from airflow_dblink.core.sqltext.rules import demand_script
+from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink
 from airflow_dblink.operators.common.job_base import JobWaitingOperator
+from airflow_dblink.operators.common.known import check_known
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
 
 if TYPE_CHECKING:
@@ -61,6 +68,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         the server can't tell whether an earlier try has committed.
     :raises RemoteError: what the server says; nothing is changed then (with *transaction*).
     :raises TransientError: the same, where a retry may help.
+    :raises AirflowTaskTimeout: after ``execution_timeout``; it says whether all was rolled back.
     :raises DblinkTaskKilledError: after a kill.
     """
 
@@ -87,14 +95,21 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         self.transaction = transaction
         self.client_min_messages = client_min_messages
         self.operator_extra_links = (DblinkJobLink(),) if deferrable else ()  # else there is no job
+        check_known(self)
+
+    def _check_early(self) -> None:
+        self._demand_values("conn_id", "sql")
+        if self.deferrable:
+            self._check_job()
+        else:
+            self._refuse_early()
 
     def execute(self, context: Context) -> str:
         """Run the statement; the last command tag becomes the XCom return value."""
         if self.deferrable:
             return self._as_job(context)
         with self._errors_for_airflow():
-            self._demand_values("conn_id", "sql")
-            self._refuse_early()
+            self._check_early()
             return self._in_session(context)
 
     def _in_session(self, context: Context) -> str:
@@ -114,15 +129,18 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
 
     def _as_job(self, context: Context) -> str:
         with self._errors_for_airflow():
-            self._demand_values("conn_id", "sql")
-            if not self.transaction:
-                raise UsageError(
-                    "deferrable=True needs transaction=True: a job is one transaction",
-                    self.conn_id,
-                    hint="leave one of them out",
-                )
+            self._check_early()
         tag: str = self._send_and_wait(context, keep_result=False)
         return tag
+
+    def _check_job(self) -> None:
+        if not self.transaction:
+            raise UsageError(
+                "deferrable=True needs transaction=True: a job is one transaction",
+                self.conn_id,
+                hint="leave one of them out",
+            )
+        demand_statement(self.sql, self.conn_id)
 
     def _result(self, context: Context, hook: DblinkHook, job: Job) -> str:
         tag = job.command_tag
@@ -146,7 +164,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
                     hint="use DblinkTransferOperator or DblinkFetchOperator",
                 )
 
-    def _exactly_once(self, context: Context, hook: DblinkHook, once: Once, script: str) -> list[str]:
+    def _exactly_once(self, context: Context, hook: DblinkHook, once: Once, script: UserText) -> list[str]:
         if (result := self._recall(context, hook, once)) is not None:
             tags: list[str] = result.get("tags") or []
             self.log.info("An earlier try has committed: nothing is run. %s", ", ".join(tags))
@@ -156,12 +174,31 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         self.log.info("Transaction %s on %s", once.xid, self.conn_id)
         try:
             tags = self._run_as_one(context, once, script)
+        except AirflowTaskTimeout:
+            raise AirflowTaskTimeout(self._timed_out(once)) from None
         except RemoteError as error:
             raise _explained(error) from None
         self.log.info("Committed: %s", ", ".join(tags))
         return tags
 
-    def _each(self, link: Link, script: str) -> list[str]:
+    def _timed_out(self, once: Once) -> str:
+        """Cancel what runs, within two seconds; returns what has become of it."""
+        pgconn = once.connection.pgconn
+        with suppress(psycopg.Error):
+            once.connection.cancel_running()
+        ended = pgconn.transaction_status
+        once.connection.close()  # which rolls back a transaction that has failed
+        if ended == pq.TransactionStatus.INERROR:
+            became = (
+                f"the statement was cancelled, and transaction {once.xid} rolled back: nothing is changed"
+            )
+        elif ended == pq.TransactionStatus.IDLE:  # COMMIT was faster than the request
+            became = f"transaction {once.xid} had committed by then; a retry takes that over"
+        else:
+            became = f"the server was asked to cancel transaction {once.xid}; a retry finds out how it ended"
+        return f"execution_timeout ({self.execution_timeout}) is over: {became}"
+
+    def _each(self, link: Link, script: UserText) -> list[str]:
         """Run the statements one by one, outside of a transaction."""
         self.log.warning("transaction=False: a retry runs every statement again (at least once).")
         if link.target.pooling_mode == "transaction":
@@ -176,8 +213,14 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         settings["standard_conforming_strings"] = "on"  # what the script is taken apart by
         Side(link.connection, self.conn_id).run(set_config(settings.items(), local=False), "setting up")
         tags: list[str] = []
-        for statement in parts(script):
-            tags.append(link.command(statement.text))
+        for statement in parts(script.text):
+            try:
+                tags.append(link.command(script.part(statement.start, statement.end)))
+            except AirflowTaskTimeout:  # the link cancels it
+                raise AirflowTaskTimeout(
+                    f"execution_timeout ({self.execution_timeout}) is over: the statement in line"
+                    f" {statement.line} was cancelled; what stands before it is done (transaction=False)"
+                ) from None
             self.log.info("%s", tags[-1])
         return tags
 

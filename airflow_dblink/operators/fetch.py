@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.server.settings import HANDED_ON
 from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.operators.common.known import check_known
 from airflow_dblink.operators.common.rows import RowDestination
 from airflow_dblink.operators.common.sql import SqlOperator
 
@@ -63,6 +64,14 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
         "session_settings": "json",
     }
     ui_color = "#e3f0d8"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_known(self)
+
+    def _check_early(self) -> None:
+        self._demand_values("conn_id", "sql")
+        self._row_sink(self.conn_id).demand_place()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch the rows; their count becomes the XCom return value."""

@@ -21,6 +21,7 @@ from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.handles import TakesHandle, handles_of
 from airflow_dblink.operators.common.job_base import JobSendingOperator, JobWaitingOperator
 from airflow_dblink.operators.common.kept_rows import delivered
+from airflow_dblink.operators.common.known import check_known
 from airflow_dblink.operators.common.moving import MovingOperator
 from airflow_dblink.operators.common.rows import RowDestination, RowSink
 
@@ -66,6 +67,7 @@ class DblinkSendQueryOperator(JobSendingOperator):
     def __init__(self, *, keep_result: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.keep_result = keep_result
+        check_known(self)
 
     def execute(self, context: Context) -> dict[str, str]:
         """Send the job; its handle becomes the XCom return value."""
@@ -145,6 +147,13 @@ class DblinkJobOperator(RowDestination, JobWaitingOperator):
     ) -> None:
         super().__init__(deferrable=deferrable, **kwargs)
         self.keep_result = keep_result
+        check_known(self)
+
+    def _check_early(self) -> None:
+        super()._check_early()
+        sink = self._row_sink(self.conn_id)
+        if sink.given:
+            sink.demand_place()
 
     def execute(self, context: Context) -> Any:
         """Send the job and wait for its end, in the triggerer if it takes longer."""
@@ -241,6 +250,15 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
         self.poll_interval = poll_interval
         self.job_handle: JobHandle | None = None  # for the link
         self._note_given(destination_conn_id=destination_conn_id, destination_table=destination_table)
+        check_known(self)
+
+    def _check_early(self) -> None:
+        self._demand_values()
+        demand_columns("key", self.key)
+        self._demand_one_place(self._row_sink(self.conn_id or ""))
+        if self.destination_table is not None:
+            flag("allow_empty_source", self.allow_empty_source)
+            Spec(destination_table="x", source_table="x", mode=self.mode, key=self.key).check()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Hand on the rows; their count becomes the XCom return value."""
@@ -250,6 +268,8 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
             handle = self.job_handle = self._read_handle()
             sink = self._row_sink(handle.conn_id)
             self._demand_one_place(sink)
+            if sink.given:
+                sink.demand_one()
             page = page_note(self.dag_id, handle)
             self.log.info("Getting the result of job %s on %s%s", handle.job_id, handle.conn_id, page)
             with self._hook(handle.conn_id) as hook:
@@ -265,7 +285,7 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
 
     def _demand_one_place(self, sink: RowSink) -> None:
         if self.destination_table is None and self.destination_conn_id is None:
-            sink.demand_one()
+            sink.demand_place()
         elif sink.given or self.destination_table is None or self.destination_conn_id is None:
             raise UsageError(
                 "rows go to destination_table of destination_conn_id (give both), or to one of handler,"

@@ -17,7 +17,9 @@ from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.core.sqltext.lexer import Part, parts
 from airflow_dblink.core.sqltext.rules import QUERIES, demand_script
+from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.operators.common.known import check_known
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
 from airflow_dblink.operators.common.rows import RowDestination, RowSink
 from airflow_dblink.operators.common.sql import SqlOperator
@@ -102,6 +104,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         "session_settings": "json",
     }
     ui_color = "#e8dcf2"
+    _sql_name = "sql"
 
     def __init__(
         self,
@@ -113,6 +116,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         super().__init__(**kwargs)
         self.remotes = remotes
         self.analyze = analyze
+        check_known(self)
 
     def _do_render_template_fields(
         self,
@@ -134,10 +138,16 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         for name, path in files.items():
             rendered[name]["sql"] = self.render_template(path, context, jinja_env)
 
+    def _check_early(self) -> None:
+        self._sink()
+        remotes_by_table(self.remotes)
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch the remote sets and run the SQL; the counts become the XCom return value."""
         with self._errors_for_airflow():
             sink = self._sink()
+            if sink is not None:
+                sink.demand_one()
             remotes = remotes_by_table(self.remotes)
             with self._hook(self.conn_id) as hook:
                 link = hook.link()
@@ -163,7 +173,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         sink = self._row_sink(self.conn_id)
         if not sink.given:
             return None
-        sink.demand_one()
+        sink.demand_place()
         last = parts(self.sql)[-1]
         if why := _why_no_cursor(last):
             raise UsageError(
@@ -199,7 +209,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
             self.log.info("Remote sets are there after %.1f s", time.monotonic() - started)
         return dict(zip(self.remotes or {}, counts.values(), strict=True))
 
-    def _run(self, context: Context, once: Once, script: str, sets: Mapping[str, int]) -> dict[str, Any]:
+    def _run(self, context: Context, once: Once, script: UserText, sets: Mapping[str, int]) -> dict[str, Any]:
         """Run the script and commit, as one message."""
         result: dict[str, Any] = {"sets": sets, "command_tags": []}
         once.keep(result)
@@ -208,13 +218,13 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         return {**result, "command_tags": tags}
 
     def _deliver(
-        self, link: Link, once: Once, script: str, sets: Mapping[str, int], sink: RowSink
+        self, link: Link, once: Once, script: UserText, sets: Mapping[str, int], sink: RowSink
     ) -> dict[str, Any]:
         """Run what stands before the last statement, deliver the rows of that, and commit."""
-        last = parts(script)[-1]
-        before = script[: last.start]
-        tags = once.execute(before) if len(parts(script)) > 1 else []
-        delivered = sink.deliver(link, last.text)
+        statements = parts(script.text)
+        last = statements[-1]
+        tags = once.execute(script.part(0, last.start)) if len(statements) > 1 else []
+        delivered = sink.deliver(link, script.part(last.start, last.end))
         result = {"sets": sets, "command_tags": tags, **delivered}
         self._check()
         once.commit(result)

@@ -10,6 +10,7 @@ from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sync.run import Session, dry_run, run
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
 from airflow_dblink.operators.common.arguments import flag, number, plan_of
+from airflow_dblink.operators.common.known import check_known
 from airflow_dblink.operators.common.sync.statements import StatementsFileOperator
 from airflow_dblink.operators.common.sync.watermark import WatermarkOperator, watermark_key
 from airflow_dblink.operators.common.two_databases import TwoDatabasesOperator
@@ -184,6 +185,12 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
         self.triggers = triggers
         self.sample_keys = sample_keys
         self._note_given(where=where)
+        check_known(self)
+
+    def _check_early(self) -> None:
+        self._demand_arguments()
+        flag("plan_only", self.plan_only)
+        self._spec(None).check()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Make the table equal; the counts become the XCom return value."""

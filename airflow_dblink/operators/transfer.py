@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.operators.common.arguments import flag
+from airflow_dblink.operators.common.known import check_known
 from airflow_dblink.operators.common.moving import MovingOperator
 from airflow_dblink.operators.common.two_databases import TwoDatabasesOperator
 
@@ -101,11 +102,18 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         self.analyze = analyze
         self.lock = lock
         self._note_given(pre_sql=pre_sql, post_sql=post_sql)
+        check_known(self)
+
+    def _check_early(self) -> None:
+        self._demand_arguments()
+        self._spec().check(self.source_conn_id)
+
+    def _spec(self) -> Spec:
+        may_empty = flag("allow_empty_source", self.allow_empty_source)
+        return Spec.of({**vars(self), "allow_empty_source": may_empty})
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Move the rows; the counts become the XCom return value."""
         with self._errors_for_airflow():
             self._demand_arguments()
-            may_empty = flag("allow_empty_source", self.allow_empty_source)
-            spec = Spec.of({**vars(self), "allow_empty_source": may_empty})
-            return self._move(context, self.source_conn_id, self.destination_conn_id, spec)
+            return self._move(context, self.source_conn_id, self.destination_conn_id, self._spec())

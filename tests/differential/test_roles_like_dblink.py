@@ -146,16 +146,32 @@ def test_a_connection_for_one_call_needs_its_credential_too(
     assert trusting.wait_until_left() == []
 
 
-def test_a_server_that_refuses_is_08001_and_leaves_no_name(ours: Ours, dblinks: Dblinks) -> None:
-    for side in (ours, dblinks):
-        for wrong in ({"password": "wrong"}, {"dbname": "no_such"}, {"user": "no_such"}):
-            target = replace(side.database.target, params={**side.database.params, **wrong})
-            got = outcome(side, ("connect", "x", target))
-            assert got[0] == "08001"
-            said = f"{got[1]} {got[2]}"  # the reason is DETAIL in dblink; here it's in what logs show
-            assert "FATAL:" in said
-            assert "no_such" in said or wrong == {"password": "wrong"}
-        assert side.connections() == []
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"password": "wrong"},
+        {"dbname": "no_such"},
+        {"user": "no_such"},
+        {"port": "1"},
+        {"host": "127.0.0.1,127.0.0.1", "port": "1,2"},
+        {"host": "127.0.0.1,127.0.0.1", "port": "1,{port}", "password": "wrong"},
+    ],
+    ids=["password", "database", "role", "port", "two ports", "two reasons"],
+)
+def test_a_server_that_refuses_is_08001_and_leaves_no_name(
+    ours: Ours, dblinks: Dblinks, wrong: dict[str, str]
+) -> None:
+    target = dblinks.database.target  # of both, since a port stands in the reason
+    changed = {name: value.format(port=target.params["port"]) for name, value in wrong.items()}
+    target = replace(target, params={**target.params, **changed})
+
+    said = [outcome(side, ("connect", "x", target)) for side in (ours, dblinks)]
+
+    assert [side.connections() for side in (ours, dblinks)] == [[], []]
+
+    assert said[0][:3] == said[1][:3]  # the hint is ours
+    assert said[0][0] == "08001"
+    assert "failed: " in said[0][2]
 
 
 # -- a server that is gone

@@ -64,6 +64,41 @@ def test_it_is_our_error_as_well_with_all_it_knows(source: Database, add_connect
     assert "'away'" in str(engines.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"password": "wrong"}, "correct the password of the connection, or its login"),
+        ({"schema": "nope"}, "correct the database of the connection (field Schema)"),
+        ({"port": 1}, "correct host and port of the connection, or start the server"),
+        ({"host": "no_such_host.invalid"}, "correct the host of the connection"),
+        ({"login": "no_such"}, "correct the password of the connection, or its login"),
+        (
+            {"host": "127.0.0.1,127.0.0.1", "port": 1},
+            "correct host and port of the connection, or start the server",
+        ),
+    ],
+    ids=["password", "database", "port", "host", "login", "two hosts"],
+)
+def test_the_hint_names_what_is_wrong_and_nothing_else(
+    source: Database, add_connection: AddConnection, fields: dict[str, Any], hint: str
+) -> None:
+    hook = DblinkHook(add_connection("away", source, **fields))
+    with pytest.raises(TransientError) as caught:
+        hook.get_conn()
+
+    assert caught.value.hint == hint
+    assert source.server.role_password not in str(caught.value)
+
+
+def test_reasons_that_differ_give_the_general_hint(source: Database, add_connection: AddConnection) -> None:
+    ports = f"1,{source.server.port}"
+    two = {"password": "wrong", "extra": {"host": "127.0.0.1,127.0.0.1", "port": ports}}
+    with pytest.raises(TransientError) as caught:
+        DblinkHook(add_connection("away", source, **two)).get_conn()
+
+    assert caught.value.hint == "check host, port, database, login and password of the connection"
+
+
 def test_a_link_says_the_same(source: Database, add_connection: AddConnection) -> None:
     with (
         DblinkHook(add_connection("away", source, port=1)) as hook,

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout
 
 from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.once.transaction import KEY, Once
@@ -19,7 +19,7 @@ from tests.databases import Database
 from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
 from tests.integration.tasks import TASK, WAITS, context, kill_when_active
 from tests.stores import MemoryStore, StaleTryError
-from tests.transfers import meanwhile
+from tests.transfers import alarm, meanwhile, sleeping
 
 INSERT = "INSERT INTO t VALUES (1)"
 
@@ -228,6 +228,54 @@ def test_statement_timeout_ends_the_statement(table: Database) -> None:
 
     assert time.monotonic() - started < 30
     assert _count(table) == 0
+
+
+def test_a_time_out_says_that_the_statement_was_cancelled_and_rolled_back(table: Database) -> None:
+    says = (
+        r"execution_timeout \(0:05:00\) is over: the statement was cancelled, and transaction \d+ rolled back"
+    )
+    operator = _operator(f"{INSERT}; SELECT pg_sleep(60)", execution_timeout=timedelta(minutes=5))
+
+    with alarm(lambda: sleeping(table), AirflowTaskTimeout), pytest.raises(AirflowTaskTimeout, match=says):
+        operator.execute(context())
+
+    assert table.wait_until_left() == []
+    assert _count(table) == 0
+
+
+def test_a_time_out_outside_of_a_transaction_says_what_stays(table: Database) -> None:
+    operator = _operator(
+        f"{INSERT};\nSELECT pg_sleep(60)", transaction=False, execution_timeout=timedelta(minutes=5)
+    )
+    says = "the statement in line 2 was cancelled; what stands before it is done"
+
+    with alarm(lambda: sleeping(table), AirflowTaskTimeout), pytest.raises(AirflowTaskTimeout, match=says):
+        operator.execute(context())
+
+    assert table.wait_until_left() == []
+    assert _count(table) == 1
+
+
+def test_a_time_out_that_comes_too_late_does_not_say_rolled_back(table: Database) -> None:
+    """The server can't cancel a COMMIT that waits for a standby: it is done, but for the waiting."""
+    operator = _operator(
+        INSERT,
+        execution_timeout=timedelta(minutes=5),
+        session_settings={"synchronous_commit": "remote_apply"},
+    )
+    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'SyncRep'"
+    table.admin("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    try:
+        table.admin("SELECT pg_reload_conf()")
+        with (
+            alarm(lambda: table.admin(waits), AirflowTaskTimeout),
+            pytest.raises(AirflowTaskTimeout, match=r"transaction \d+ had committed by then"),
+        ):
+            operator.execute(context())
+    finally:
+        table.admin("ALTER SYSTEM RESET synchronous_standby_names")
+        table.admin("SELECT pg_reload_conf()")
+    assert _count(table) == 1
 
 
 # -- kills

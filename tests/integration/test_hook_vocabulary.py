@@ -142,6 +142,41 @@ def test_an_unknown_name_tells_what_is_open_and_what_airflow_knows(hook: DblinkH
         assert caught.value.hint == "open named links: 'crm'; there is no Airflow connection 'nope' either"
 
 
+def test_a_name_that_is_almost_a_links_is_asked_for(hook: DblinkHook) -> None:
+    hook.connect("warehouse_crm", "source")
+    hook.connect("other", "source")
+
+    calls: list[Any] = [
+        lambda: hook.get_result("warehose_crm"),
+        lambda: hook.query("SELECT 1", connname="warehose_crm"),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert "open named links: 'warehouse_crm', 'other' (did you mean 'warehouse_crm'?)" in str(
+            caught.value
+        )
+
+
+def test_parameters_in_place_of_params_are_told(hook: DblinkHook) -> None:
+    given: dict[str, Any] = {"parameters": [1]}
+    functions: list[Any] = [hook.query, hook.exec, hook.batches, hook.send_query, hook.send_job]
+    for function in functions:
+        with pytest.raises(UsageError, match=f"{function.__name__} takes params, not parameters") as caught:
+            function("SELECT %s", **given)
+        assert "params=[...]" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="open takes params, not parameters"):
+        hook.open("c", "SELECT %s", **given)
+
+
+def test_a_literal_percent_sign_among_parameters_is_shown(hook: DblinkHook) -> None:
+    with pytest.raises(UsageError, match="do not fit the placeholders") as caught:
+        hook.query("SELECT %s\n WHERE 'ab' LIKE 'a%'", [1])
+    assert caught.value.place == "LINE 2, column 20:  WHERE 'ab' LIKE 'a%'\n" + " " * 38 + "^"
+    assert caught.value.hint == "write %% for a percent sign where parameters are given"
+    assert hook.query("SELECT %s WHERE 'ab' LIKE 'a%%'", [1]) == [(1,)]
+
+
 def test_a_connections_id_in_place_of_a_link_is_told(hook: DblinkHook) -> None:
     with pytest.raises(UsageError, match="'source' is an Airflow connection: open a link to it"):
         hook.open("c", "SELECT 1", connname="source")

@@ -87,7 +87,7 @@ def end_sleeper(database: Database) -> None:
          ["'source'", "source_sql has a placeholder (%s), but source_parameters is missing"]),
         (None, {"source_sql": "SELECT 1 AS id; SELECT 2 AS id"}, ["one statement, got 2"]),
         (None, {"source_sql": " -- nothing\n"}, ["one statement, got 0"]),
-        (None, {"source_sql": "TABLE item", "source_table": "item"}, ["either source_table or source_sql"]),
+        (None, {"source_sql": "TABLE item", "source_table": "item"}, ["are both given"]),
         (None, {"source_parameters": [1]}, ["source_parameters"]),
         (None, {"mode": "merge"}, ["append, replace, upsert or create", "merge"]),
         (None, {"key": ["id"]}, ["upsert"]),

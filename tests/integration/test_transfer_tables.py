@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.errors import RemoteError
 from tests.databases import Database
+from tests.syncs import sync
 from tests.transfers import transfer
 
 ITEM = "CREATE TABLE item (id int PRIMARY KEY, name text)"
@@ -192,7 +192,8 @@ def test_a_view_as_source(both: tuple[Database, Database], kind: str) -> None:
 def test_a_view_as_destination_needs_an_instead_of_trigger(both: tuple[Database, Database]) -> None:
     _, warehouse = both
     warehouse.execute("CREATE VIEW target AS SELECT id, name FROM item")
-    with pytest.raises(RemoteError, match=r"'warehouse'.*cannot copy to view \"target\""):
+    says = "'warehouse': public.target is a view, and COPY writes to one only through a trigger INSTEAD OF"
+    with pytest.raises(AirflowFailException, match=says):
         transfer(destination_table="target")
     warehouse.execute(
         """CREATE FUNCTION pass_on() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -201,6 +202,21 @@ def test_a_view_as_destination_needs_an_instead_of_trigger(both: tuple[Database,
     )
     assert transfer(destination_table="target")["changed"] == 3
     assert [row[0] for row in items(warehouse)] == [10, 20, 30]
+    for mode, why in (("replace", "mode='replace' can't empty it"), ("upsert", "needs a unique index")):
+        with pytest.raises(AirflowFailException, match=f"public.target is a view, and .*{why}"):
+            transfer(destination_table="target", mode=mode)
+    assert len(items(warehouse)) == 3
+
+
+def test_other_relations_as_destination_are_named(both: tuple[Database, Database]) -> None:
+    both[1].execute("CREATE MATERIALIZED VIEW target AS SELECT id, name FROM item; CREATE SEQUENCE numbers")
+    with pytest.raises(AirflowFailException, match=r"is not a table .*\n.*it is a materialized view"):
+        transfer(destination_table="target")
+    with pytest.raises(AirflowFailException, match=r"public.numbers is not a table .*\n.*it is a sequence"):
+        transfer(destination_table="numbers")
+    both[1].execute("CREATE VIEW seen AS TABLE item")
+    with pytest.raises(AirflowFailException, match=r"public.seen is not a table .*\n.*it is a view; a sync"):
+        sync("seen", source_table="item", max_delete_fraction=None)
 
 
 def test_rows_that_a_trigger_drops_are_counted_and_logged(

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from psycopg import pq, sql
 
 from airflow_dblink.core.errors import DblinkError, RemoteError, StaleError, TransientError, UsageError
-from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.link.messages import Message, Wire
 from airflow_dblink.core.server.own_sql import message, rows_of
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sqltext.quote import quote_literal
@@ -271,7 +271,7 @@ def send(link: Wire, *messages: str) -> list[pq.abc.PGresult]:
     :raises RemoteError: XX000 while another query's results are unread.
     :raises TransientError: if the connection is lost.
     """
-    link.begin(link.encoded("; ".join(messages)))
+    link.begin(Message(link.encoded("; ".join(messages))))
     return link.finish(ACTION, timed=False)
 
 

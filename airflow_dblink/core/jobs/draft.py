@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
 from psycopg.generators import fetch, send
@@ -17,6 +17,7 @@ from airflow_dblink.core.server.bind import Params, bind
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.sqltext.lexer import Part, parts
 from airflow_dblink.core.sqltext.rules import QUERIES, demand_script
+from airflow_dblink.core.sqltext.user_text import UserText, place_of
 
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
 _TAGS = {
@@ -65,18 +66,18 @@ def draft(
     :raises UsageError: for what no transaction can run, COPY with the client, NUL, characters that UTF-8
         lacks, parameters that don't fit; with *keep_result*, for anything but one query whose columns
         have names of their own.
-    :raises RemoteError: with *keep_result*, what the server says of the query.
+    :raises RemoteError: what the server's parser says of the statement; with *keep_result*, what it says of
+        the query's names, too.
     """
     demand_statement(statement, conn_id)
     found = parts(statement)
     last = found[-1]
-    bound = None if params is None else bind(connection, conn_id, statement, params)
-    if "\0" in (bound or ""):
+    whole = UserText(statement) if params is None else bind(connection, conn_id, statement, params)
+    if "\0" in whole.text:
         raise UsageError("a parameter holds a NUL character, which PostgreSQL can't take", conn_id)
     is_query = len(found) == 1 and _gives_rows(last)
-    whole = bound if bound is not None else statement
     if len(found) == 1:  # a semicolon can't stand in CREATE TABLE AS, nor in a cursor
-        whole = whole[: parts(whole)[0].end]
+        whole = whole.part(0, parts(whole.text)[0].end)
     if keep_result:
         if not (is_query and last.verb in QUERIES):
             raise UsageError(
@@ -86,9 +87,11 @@ def draft(
                 hint="rows of RETURNING: WITH changed AS (UPDATE ... RETURNING *) SELECT * FROM changed",
             )
         _demand_named_columns(connection, conn_id, whole)
+    else:
+        _demand_syntax(connection, conn_id, whole)
     return Draft(
         statement=statement,
-        bound_statement=None if whole == statement else whole,
+        bound_statement=None if whole.text == statement else whole.text,
         is_query=is_query,
         keep_result=keep_result,
         command=_TAGS.get(last.verb),
@@ -119,18 +122,35 @@ def _gives_rows(part: Part) -> bool:
     )
 
 
-def _demand_named_columns(connection: LinkConnection, conn_id: str, query: str) -> None:
+def _demand_syntax(connection: LinkConnection, conn_id: str, script: UserText) -> None:
+    """Have the server's parser read the script, and nothing else of the server: one round trip.
+
+    In the job's procedure it would no longer tell the place of an error.
+
+    :raises RemoteError: what the parser says.
+    """
+    # It reads all of it before it says that these are several statements. So no name is looked up, which
+    # an earlier statement of the script may make, and no lock is waited for.
+    message = script + sql.SQL("\n; SELECT 1; SELECT 2")
+    result = _read(connection, message)
+    error = error_from_result(result, encoding=connection.info.encoding)
+    if error.diag.sqlstate != "42601" or error.diag.statement_position is not None:
+        place = place_of(error, message, connection)
+        raise from_psycopg(error, conn_id, "reading the statement", place=place)
+
+
+def _demand_named_columns(connection: LinkConnection, conn_id: str, query: UserText) -> None:
     """Have the server read the query, without running it: one round trip.
 
     :raises UsageError: if two columns have one name, as a table's can't.
     :raises RemoteError: what the server says.
     """
     encoding = connection.info.encoding
-    result = connection.wait(_described(connection.pgconn, query.encode(encoding)))
+    result = _read(connection, query)
     if result.status == pq.ExecStatus.FATAL_ERROR:
-        raise from_psycopg(
-            error_from_result(result, encoding=encoding), conn_id, "reading the query"
-        ) from None
+        error = error_from_result(result, encoding=encoding)
+        place = place_of(error, query, connection)
+        raise from_psycopg(error, conn_id, "reading the query", place=place)
     names = Counter((result.fname(i) or b"").decode(encoding) for i in range(result.nfields))
     if twice := sorted(name for name, times in names.items() if times > 1):
         raise UsageError(
@@ -138,6 +158,11 @@ def _demand_named_columns(connection: LinkConnection, conn_id: str, query: str) 
             conn_id,
             hint="give each column a name of its own with AS",
         )
+
+
+def _read(connection: LinkConnection, statement: sql.Composable) -> pq.abc.PGresult:
+    text = statement.as_string(connection).encode(connection.info.encoding)
+    return connection.wait(_described(connection.pgconn, text))
 
 
 def _described(pgconn: pq.abc.PGconn, query: bytes) -> PQGen[pq.abc.PGresult]:

@@ -14,7 +14,7 @@ from psycopg import pq, sql
 from psycopg.abc import AdaptContext
 
 from airflow_dblink.core.errors import RemoteError, TransientError, UsageError, context_line
-from airflow_dblink.core.link.messages import Row, Wire, tag
+from airflow_dblink.core.link.messages import Message, Row, Wire, tag
 from airflow_dblink.core.link.pending import Pending
 from airflow_dblink.core.server.bind import Params, Statement
 from airflow_dblink.core.server.connection import LinkConnection
@@ -114,7 +114,7 @@ class Link(Wire):
         self.succeeded(last, "executing command", fail_on_error=True)
         return tag(last)
 
-    def _command(self, message: bytes, action: str, fail_on_error: bool) -> pq.abc.PGresult | None:
+    def _command(self, message: Message, action: str, fail_on_error: bool) -> pq.abc.PGresult | None:
         """Send one message and return its last result, ``None`` for an error that is only logged."""
         try:
             self.begin(message)
@@ -306,7 +306,7 @@ class Link(Wire):
         self.connection.abort()
 
     def _commit(self) -> None:
-        self.begin(b"COMMIT")
+        self.begin(Message(b"COMMIT"))
         result = self.finish("executing query")[-1]
         if result.status != _Status.COMMAND_OK:
             raise RemoteError(f"commit error: {self.error_message()}", self.label, "XX000")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psycopg
@@ -27,6 +28,7 @@ from airflow_dblink.core.server.connection import COPY, LinkConnection
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.server.wait_events import waiting
 from airflow_dblink.core.sqltext.lexer import Part, parts
+from airflow_dblink.core.sqltext.user_text import UserText, place_of
 
 Row = tuple[Any, ...]
 RV = TypeVar("RV")
@@ -47,6 +49,17 @@ _Status = pq.ExecStatus
 _FAILED = (_Status.FATAL_ERROR, _Status.BAD_RESPONSE)
 
 
+@dataclass(frozen=True)
+class Message:
+    """What is sent in one go; its *text* is in the session's encoding.
+
+    :ivar statement: what it is made of, to find in it what an error is about; ``None``: nothing of a user's.
+    """
+
+    text: bytes
+    statement: sql.Composable | None = None
+
+
 class Wire:
     """One open connection under the name that a link gives it. Not thread-safe.
 
@@ -59,6 +72,7 @@ class Wire:
         self.target = target
         self.connection = connection
         self.pgconn = connection.pgconn
+        self._sent: sql.Composable | None = None  # by the last message
         self.batch_cursors: set[str] = set()  # of batches(), in a transaction that the first of them began
 
     @property
@@ -106,29 +120,30 @@ class Wire:
             kind = type(statement).__name__
             raise UsageError(f"sql must be text or of psycopg.sql, got {kind}", self.label)
         if params is not None:
-            return sql.SQL(bind(self.connection, self.label, statement, params))
-        return sql.SQL(statement) if isinstance(statement, str) else statement
+            return bind(self.connection, self.label, statement, params)
+        return UserText(statement) if isinstance(statement, str) else statement
 
-    def one(self, statement: Statement, params: Params | None) -> sql.SQL:
+    def one(self, statement: Statement, params: Params | None) -> UserText:
         """Return *statement* with *params* bound, without its semicolon and later comments.
 
         :raises UsageError: if it isn't exactly one statement, or holds a NUL character.
         """
-        text = self._text(statement, params)
+        composed, text = self._composed(statement, params)
         found = parts(text, backslashes=self._backslashes)
         self._demand_sendable(found)
         if len(found) != 1:
             raise UsageError(f"a query is one statement, got {len(found)}", self.label)
-        return sql.SQL(text[: found[0].end])
+        whole = composed if isinstance(composed, UserText) else UserText(text)
+        return whole.part(0, found[0].end)
 
-    def message(self, statement: Statement, params: Params | None) -> bytes:
+    def message(self, statement: Statement, params: Params | None) -> Message:
         """Return the message for *statement* with *params* bound.
 
         :raises UsageError: for COPY with the client, a NUL character and an empty statement.
         """
-        text = self._text(statement, params)
+        composed, text = self._composed(statement, params)
         self._demand_sendable(parts(text, backslashes=self._backslashes))
-        return self.encoded(text)
+        return Message(self.encoded(text), composed)
 
     def _demand_sendable(self, found: list[Part]) -> None:
         if not found:
@@ -141,18 +156,20 @@ class Wire:
                     hint="use DblinkTransferOperator or DblinkFetchOperator",
                 )
 
-    def _text(self, statement: Statement, params: Params | None) -> str:
+    def _composed(self, statement: Statement, params: Params | None) -> tuple[sql.Composable, str]:
+        """Return *statement* with *params* bound, and its text."""
         self.demand_not_closed()
         if isinstance(params, str | bytes):
             message = f"params must be a list or a mapping, got {type(params).__name__}"
             raise UsageError(message, self.label, hint="the link goes by keyword: connname=...")
         try:
-            text = self.compose(statement, params).as_string(self.connection)
+            composed = self.compose(statement, params)
+            text = composed.as_string(self.connection)
         except UnicodeEncodeError as error:
             raise self._not_in_encoding(error) from None
         if "\0" in text:
             raise UsageError("the statement holds a NUL character, which PostgreSQL can't take", self.label)
-        return text
+        return composed, text
 
     def encoded(self, text: str) -> bytes:
         """Return *text* in the session's encoding.
@@ -184,19 +201,21 @@ class Wire:
         :param timed: whether it counts as the wait event ``DblinkGetResult``.
         :raises RemoteError: what the server says.
         """
-        self.begin(self.encoded(self._text(statement, None)))
+        composed, text = self._composed(statement, None)
+        self.begin(Message(self.encoded(text), composed))
         results = self.finish(action, timed=timed)
         self.succeeded(results[-1], action, fail_on_error=True)
         return results
 
-    def begin(self, message: bytes) -> None:
+    def begin(self, message: Message) -> None:
         """Hand *message* to libpq.
 
         :raises RemoteError: XX000, in dblink's words, while another query's results are unread.
         :raises TransientError: XX000, in dblink's words, if the connection is lost.
         """
         try:
-            self.pgconn.send_query(message)
+            self.pgconn.send_query(message.text)
+            self._sent = message.statement
         except psycopg.Error as error:
             kind = RemoteError if self.is_open else TransientError
             # libpq adds a line each time; a closed connection has no message.
@@ -297,7 +316,8 @@ class Wire:
     def error(self, result: pq.abc.PGresult, action: str) -> RemoteError:
         """Return the error that *result* is."""
         error = error_from_result(result, encoding=self.connection.info.encoding)
-        return from_psycopg(error, self.label, action, unnamed=self.name is None)
+        place = None if self._sent is None else place_of(error, self._sent, self.connection)
+        return from_psycopg(error, self.label, action, unnamed=self.name is None, place=place)
 
     def lost(self, error: psycopg.Error, action: str) -> RemoteError:
         """Return the error for a connection that broke, with libpq's words instead of psycopg's."""

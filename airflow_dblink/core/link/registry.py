@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Self
 
 from airflow_dblink.core.errors import UsageError
@@ -127,12 +128,14 @@ class Links:
         message = "connection not available"
         if name is not None:  # the user may have meant a connection string
             message = f'connection "{without_credentials(name)}" not available'
-        return UsageError(message, None, "08003", hint=f"{self.open_names()}; {hint}")
+        return UsageError(message, None, "08003", hint=f"{self.open_names(name)}; {hint}")
 
-    def open_names(self) -> str:
-        """Return the names of the open links, as a text for errors."""
+    def open_names(self, wanted: str | None = None) -> str:
+        """Return the names of the open links, and which is like the *wanted* one, as a text for errors."""
         names = (repr(without_credentials(name)) for name in self.names())
-        return f"open named links: {', '.join(names) or 'none'}"
+        like = get_close_matches(wanted or "", self.names(), n=1)
+        meant = f" (did you mean {without_credentials(like[0])!r}?)" if like else ""
+        return f"open named links: {', '.join(names) or 'none'}{meant}"
 
     def __contains__(self, connname: str | None) -> bool:
         return _cut(connname) in self._links

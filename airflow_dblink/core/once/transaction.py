@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 from psycopg.errors import InvalidParameterValue, error_from_result
 from psycopg.generators import fetch, send
 
@@ -34,6 +34,7 @@ from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import ask
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sqltext.rules import demand_script
+from airflow_dblink.core.sqltext.user_text import UserText, place_of
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +302,7 @@ class Once:
         if tag != self.ending.tag:
             raise RemoteError("the transaction was rolled back instead of committed", self.conn_id, "25P02")
 
-    def run(self, script: str) -> list[str]:
+    def run(self, script: str | UserText) -> list[str]:
         """Run *script* and commit, as one message that the server finishes even if we die.
 
         The script is the DAG author's own SQL, with its parameters bound as literals; it goes as it is.
@@ -311,27 +312,29 @@ class Once:
         :raises UsageError: before anything is sent, for what :func:`demand_script` refuses.
         :raises RemoteError: what the server says; everything is rolled back.
         """
-        demand_script(script, self.conn_id)
+        script = UserText(script) if isinstance(script, str) else script
+        demand_script(script.text, self.conn_id)
         # On a line of its own: a comment at the end of the script would swallow it. A quote or comment that
         # is left open swallows it, too; the server then refuses the whole message.
-        tags = self.execute(f"{script}\n; {self.ending.statement}")
+        tags = self.execute(script + sql.SQL(f"\n; {self.ending.statement}"))
         if not tags or tags.pop() != self.ending.tag:
             raise UsageError("the script ended its own transaction", self.conn_id)
         return tags
 
-    def execute(self, text: str) -> list[str]:
-        """Run the statements of *text* as one message, and leave the transaction open.
+    def execute(self, script: str | sql.Composable) -> list[str]:
+        """Run the statements of *script* as one message, and leave the transaction open.
 
         Rows are read and thrown away.
 
         :returns: the command tags, one per statement.
         :raises RemoteError: what the server says.
         """
+        script = UserText(script) if isinstance(script, str) else script
         pgconn = self.connection.pgconn
         tags: list[str] = []
         failure: psycopg.Error | None = None
         try:
-            pgconn.send_query(text.encode())
+            pgconn.send_query(script.as_string(self.connection).encode())
             pgconn.set_single_row_mode()  # one row at a time: a big SELECT must not fill our memory
             self.connection.wait(send(pgconn))
             while (result := self.connection.wait(fetch(pgconn))) is not None:
@@ -342,7 +345,8 @@ class Once:
         except psycopg.Error as error:
             failure = failure or error
         if failure is not None:
-            raise from_psycopg(failure, self.conn_id, "executing command") from None
+            place = place_of(failure, script, self.connection)
+            raise from_psycopg(failure, self.conn_id, "executing command", place=place) from None
         return tags
 
     def finish(self, result: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from airflow_dblink.core.server.bind import bind
 from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
 from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.core.streams.fan_in import Load, Report, gather, leave_copy
 from airflow_dblink.core.tables.catalog import describe, types, types_by_name
 from airflow_dblink.core.tables.entries import ResultColumn, Type
@@ -57,7 +58,7 @@ class Set:
 
     name: str
     source: Side
-    query: str
+    query: UserText
     columns: tuple[tuple[str, str], ...]
     binary: bool
     indexes: tuple[tuple[str, ...], ...]
@@ -83,7 +84,7 @@ class Set:
     def load(self) -> Load:
         """Return the two COPY statements."""
         form = sql.Identifier("binary" if self.binary else "text")
-        copy_out = sql.SQL("COPY ({}\n) TO STDOUT (FORMAT {})").format(sql.SQL(self.query), form)
+        copy_out = sql.SQL("COPY ({}\n) TO STDOUT (FORMAT {})").format(self.query, form)
         copy_in = sql.SQL("COPY {} FROM STDIN (FORMAT {})").format(self.table, form)
         connection = self.source.connection
         there, here = (copy.as_string(connection).encode() for copy in (copy_out, copy_in))

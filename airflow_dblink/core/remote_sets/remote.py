@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.sqltext.rules import the_query
+from airflow_dblink.core.sqltext.user_text import UserText
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_\u0080-\U0010ffff][\w$]*")
 _QUOTED_NAME = re.compile(r'"((?:[^"]|"")+)"')
@@ -124,11 +125,12 @@ def _table_name(key: object) -> str:
     return name
 
 
-def query_text(name: str, text: str) -> str:
+def query_text(name: str, text: str) -> UserText:
     """Return the query without its semicolon and later comments: COPY puts it in parentheses."""
     if "\0" in text:
         raise _wrong(name, "sql holds a NUL character, which PostgreSQL can't take")
     try:
-        return the_query(text, "sql").text
+        part = the_query(text, "sql")
     except UsageError as error:
         raise _wrong(name, error.message, error.hint) from None
+    return UserText(text).part(part.start, part.end)

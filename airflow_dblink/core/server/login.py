@@ -14,8 +14,7 @@ from psycopg.errors import error_from_result
 from psycopg.generators import execute
 from psycopg.rows import TupleRow
 
-from airflow_dblink.core.errors import ConnectError, DblinkError, context_line, from_psycopg
-from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.errors import ConnectError, context_line, from_psycopg
 from airflow_dblink.core.server import text_styles as styles
 from airflow_dblink.core.server.connection import (
     Allowance,
@@ -29,12 +28,11 @@ from airflow_dblink.core.server.credentials import (
     demand_credential,
     demand_used_credential,
     demanding,
-    is_certificate_unasked,
-    not_asked_for,
 )
 from airflow_dblink.core.server.prepared import let_prepare
 from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.server.target import Target
+from airflow_dblink.core.server.unreachable import not_established
 from airflow_dblink.core.server.wait_events import Observe, WaitEvent, waiting
 
 _LOOK_S = 0.1
@@ -111,7 +109,7 @@ def _logged_in(
         arguments = {"prepare_threshold": None, **arguments, "autocommit": True}
         connection = LinkConnection.connect(target.conninfo(**how), **arguments)
     except psycopg.Error as error:
-        raise _not_established(target, error.with_traceback(None)) from None
+        raise not_established(target, error.with_traceback(None)) from None
     except BaseException as error:  # noqa: BLE001 - raised again, without the frames that hold the password
         raise error.with_traceback(None)  # noqa: B904
     finally:
@@ -153,7 +151,7 @@ async def aconnect(
             prepare_threshold=None,
         )
     except psycopg.Error as error:
-        raise _not_established(target, error.with_traceback(None)) from None
+        raise not_established(target, error.with_traceback(None)) from None
     except BaseException as error:  # noqa: BLE001 - raised again, without the frames that hold the password
         raise error.with_traceback(None)  # noqa: B904
     try:
@@ -167,20 +165,6 @@ async def aconnect(
         await connection.close()
         raise
     return connection
-
-
-def _not_established(target: Target, error: psycopg.Error) -> DblinkError:
-    """Return dblink's 08001, which has libpq's reason as its detail."""
-    reason = without_credentials(" ".join(str(error).split()))
-    if is_certificate_unasked(target, reason):
-        return not_asked_for(target)
-    return ConnectError(
-        "could not establish connection",
-        target.conn_id,
-        "08001",
-        reason,
-        hint="check host, port, database, login and password of the connection",
-    )
 
 
 def _apply_settings(target: Target, connection: BaseConnection[Any]) -> PQGen[None]:

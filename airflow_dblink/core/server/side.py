@@ -14,6 +14,7 @@ from airflow_dblink.core.errors import UsageError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import ask
 from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
+from airflow_dblink.core.sqltext.user_text import place_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Side:
         try:
             return self.connection.execute(query).rowcount
         except psycopg.Error as error:
-            raise from_psycopg(error, self.conn_id, action) from None
+            place = place_of(error, query, self.connection) if isinstance(query, sql.Composable) else None
+            raise from_psycopg(error, self.conn_id, action, place=place) from None
 
     def fetch(self, statement: sql.SQL | sql.Composed, action: str) -> list[dict[str, Any]]:
         """Run *statement* and return its rows.

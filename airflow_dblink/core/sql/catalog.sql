@@ -23,6 +23,9 @@ SELECT c.oid::int8 AS oid,
        EXISTS (SELECT FROM pg_catalog.pg_trigger AS trigger
                 WHERE trigger.tgrelid = c.oid AND trigger.tgenabled IN ('O', 'A')
                   AND trigger.tgtype::int & 7 = 7) AS has_before_insert,
+       EXISTS (SELECT FROM pg_catalog.pg_trigger AS trigger
+                WHERE trigger.tgrelid = c.oid AND trigger.tgenabled IN ('O', 'A')
+                  AND trigger.tgtype::int & 69 = 69) AS has_instead_of_insert,
        (SELECT pg_catalog.sum(greatest(leaf.reltuples, 0))::int8
           FROM pg_catalog.pg_partition_tree(c.oid) AS part
           JOIN pg_catalog.pg_class AS leaf ON leaf.oid = part.relid

@@ -9,7 +9,8 @@ from airflow_dblink.core.sqltext.lexer import Part, parts
 
 #: Verbs of the statements that can be read as a query.
 QUERIES = ("SELECT", "VALUES", "TABLE")
-_PLACEHOLDER = re.compile(r"%s\b|%\(\w+\)s")
+#: What takes a parameter's value; in SQL without parameters it may be a remainder, ``a %s``.
+PLACEHOLDER = re.compile(r"%s\b|%\(\w+\)s")
 
 
 def demand_script(script: str, conn_id: str, *, alternative: str = "transaction=False") -> None:
@@ -68,7 +69,7 @@ def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str) 
 
     :raises UsageError: names the missing argument.
     """
-    if found := _PLACEHOLDER.search(text):
+    if found := PLACEHOLDER.search(text):
         raise UsageError(
             f"{name} has a placeholder ({found[0]}), but {parameters_name} is missing",
             conn_id,

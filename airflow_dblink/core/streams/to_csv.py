@@ -15,6 +15,7 @@ from psycopg.abc import Buffer
 from airflow_dblink.core.errors import from_psycopg
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.server.bind import Params, Statement
+from airflow_dblink.core.sqltext.user_text import place_of
 
 _CHUNK_BYTES = 1024 * 1024
 
@@ -61,6 +62,7 @@ def _chunks(link: Wire, copy: sql.Composed, header: bool) -> Iterator[tuple[Buff
                 lines.append(line)
                 size += len(line)
     except psycopg.Error as error:
-        raise from_psycopg(error, link.label, "executing query") from None
+        place = place_of(error, copy, link.connection)
+        raise from_psycopg(error, link.label, "executing query", place=place) from None
     if lines:
         yield b"".join(lines), max(rows, 0)

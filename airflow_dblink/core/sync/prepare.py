@@ -56,7 +56,8 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     spec.check()
     target = get_relation(destination, spec.destination_table)
     if target.kind not in ("r", "p"):
-        raise UsageError(f"{target} is not a table", destination.conn_id, "42809")
+        hint = f"it is {target.kind_name}; a sync compares, locks and writes a table: name one"
+        raise UsageError(f"{target} is not a table", destination.conn_id, "42809", hint=hint)
     table = get_relation(source, spec.source_table) if spec.source_table else None
     if table and table.oid == target.oid and is_same_database(source, destination):
         raise UsageError(
@@ -250,9 +251,8 @@ def _demand_conditions(work: Work, names: Sequence[str]) -> None:
     """
     for part, name in ((work.source, "source"), (work.destination, "destination")):
         if (raw := condition(part.side, work.spec)) is not None:
-            demand_where(part, work.spec, raw.as_string(part.side.connection), names)
-        query = part.select(sql.SQL("1")).as_string(part.side.connection)
-        describe(part.side, query, f"reading the {name}")
+            demand_where(part, work.spec, raw, names)
+        describe(part.side, part.select(sql.SQL("1")), f"reading the {name}")
     nulls = [column(field.name) for field in work.key if field.name not in _not_null(work.target)]
     if nulls:
         is_null = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nulls)

@@ -16,6 +16,7 @@ from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.sqltext.lexer import parts
 from airflow_dblink.core.sqltext.rules import the_query
 from airflow_dblink.core.sync.moving import moving, moving_value
+from airflow_dblink.core.tables.source import demand_one_source
 
 Method = Literal["auto", "difference", "reload", "replace"]
 Apply = Literal["set", "statements"]
@@ -98,10 +99,7 @@ class Spec:
         :raises UsageError: names the argument.
         """
         self._demand_texts()
-        if (self.source_table is None) == (self.source_sql is None):
-            raise UsageError("give either source_table or source_sql")
-        if self.source_parameters is not None and self.source_sql is None:
-            raise UsageError("source_parameters belong to source_sql")
+        demand_one_source(self.source_table, self.source_sql, self.source_parameters)
         if self.source_sql is not None:
             the_query(self.source_sql)
         if self.where_parameters is not None and self.where is None:
@@ -142,8 +140,11 @@ class Spec:
             raise UsageError(f"watermark_overlap must be a timedelta or number, not below 0, got {overlap!r}")
 
     def _demand_where(self, where: str) -> None:
-        if len(parts(where)) != 1:
+        if len(found := parts(where)) != 1:
             raise UsageError("where must be one condition, without a semicolon")
+        if found[0].words[:1] == ["WHERE"] and found[0].text[:5].upper() == "WHERE":
+            hint = "leave the word out: where='id > 5'"
+            raise UsageError("where begins with WHERE, but takes the condition alone", hint=hint)
         if (value := moving(where)) is not None:
             raise moving_value(value)
 

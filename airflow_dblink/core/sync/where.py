@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import sql
 
-from airflow_dblink.core.errors import DblinkError, UsageError, from_psycopg
+from airflow_dblink.core.errors import DblinkError, Place, UsageError, from_psycopg
 from airflow_dblink.core.server.bind import bind
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.rules import demand_parameters
+from airflow_dblink.core.sqltext.user_text import UserText, place_of
 from airflow_dblink.core.sync.moving import OF_THE_TEXT, moving_texts, moving_value
 from airflow_dblink.core.tables.catalog import parse
 
@@ -25,38 +26,42 @@ _NOT_BOOLEAN = re.compile(r"CASE/WHEN\W.*boolean, not type (.+)", re.DOTALL)
 _IN_LIST = re.compile(r"\bIN\s*%", re.IGNORECASE)
 
 
-def condition(side: Side, spec: Spec) -> sql.Composable | None:
+def condition(side: Side, spec: Spec) -> UserText | None:
     """Return the condition with its parameters bound; ``None`` for all rows.
 
     :raises UsageError: if the parameters don't fit.
     """
     if spec.where is None:
         return None
+    given = UserText(spec.where, "where")
     if spec.where_parameters is None:
-        return sql.SQL(spec.where)
-    bound = bind(side.connection, side.conn_id, spec.where, spec.where_parameters, "where_parameters")
-    return sql.SQL(bound)
+        return given
+    return bind(side.connection, side.conn_id, given, spec.where_parameters, "where_parameters")
 
 
-def demand_where(part: Part, spec: Spec, text: str, names: Sequence[str]) -> None:
+def demand_where(part: Part, spec: Spec, given: UserText, names: Sequence[str]) -> None:
     """Let the parser read the condition.
 
     :raises UsageError: what it says, of the condition alone.
     """
     # Not in parentheses: it could close them, and be another condition than it seems.
     before = "SELECT CASE WHEN "
-    after = sql.SQL("\n THEN 1 END FROM {}").format(part.rows).as_string(part.side.connection)
+    query = sql.SQL(before + "{}\n THEN 1 END FROM {}")
+    text = given.text
     try:
-        parse(part.side, before + text + after)
+        parse(part.side, query.format(given, part.rows))
     except psycopg.Error as error:
         position = int(error.diag.statement_position or 1) - 1 - len(before)
-        raise _where_error(part.side, spec, error, len(text) - position, names) from None
+        place = place_of(error, query.format(given, part.rows), part.side.connection)
+        raise _where_error(part.side, spec, error, len(text) - position, names, place) from None
     if not (spans := moving_texts(text)):
         return
+
+    def is_read(other: str) -> bool:
+        return _is_read(part.side, query.format(sql.SQL(_with(text, spans, other)), part.rows))
+
     # 'today' may be a text; it is a date if another date could stand there, and a text could not.
-    if not _is_read(
-        part.side, before + _with(text, spans, "('today'::pg_catalog.text)") + after
-    ) and _is_read(part.side, before + _with(text, spans, "'2000-01-01 00:00'") + after):
+    if not is_read("('today'::pg_catalog.text)") and is_read("'2000-01-01 00:00'"):
         raise moving_value(text[slice(*spans[0])])
 
 
@@ -66,7 +71,7 @@ def _with(text: str, spans: Sequence[tuple[int, int]], other: str) -> str:
     return text
 
 
-def _is_read(side: Side, query: str) -> bool:
+def _is_read(side: Side, query: sql.Composed) -> bool:
     side.run("SAVEPOINT airflow_dblink_where", "checking where")
     try:
         parse(side, query)
@@ -80,7 +85,12 @@ def _is_read(side: Side, query: str) -> bool:
 
 
 def _where_error(
-    side: Side, spec: Spec, error: psycopg.Error, left: int, names: Sequence[str]
+    side: Side,
+    spec: Spec,
+    error: psycopg.Error,
+    left: int,
+    names: Sequence[str],
+    place: Place | None,
 ) -> DblinkError:
     """Return the error for a condition that the parser refused.
 
@@ -103,4 +113,5 @@ def _where_error(
         hint = None
     elif sqlstate == "42601" and _IN_LIST.search(spec.where or ""):
         hint = "a list is one parameter: = ANY(...) takes it, IN doesn't"
-    return UsageError(message, side.conn_id, sqlstate, ours.detail, hint, ours.context)
+    lines = None if place is None else place.lines
+    return UsageError(message, side.conn_id, sqlstate, ours.detail, hint, ours.context, lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
 from psycopg.generators import execute
@@ -13,6 +13,7 @@ from psycopg.generators import execute
 from airflow_dblink.core.errors import RemoteError, UsageError, from_psycopg
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.sqltext.user_text import place_of
 from airflow_dblink.core.tables.entries import Column, Relation, ResultColumn, Type, UniqueIndex
 
 _SQL = statements("catalog.sql")
@@ -73,7 +74,9 @@ def split_name(side: Side, relname: str) -> tuple[str, str]:
     return schema_name, name
 
 
-def describe(side: Side, query: str, action: str = "reading the source query") -> list[ResultColumn]:
+def describe(
+    side: Side, query: sql.Composable, action: str = "reading the source query"
+) -> list[ResultColumn]:
     """Return the columns of *query* without running it; in a transaction, or a pooler splits it.
 
     :param action: what it is for, as errors say it.
@@ -83,7 +86,8 @@ def describe(side: Side, query: str, action: str = "reading the source query") -
     try:
         result = parse(side, query)
     except psycopg.Error as error:
-        raise from_psycopg(error, side.conn_id, action) from None
+        place = place_of(error, query, side.connection)
+        raise from_psycopg(error, side.conn_id, action, place=place) from None
     if result.nfields == 0:
         raise UsageError("the source query returns no columns", side.conn_id)
     found = [(result.fname(i) or b"", result.ftype(i), result.fmod(i)) for i in range(result.nfields)]
@@ -94,12 +98,13 @@ def describe(side: Side, query: str, action: str = "reading the source query") -
     ]
 
 
-def parse(side: Side, query: str) -> pq.abc.PGresult:
+def parse(side: Side, query: sql.Composable) -> pq.abc.PGresult:
     """Have the server's parser read *query*, and return its description.
 
     :raises psycopg.Error: what the parser says, with the position.
     """
     pgconn = side.connection.pgconn
+    text = query.as_string(side.connection).encode()
 
     def ask(send: Callable[[], None]) -> PQGen[list[pq.abc.PGresult]]:
         send()
@@ -107,7 +112,7 @@ def parse(side: Side, query: str) -> pq.abc.PGresult:
         return results
 
     def prepare() -> None:
-        pgconn.send_prepare(b"", query.encode())
+        pgconn.send_prepare(b"", text)
 
     def describe_prepared() -> None:
         pgconn.send_describe_prepared(b"")

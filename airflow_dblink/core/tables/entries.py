@@ -16,6 +16,10 @@ _STRING = "S"  # pg_type.typcategory
 _EXACT = frozenset(
     {"bool", "int2", "int4", "int8", "oid", "date", "bytea", "uuid", "time", "timestamp", "timestamptz"}
 )
+_KINDS = {
+    **{"r": "a table", "p": "a partitioned table", "f": "a foreign table", "S": "a sequence"},
+    **{"v": "a view", "m": "a materialized view", "c": "a type", "i": "an index", "I": "an index"},
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Relation:
     update_rules: list[str]
     row_security: bool
     has_before_insert: bool
+    has_instead_of_insert: bool
     rows: int
     columns: tuple[Column, ...]
 
@@ -70,6 +75,11 @@ class Relation:
     def has_inheritance(self) -> bool:
         """Whether reading it also gives rows of other tables, which its indexes don't contain."""
         return self.kind != "p" and self.has_children
+
+    @property
+    def kind_name(self) -> str:
+        """What it is, for errors."""
+        return _KINDS.get(self.kind, "no table")
 
     def __str__(self) -> str:
         return f"{self.schema_name}.{self.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from psycopg import sql
 
@@ -25,7 +25,7 @@ from airflow_dblink.core.tables.mapping import Pair, match
 from airflow_dblink.core.tables.new_table import create_statement
 from airflow_dblink.core.tables.route import route
 from airflow_dblink.core.tables.row_key import UpsertKey
-from airflow_dblink.core.tables.source import describe_source, source_query
+from airflow_dblink.core.tables.source import demand_one_source, describe_source, source_query
 
 Mode = Literal["append", "replace", "upsert", "create"]
 Columns = Sequence[str] | Mapping[str, str]
@@ -61,6 +61,30 @@ class Spec:
         :raises KeyError: if one is missing.
         """
         return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+    def check(self, source_id: str | None = None) -> None:
+        """Refuse arguments that can't work together, and texts that can't be what they are for.
+
+        :param source_id: of the source, for errors.
+        :raises UsageError: names the argument.
+        """
+        demand_one_source(self.source_table, self.source_sql, self.source_parameters)
+        if self.mode not in get_args(Mode):
+            raise UsageError(f"mode must be append, replace, upsert or create, got {self.mode!r}")
+        if self.key is not None and self.mode != "upsert":
+            raise UsageError(
+                f"key is for mode='upsert', not for {self.mode!r}", hint="leave key out, or set mode='upsert'"
+            )
+        if self.lock and self.mode == "create":
+            raise UsageError("lock is for a table that exists, not for mode='create'")
+        if isinstance(self.key, str):
+            hint = f"key=[{self.key!r}]"
+            raise UsageError(f"key must be a list of columns, got the text {self.key!r}", hint=hint)
+        if self.source_sql is not None:
+            the_query(self.source_sql, conn_id=source_id)
+        for name, script in (("pre_sql", self.pre_sql), ("post_sql", self.post_sql)):
+            if script is not None:
+                _demand_script(name, script)
 
 
 @dataclass(frozen=True)
@@ -108,7 +132,7 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     :raises UsageError: names the connection, table, column or argument that can't work.
     :raises RemoteError: what a server says of the query or a name.
     """
-    _demand_arguments(spec, source.conn_id)
+    spec.check(source.conn_id)
     table = get_relation(source, spec.source_table) if spec.source_table else None
     query = source_query(source, table, spec.source_sql, spec.source_parameters)
     offered = describe_source(source, query, spec.source_sql, spec.source_parameters)
@@ -138,27 +162,6 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     )
 
 
-def _demand_arguments(spec: Spec, source_id: str) -> None:
-    if (spec.source_table is None) == (spec.source_sql is None):
-        raise UsageError("give either source_table or source_sql")
-    if spec.mode not in ("append", "replace", "upsert", "create"):
-        raise UsageError(f"mode must be append, replace, upsert or create, got {spec.mode!r}")
-    if spec.key is not None and spec.mode != "upsert":
-        raise UsageError(f"key is for mode='upsert', not for {spec.mode!r}")
-    if spec.lock and spec.mode == "create":
-        raise UsageError("lock is for a table that exists, not for mode='create'")
-    if spec.source_parameters is not None and spec.source_sql is None:
-        raise UsageError("source_parameters belong to source_sql")
-    if isinstance(spec.key, str):
-        hint = f"key=[{spec.key!r}]"
-        raise UsageError(f"key must be a list of columns, got the text {spec.key!r}", hint=hint)
-    if spec.source_sql is not None:
-        the_query(spec.source_sql, conn_id=source_id)
-    for name, script in (("pre_sql", spec.pre_sql), ("post_sql", spec.post_sql)):
-        if script is not None:
-            _demand_script(name, script)
-
-
 def _demand_script(name: str, script: str) -> None:
     try:
         demand_script(script, name)
@@ -182,6 +185,22 @@ def _destination(destination: Side, spec: Spec) -> Relation | None:
             f"{existing} already exists", destination.conn_id, "42P07", hint="use append, replace or upsert"
         )
     return None
+
+
+def _refuse_view(destination: Side, spec: Spec, view: Relation) -> None:
+    """Refuse a view unless rows are appended to it, and its trigger takes them."""
+    table = "name the table behind it"
+    if spec.mode == "replace":
+        why = "mode='replace' can't empty it"
+        hint = f"{table}; or mode='append' with a DELETE in pre_sql"
+    elif spec.mode == "upsert":
+        why, hint = "mode='upsert' needs a unique index, which no view has", table
+    elif not view.has_instead_of_insert:
+        why = "COPY writes to one only through a trigger INSTEAD OF INSERT ... FOR EACH ROW"
+        hint = f"{table}, or give the view such a trigger"
+    else:
+        return
+    raise UsageError(f"{view} is a view, and {why}", destination.conn_id, "42809", hint=hint)
 
 
 def _demand_no_rules(destination: Side, spec: Spec, relation: Relation) -> None:

@@ -17,6 +17,7 @@ from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.settings import TEXT_FORMS
 from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.core.streams.pump import End, Pumped, pump
 from airflow_dblink.core.tables.sequences import reset_sequences
 from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
@@ -124,7 +125,7 @@ def _make_room(destination: Side, work: Plan) -> str | None:
         lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(work.target)
         destination.run(lock, "locking the destination table")
     if work.spec.pre_sql:
-        destination.run(work.spec.pre_sql, "executing pre_sql")
+        destination.run(UserText(work.spec.pre_sql, "pre_sql"), "executing pre_sql")
     if work.create is not None:
         destination.run(work.create, "creating the destination table")
     if work.spec.mode == "replace":
@@ -212,4 +213,4 @@ def _after_load(destination: Side, work: Plan) -> None:
     if work.spec.analyze:
         destination.run(sql.SQL("ANALYZE {}").format(work.target), "analyzing the destination table")
     if work.spec.post_sql:
-        destination.run(work.spec.post_sql, "executing post_sql")
+        destination.run(UserText(work.spec.post_sql, "post_sql"), "executing post_sql")

@@ -15,6 +15,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link, Notification
 from airflow_dblink.core.link.messages import Row
 from airflow_dblink.core.server.bind import Params, Statement
+from airflow_dblink.hooks.parts.names_params import names_params
 
 
 class Vocabulary(ABC):
@@ -33,6 +34,7 @@ class Vocabulary(ABC):
 
     # -- statements
 
+    @names_params
     def query(
         self,
         sql: Statement,
@@ -50,8 +52,7 @@ class Vocabulary(ABC):
             connection string, which is connected to for this one call.
         :returns: tuples; for a command without rows one tuple with its tag. After an error with
             ``fail_on_error=False``, the rows of the statements before it.
-        :raises UsageError: 08001 if *connname* is none of these; for COPY, an empty statement,
-            ``None``.
+        :raises UsageError: 08001 if *connname* is none of these; for COPY, an empty statement, ``None``.
         :raises RemoteError: the server's errors; with ``fail_on_error=False`` they are only warnings in
             the log, unless the connection was lost. XX000 while results of :meth:`send_query` are
             unread on that link; they stay.
@@ -61,6 +62,7 @@ class Vocabulary(ABC):
         with self._reach(connname) as link:
             return link.query(_given("sql", sql), params, fail_on_error=fail_on_error)
 
+    @names_params
     def exec(
         self,
         sql: Statement,
@@ -74,8 +76,7 @@ class Vocabulary(ABC):
         :returns: ``INSERT 0 1``, ``UPDATE 3``, ``CREATE TABLE``, ...; ``ERROR`` after an error with
             ``fail_on_error=False``.
         :raises UsageError: as :meth:`query`.
-        :raises RemoteError: as :meth:`query`; 2F003 if the last statement returned rows; it has run all
-            the same.
+        :raises RemoteError: as :meth:`query`; 2F003 if the last statement returned rows, and has run.
 
         Model: ``dblink_exec``.
         """
@@ -84,6 +85,7 @@ class Vocabulary(ABC):
 
     # -- cursors
 
+    @names_params
     def open(
         self,
         cursor: str,
@@ -136,6 +138,7 @@ class Vocabulary(ABC):
         """
         return self.link(connname).close(given_text("cursor", cursor), fail_on_error=fail_on_error)
 
+    @names_params
     def batches(
         self,
         sql: Statement,
@@ -162,6 +165,7 @@ class Vocabulary(ABC):
 
     # -- asynchronous
 
+    @names_params
     def send_query(self, sql: Statement, params: Params | None = None, *, connname: str | None = None) -> int:
         """Send *sql* without waiting for its end; :meth:`get_result` reads its results.
 

@@ -26,6 +26,7 @@ from airflow_dblink.core.server.connection import Check, LinkConnection
 from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.server.target import Target, parse_session_settings
 from airflow_dblink.hooks.parts.functions import Vocabulary
+from airflow_dblink.hooks.parts.names_params import names_params
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class JobVocabulary(Vocabulary):
     def _sent_names(self) -> list[str]:
         """The names of the jobs that the running try of the task has sent."""
 
+    @names_params
     def send_job(
         self,
         sql: str,

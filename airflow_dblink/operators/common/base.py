@@ -58,6 +58,7 @@ class DblinkBaseOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._given_params = bool(kwargs.get("params"))
         if connname is not None:
             raise UsageError(
                 f"{type(self).__name__} takes no connname ({connname!r}): a link ends with the task that"
@@ -84,6 +85,12 @@ class DblinkBaseOperator(BaseOperator):
         """
         for name in (*always, *self._given):
             demand_text(name, getattr(self, name))
+
+    def _check_early(self) -> None:
+        """Refuse what is seen to be wrong without a server, nor any other system.
+
+        :raises UsageError: names the argument.
+        """
 
     def resolve_template_files(self) -> None:
         """Read the files of the fields that hold SQL; in others ``.sql`` is the end of a name or a value."""

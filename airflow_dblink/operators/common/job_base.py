@@ -59,6 +59,10 @@ class JobSendingOperator(SqlOperator):
         self.cancel_on_kill = cancel_on_kill
         self.job_handle: JobHandle | None = None  # for the link
 
+    def _check_early(self) -> None:
+        self._demand_values("conn_id", "sql")
+        demand_statement(self.sql, self.conn_id)
+
     def _hook(self, conn_id: str) -> DblinkHook:
         return DblinkHook(
             dblink_conn_id=conn_id,

@@ -14,6 +14,7 @@ from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.connection import LinkConnection, time_limit
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.target import parse_session_settings
+from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.task import task_key, task_name
@@ -74,7 +75,7 @@ class ExactlyOnceOperator(DblinkBaseOperator):
         ti = context["ti"]
         return ti.try_number <= ti.max_tries and self._is_marked_running(context)
 
-    def _run_as_one(self, context: Context, once: Once, script: str) -> list[str]:
+    def _run_as_one(self, context: Context, once: Once, script: UserText) -> list[str]:
         """Run *script* and commit, as one message; a worker that only stops leaves it to the next try.
 
         :returns: the command tags.

@@ -55,6 +55,15 @@ class RowSink:
 
         :raises UsageError: says which.
         """
+        self.demand_place()
+        if self.path is not None:
+            demand_file("path", self.path, self.path_conn_id, self.base_path)
+
+    def demand_place(self) -> None:
+        """Raise as :meth:`demand_one` does, but without a look at the object storage.
+
+        :raises UsageError: says which.
+        """
         if len(self.given) != 1:
             raise UsageError(
                 f"give exactly one of handler, path and max_xcom_rows, got {', '.join(self.given) or 'none'}",
@@ -65,7 +74,6 @@ class RowSink:
             raise UsageError(f"csv_options has no {', '.join(sorted(map(str, unknown)))}", self.conn_id)
         if self.path is not None:
             demand_mode(self.file_mode)
-            demand_file("path", self.path, self.path_conn_id, self.base_path)
 
     def deliver(
         self, link: Link, statement: Statement, params: Params | None = None, *, expected: int | None = None

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.server.bind import bind
+from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 
 
@@ -16,6 +18,8 @@ class SqlOperator(DblinkBaseOperator):
     :param sql: one statement, several, or the path of a ``.sql`` file. (templated)
     :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
     """
+
+    _sql_name: str | None = None  # of *sql* in errors, if other arguments are SQL, too
 
     def __init__(
         self,
@@ -30,8 +34,9 @@ class SqlOperator(DblinkBaseOperator):
         self.sql = sql
         self.parameters = parameters
 
-    def _bound(self, link: Link) -> str:
+    def _bound(self, link: Link) -> UserText:
         """Return *sql* with the values of *parameters* in it."""
+        written = UserText(self.sql, self._sql_name)
         if self.parameters is None:
-            return self.sql
-        return link.compose(self.sql, self.parameters).as_string(link.connection)
+            return written
+        return bind(link.connection, link.label, written, self.parameters)

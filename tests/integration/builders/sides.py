@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from airflow_dblink.core.builders import statements
 from airflow_dblink.core.errors import DblinkError
 from airflow_dblink.core.link.link import Link
+from airflow_dblink.core.link.messages import Message
 from airflow_dblink.core.link.registry import Links
 from airflow_dblink.core.server.target import Target
 
@@ -230,8 +231,8 @@ def count_messages(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     sent: list[bytes] = []
     begin = Link.begin
 
-    def spy(link: Link, message: bytes) -> None:
-        sent.append(message)
+    def spy(link: Link, message: Message) -> None:
+        sent.append(message.text)
         begin(link, message)
 
     monkeypatch.setattr(Link, "begin", spy)

@@ -115,7 +115,6 @@ def test_values_are_erased_at_the_end_and_the_statement_stays_as_written(
         ("SELECT fails(length(%s)) AS a", {}),
         ("SELECT fails(length(%s)) AS a", {"keep_result": True}),
         ("UPDATE nowhere SET a = length(%s)", {}),
-        ("SELCT %s", {}),
     ],
 )
 def test_nothing_in_the_row_of_a_failed_job_has_the_values(

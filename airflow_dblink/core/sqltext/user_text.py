@@ -1,0 +1,231 @@
+"""SQL as a user wrote it: where in it an error is, however the text was bound, embedded and sent.
+
+A server counts a position in what it was sent: the user's text with parameters' values in it, and between
+``COPY (`` and ``) TO STDOUT``, behind ``DECLARE ... CURSOR FOR``, and so on. :class:`UserText` is the user's
+part of such a statement, and :func:`place_of` finds it there. Values are never shown: the text is, with its
+placeholders.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import BaseConnection, sql
+
+from airflow_dblink.core.errors import AT_OR_NEAR, Place
+from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.sqltext.lexer import tokens
+
+# As psycopg finds them: %s, %(name)s, and %% for a percent sign.
+_PLACEHOLDER = re.compile(r"%(?:\(([^)]+)\).|.)", re.DOTALL)
+_PERCENT = re.compile(r"%%|%\([^)]+\)[sbt]|%[sbt]|%")
+_SYNTAX_ERROR = "42601"
+_STRINGS = ("string", "estring")
+_SHOWN_CHARS = 100
+_BEFORE_CARET_CHARS = 70
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the user wrote.
+
+    :ivar name: the argument; ``None`` where there is no other that it could be.
+    :ivar sent: what of *written* is sent, with the values in it.
+    :ivar begins: where in *written* that begins.
+    :ivar ends: and ends.
+    """
+
+    name: str | None
+    written: str
+    sent: str = field(repr=False)
+    begins: int
+    ends: int
+    params: Sequence[Any] | Mapping[str, Any] | None = field(default=None, repr=False)
+    connection: BaseConnection[Any] | None = field(default=None, repr=False)
+
+    def index_of(self, index: int) -> int | None:
+        """Return where in *written* the character *index* of *sent* is; a value is at its placeholder."""
+        if self.params is None:
+            return self.begins + index
+        there = 0
+        for start, end, value in self._pieces():
+            text = self.written[start:end] if value is None else value
+            if index < there + len(text):
+                return start + (index - there if value is None else 0)
+            there += len(text)
+        return self.ends if index == there else None
+
+    def _pieces(self) -> Iterator[tuple[int, int, str | None]]:
+        """Yield the spans of *written*, with what was put in the place of each; nothing if they don't fit."""
+        pieces: list[tuple[int, int, str | None]] = []
+        end, count = self.begins, 0
+        for found in _PLACEHOLDER.finditer(self.written, self.begins, self.ends):
+            pieces.append((end, found.start(), None))
+            end = found.end()
+            if found[0] == "%%":
+                value = "%"
+            else:
+                given: Any = self.params
+                parameter = given[found[1]] if found[1] is not None else given[count]
+                value = sql.Literal(parameter).as_string(self.connection)
+                count += 1
+            pieces.append((found.start(), end, value))
+        pieces.append((end, self.ends, None))
+        sent = "".join(self.written[a:b] if value is None else value for a, b, value in pieces)
+        return iter(pieces if sent == self.sent else ())
+
+
+class UserText(sql.SQL):
+    """The user's SQL as it is sent, as a part of whatever statement; it knows what was written.
+
+    :param text: as it is sent.
+    :param name: the argument that it is, for errors; ``None`` where there is no other.
+    """
+
+    def __init__(self, text: str, name: str | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self._source = _Source(name, text, text, 0, len(text))
+        self._offset = 0
+
+    def part(self, start: int, end: int) -> UserText:
+        """Return the characters from *start* to *end*."""
+        part = UserText(self.text[start:end])
+        part._source, part._offset = self._source, self._offset + start
+        return part
+
+    def bound(
+        self, text: str, params: Sequence[Any] | Mapping[str, Any], connection: BaseConnection[Any]
+    ) -> UserText:
+        """Return *text*, which this one became when *params* were put in the place of its placeholders."""
+        source, begins = self._source, self._offset
+        ends = begins + len(self.text)
+        bound = UserText(text)
+        bound._source = _Source(source.name, source.written, text, begins, ends, params, connection)
+        return bound
+
+    def literal_percent(self) -> str | None:
+        """Return the line of the first percent sign that is no placeholder's, nor doubled, if any."""
+        for found in _PERCENT.finditer(self.text):
+            if found[0] == "%":
+                return self.lines(found.start(), shows_values=True)
+        return None
+
+    def lines(self, index: int, *, shows_values: bool) -> str | None:
+        """Return the line of the character *index* of what is sent, with a caret; ``None`` if it isn't known.
+
+        :param shows_values: whether the text's own string literals may be shown.
+        """
+        where = self._source.index_of(self._offset + index)
+        if where is None:
+            return None
+        written = self._source.written
+        start = written.rfind("\n", 0, where) + 1
+        end = written.find("\n", where)
+        end = len(written) if end < 0 else end
+        line, caret = _shown(written, start, end, where, shows_values=shows_values)
+        number = written.count("\n", 0, where) + 1
+        name = f" of {self._source.name}" if self._source.name else ""
+        head = f"LINE {number}{name}, column {where - start + 1}: "
+        return f"{head}{line}\n{' ' * (len(head) + _width(line[:caret]))}^"
+
+
+def place_of(
+    error: psycopg.Error, statement: sql.Composable, connection: BaseConnection[Any]
+) -> Place | None:
+    """Return where in the user's text the server found the *error*; ``None`` if not there, or not known.
+
+    :param statement: what was sent; :class:`UserText` is in it somewhere.
+    """
+    sent = statement.as_string(connection)
+    index = _index(error, sent, connection)
+    if index is None:
+        return None
+    for start, text in _texts(statement, connection, 0):
+        end = start + len(text.text)
+        # Right behind the user's text stands what is ours: the error is at the text's end.
+        if start <= index and (index < end or not sent[end:index].strip()):
+            # A generated text, of the builders for example, holds rows; a syntax error it can't have.
+            shows_values = error.diag.sqlstate == _SYNTAX_ERROR
+            lines = text.lines(min(index, end) - start, shows_values=shows_values)
+            quoted = AT_OR_NEAR.search(error.diag.message_primary or "")
+            is_beyond = quoted is not None and len(quoted[1]) > end - index
+            return Place(lines, is_beyond) if lines else None
+    return None
+
+
+def _index(error: psycopg.Error, sent: str, connection: BaseConnection[Any]) -> int | None:
+    """Return the index in *sent* of the character that the server means."""
+    if not (position := error.diag.statement_position):
+        return None
+    index = int(position) - 1
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":  # it counts bytes
+        index = len(sent.encode(connection.info.encoding)[:index].decode(connection.info.encoding, "ignore"))
+    return index if 0 <= index <= len(sent) else None
+
+
+def _texts(
+    statement: sql.Composable, connection: BaseConnection[Any], start: int
+) -> Iterator[tuple[int, UserText]]:
+    """Yield the users' texts in *statement* and where each begins."""
+    if isinstance(statement, UserText):
+        yield start, statement
+    elif isinstance(statement, sql.Composed):
+        for part in statement:
+            yield from _texts(part, connection, start)
+            start += len(part.as_string(connection))
+
+
+def _shown(text: str, start: int, end: int, where: int, *, shows_values: bool) -> tuple[str, int]:
+    """Return the line from *start* to *end* as it may be shown, and where in it the character *where* is."""
+    hidden = list(_hidden(text, shows_values=shows_values))
+    caret = next((max(a, start) for a, b in hidden if a <= where < b), where)
+    before, whole = (
+        without_credentials(_masked(text, start, caret, hidden) + rest)
+        for rest in ("", _masked(text, caret, end, hidden))
+    )
+    return _window(whole, len(before) if whole.startswith(before) else 0)
+
+
+def _hidden(text: str, *, shows_values: bool) -> Iterator[tuple[int, int]]:
+    """Yield the insides of string literals; of passwords alone where values may be shown."""
+    before = ""
+    for kind, start, end in tokens(text):
+        token = text[start:end]
+        if kind in _STRINGS and (not shows_values or before.upper() == "PASSWORD"):
+            first = text.find("'", start) + 1
+            last = end - 1 if token.endswith("'") else end
+            if first < last:
+                yield first, last
+        before = token
+
+
+def _masked(text: str, start: int, end: int, hidden: Sequence[tuple[int, int]]) -> str:
+    shown = []
+    for a, b in hidden:
+        if max(a, start) < min(b, end):
+            shown += [text[start : max(a, start)], "..."]
+            start = min(b, end)
+    return "".join([*shown, text[start:end]]).replace("\t", " ")
+
+
+def _window(line: str, caret: int) -> tuple[str, int]:
+    """Return what of a long *line* is around the caret."""
+    line = line.rstrip()
+    if len(line) <= _SHOWN_CHARS:
+        return line, caret
+    start = max(0, min(caret - _BEFORE_CARET_CHARS, len(line) - _SHOWN_CHARS))
+    end = start + _SHOWN_CHARS
+    head, tail = "..." if start else "", "..." if end < len(line) else ""
+    return f"{head}{line[start:end]}{tail}", caret - start + len(head)
+
+
+def _width(text: str) -> int:
+    """Return how many columns *text* takes in a terminal."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))

@@ -1,0 +1,109 @@
+"""What an operator's constructor refuses: wrong values that are known when the DAG is parsed.
+
+A template, a file of SQL and the result of another task become known in the task alone, where ``execute``
+makes the same checks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.remote_sets.remote import Remote
+from airflow_dblink.core.sqltext.lexer import tokens
+from airflow_dblink.core.sqltext.rules import PLACEHOLDER
+
+if TYPE_CHECKING:
+    from airflow_dblink.operators.common.base import DblinkBaseOperator
+
+_TEMPLATES = ("{{", "{%", "{#")
+#: What the checks see of arguments that aren't known yet: something that is always right.
+_STAND_INS: dict[str, Any] = {
+    **dict.fromkeys(("sql", "source_sql", "pre_sql", "post_sql"), "SELECT 1"),
+    **dict.fromkeys(("source_table", "destination_table", "watermark_column"), "x"),
+    **dict.fromkeys(("path", "statements_path"), "x"),
+    **dict.fromkeys(("insert", "update", "delete"), True),
+    **dict.fromkeys(("plan_only", "allow_empty_source"), False),
+    **dict.fromkeys(("columns", "key", "remotes", "session_settings", "replace_above"), None),
+    **dict.fromkeys(("max_delete_fraction", "max_change_fraction"), None),
+    "where": "true",
+    "watermark_until": "0",
+    "method": "auto",
+    "plan": {"seed": 0, "digest": "", "arguments": ""},
+}
+
+
+def is_known(value: Any, files: tuple[str, ...] = ()) -> bool:
+    """Return whether *value* is what the task will have: no template, no task's result, no file.
+
+    :param files: endings of the names of files that are read.
+    """
+    if isinstance(value, str):
+        return not any(begin in value for begin in _TEMPLATES) and not value.endswith(files)
+    if isinstance(value, Remote):
+        return is_known([value.conn_id, value.sql, value.parameters], files)
+    if isinstance(value, Mapping):
+        return all(is_known(each, files) for pair in value.items() for each in pair)
+    if isinstance(value, list | tuple | set):
+        return all(is_known(each, files) for each in value)
+    return not hasattr(
+        value, "iter_references"
+    )  # as an XComArg, and what becomes of a mapped argument, has it
+
+
+def check_known(operator: DblinkBaseOperator) -> None:
+    """Make the operator's early checks, of all arguments that are known.
+
+    To be called last in a constructor. A subclass from elsewhere may set more after it, and isn't checked.
+
+    :raises AirflowFailException: what is wrong; in a mapped task no retry helps, either.
+    """
+    kind = type(operator)
+    if not kind.__module__.startswith("airflow_dblink."):
+        return
+    view: Any = object.__new__(kind)  # the operator itself keeps its templates
+    view.__dict__.update(operator.__dict__)
+    files = tuple(kind.template_ext)
+    for name in kind.template_fields:
+        if not is_known(getattr(operator, name), files):
+            view.__dict__[name] = _stand_in(name, getattr(operator, name))
+    if not is_known(getattr(operator, "mode", None)):
+        view.__dict__["mode"] = "append" if view.key is None else "upsert"
+    try:
+        if view._given_params:
+            _refuse_params(view)
+        view._check_early()
+    except UsageError as error:
+        raise AirflowFailException(f"{kind.__name__} {operator.task_id!r}: {error}") from None
+
+
+def _stand_in(name: str, value: Any) -> Any:
+    if name.endswith("conn_id"):  # which errors name
+        return value if isinstance(value, str) else "(of another task)"
+    return _STAND_INS.get(name)
+
+
+def _refuse_params(operator: Any) -> None:
+    """Refuse ``params``, Airflow's own for templates, where they seem to be values for placeholders.
+
+    :raises UsageError: names the argument that takes them.
+    """
+    for name in ("sql", "source_sql", "where"):
+        values = f"{name.removesuffix('sql')}parameters" if name != "where" else "where_parameters"
+        text = getattr(operator, name, None)
+        if text and getattr(operator, values) is None and (found := _placeholder(text)):
+            raise UsageError(
+                f"params is given, but the placeholder {found} in {name} takes its value from {values}",
+                hint=f"{values}=...; params is Airflow's own, for templates: {{{{ params.name }}}}",
+            )
+
+
+def _placeholder(text: str) -> str | None:
+    """Return the first placeholder that stands in no text literal."""
+    for _, start, _ in tokens(text):
+        if found := PLACEHOLDER.match(text, start):
+            return found[0]
+    return None

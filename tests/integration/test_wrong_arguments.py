@@ -1,0 +1,158 @@
+"""Wrong values that are known when a DAG is parsed fail there; each names its argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, BaseOperator, task
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_dblink.operators.execute import DblinkExecOperator
+from airflow_dblink.operators.fetch import DblinkFetchOperator
+from airflow_dblink.operators.jobs import (
+    DblinkGetResultOperator,
+    DblinkJobOperator,
+    DblinkSendQueryOperator,
+)
+from airflow_dblink.operators.query import DblinkQueryOperator
+from airflow_dblink.operators.sync import DblinkSyncOperator
+from airflow_dblink.operators.transfer import DblinkTransferOperator
+
+ACROSS: dict[str, Any] = {"source_conn_id": "a", "destination_conn_id": "b", "destination_table": "t"}
+TABLE: dict[str, Any] = {**ACROSS, "source_table": "t"}
+HOME: dict[str, Any] = {"conn_id": "a"}
+QUERY: dict[str, Any] = {**HOME, "sql": "SELECT 1"}
+FILE: dict[str, Any] = {**QUERY, "path": "file:///x"}
+RESULT: dict[str, Any] = {"handle": {"conn_id": "a", "job_id": "x", "schema": "s"}}
+PLACES = "give exactly one of handler, path and max_xcom_rows"
+
+#: Class, arguments that are right, one that is wrong, and what is said of it.
+WRONG: list[tuple[type[BaseOperator], dict[str, Any], dict[str, Any], str]] = [
+    (DblinkTransferOperator, TABLE, {"mode": "apend"}, "mode must be append, replace"),
+    (DblinkTransferOperator, TABLE, {"source_sql": "SELECT 1"}, "are both given"),
+    (DblinkTransferOperator, ACROSS, {}, "neither source_table nor source_sql is given"),
+    (DblinkTransferOperator, TABLE, {"key": ["id"]}, "key is for mode='upsert'"),
+    (DblinkTransferOperator, TABLE, {"columns": "id"}, "columns must be a list"),
+    (DblinkTransferOperator, TABLE, {"pre_sql": "COMMIT"}, "pre_sql: .* COMMIT"),
+    (DblinkTransferOperator, ACROSS, {"source_sql": "DELETE FROM t"}, "must be a query, got DELETE"),
+    (DblinkTransferOperator, TABLE, {"source_parameters": [1]}, "belong to source_sql"),
+    (DblinkTransferOperator, TABLE, {"destination_table": ""}, "destination_table has no"),
+    (DblinkTransferOperator, TABLE, {"allow_empty_source": "ja"}, "allow_empty_source"),
+    (DblinkSyncOperator, TABLE, {"method": "diff"}, "method must be auto or"),
+    (DblinkSyncOperator, TABLE, {"apply": "copy"}, "apply must be set or statements"),
+    (DblinkSyncOperator, TABLE, {"source_sql": "SELECT 1"}, "are both given"),
+    (DblinkSyncOperator, TABLE, {"where": "WHERE id > 5"}, "where begins with WHERE"),
+    (DblinkSyncOperator, TABLE, {"max_delete_fraction": 25}, "25 % is 0.25"),
+    (DblinkSyncOperator, TABLE, {"key": "id"}, "key must be a list of columns"),
+    (DblinkFetchOperator, QUERY, {}, PLACES),
+    (DblinkFetchOperator, FILE, {"max_xcom_rows": 1}, PLACES),
+    (DblinkFetchOperator, QUERY, {"max_xcom_rows": "many"}, "max_xcom_rows must be"),
+    (DblinkFetchOperator, QUERY, {"handler": "print"}, "handler must be a function"),
+    (DblinkQueryOperator, QUERY, {"remotes": {"x": {"sql": "TABLE t"}}}, "conn_id is"),
+    (DblinkQueryOperator, {"conn_id": "a", "max_xcom_rows": 1}, {"sql": "DELETE FROM t"}, "is DELETE, but"),
+    (DblinkExecOperator, HOME, {"sql": "INSERT INTO t VALUES (1); COMMIT"}, "sql contains COMMIT"),
+    (DblinkExecOperator, {**QUERY, "transaction": False}, {"deferrable": True}, "deferrable=True needs"),
+    (DblinkExecOperator, HOME, {"sql": " -- nothing"}, "sql holds no statement"),
+    (DblinkExecOperator, HOME, {"sql": "DELETE FROM t WHERE a = %s", "params": {"a": 1}}, "from parameters"),
+    (DblinkTransferOperator, ACROSS, {"source_sql": "SELECT %(a)s", "params": {"a": 1}}, "source_parameters"),
+    (DblinkSyncOperator, TABLE, {"where": "a = %(a)s", "params": {"a": 1}}, "value from where_parameters"),
+    (DblinkSendQueryOperator, HOME, {"sql": "VACUUM t"}, "VACUUM .line 1. cannot run"),
+    (DblinkJobOperator, FILE, {"max_xcom_rows": 1}, PLACES),
+    (DblinkGetResultOperator, RESULT, {}, PLACES),
+    (DblinkGetResultOperator, RESULT, {"destination_table": "t"}, "give both"),
+    (DblinkGetResultOperator, {**RESULT, **dict.fromkeys(("destination_conn_id", "destination_table"), "x")},
+     {"mode": "merge"}, "mode must be append"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong", "says"),
+    [pytest.param(*case, id=f"{case[0].__name__} {case[3]}") for case in WRONG],
+)
+def test_the_constructor_refuses(
+    kind: type[BaseOperator], right: dict[str, Any], wrong: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(AirflowFailException, match=says) as caught:
+        kind(task_id="load", **{**right, **wrong})
+    assert f"{kind.__name__} 'load'" in str(caught.value)
+
+
+TEMPLATES: list[Callable[[Any], BaseOperator]] = [
+    lambda unknown: DblinkTransferOperator(task_id="a", **ACROSS, source_table="t", mode=unknown, key=["id"]),
+    lambda unknown: DblinkTransferOperator(task_id="a", **ACROSS, source_sql=unknown, columns=unknown),
+    lambda unknown: DblinkTransferOperator(task_id="a", **ACROSS, source_table=unknown, pre_sql=unknown),
+    lambda unknown: DblinkSyncOperator(
+        task_id="a", **ACROSS, source_table="t", method=unknown, where=unknown
+    ),
+    lambda unknown: DblinkSyncOperator(
+        task_id="a", **ACROSS, source_table="t", delete=unknown, key=unknown, plan=unknown, plan_only=unknown
+    ),
+    lambda unknown: DblinkFetchOperator(task_id="a", conn_id=unknown, sql=unknown, path=unknown),
+    lambda unknown: DblinkQueryOperator(task_id="a", conn_id="a", sql=unknown, max_xcom_rows=1),
+    lambda unknown: DblinkQueryOperator(
+        task_id="a", conn_id="a", sql="SELECT 1", remotes={"x": {"conn_id": "a", "sql": unknown}}
+    ),
+    lambda unknown: DblinkExecOperator(task_id="a", conn_id="a", sql=unknown, parameters=unknown),
+    lambda unknown: DblinkJobOperator(task_id="a", conn_id="a", sql=unknown, max_xcom_rows=1),
+    lambda unknown: DblinkGetResultOperator(
+        task_id="a",
+        handle=unknown,
+        destination_conn_id="b",
+        destination_table=unknown,
+        mode=unknown,
+        key=["a"],
+    ),
+]
+
+
+@pytest.mark.parametrize("make", TEMPLATES)
+def test_what_only_the_task_will_know_is_left_to_it(make: Callable[[Any], BaseOperator]) -> None:
+    make("{{ params.what }}")
+    with DAG("dag", schedule=None):
+
+        @task
+        def before() -> str:
+            return "x"
+
+        make(before())
+
+
+def test_params_are_for_templates() -> None:
+    params: dict[str, Any] = {"a": 1}
+    DblinkExecOperator(task_id="a", conn_id="a", sql="SELECT {{ params.a }}, %s", params=params)
+    DblinkExecOperator(task_id="a", conn_id="{{ params.a }}", sql="SELECT format('%s', 1)", params=params)
+    DblinkExecOperator(task_id="a", conn_id="a", sql="SELECT %s", parameters=[1], params=params)
+
+
+def test_a_file_of_sql_is_read_by_the_task() -> None:
+    DblinkExecOperator(task_id="a", conn_id="a", sql="load.sql")
+    DblinkTransferOperator(task_id="a", **ACROSS, source_sql="rows.sql", post_sql="end.sql")
+
+
+def test_a_subclass_may_set_more_in_its_constructor() -> None:
+    class ToHandler(DblinkFetchOperator):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.handler = print
+
+    assert ToHandler(task_id="a", conn_id="a", sql="SELECT 1").handler is print
+
+
+def test_a_dag_bag_is_red(tmp_path: Path) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    path = tmp_path / "dag.py"
+    path.write_text(
+        "from airflow.sdk import DAG\n"
+        "from airflow_dblink.operators.transfer import DblinkTransferOperator\n"
+        "with DAG('typo', schedule=None):\n"
+        "    DblinkTransferOperator(task_id='load', source_conn_id='a', destination_conn_id='b',\n"
+        "        destination_table='t', source_table='t', mode='apend')\n",
+        encoding="utf-8",
+    )
+    bag = DagBag(tmp_path)
+
+    assert "mode must be append, replace, upsert or create, got 'apend'" in bag.import_errors[str(path)]
