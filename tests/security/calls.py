@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Asset, BaseOperator
@@ -114,10 +115,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "close": {"cursor": "c"},
     "connect": {"connname": "far", "conn_id": "source"},
     "connect_u": {"connname": "far", "conn_id": "source"},
-    "disconnect": {"connname": None},
+    "disconnect": {"connname": "far"},
     "drop_result": {"handle": HANDLE},
     "error_message": {"connname": None},
-    "exec": {"sql": "SELECT %s", "params": ["x"]},
+    "exec": {"sql": "UPDATE item SET name = %s WHERE id = 9", "params": ["x"]},
     "fetch": {"cursor": "c", "howmany": 5},
     "get_notify": {"connname": None},
     "get_pkey": {"relname": "item"},
@@ -133,7 +134,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "is_busy": {"connname": None},
     "job": {"handle": HANDLE},
     "open": {"cursor": "c", "sql": "SELECT %s", "params": ["x"]},
-    "prune_jobs": {"older_than": 1, "conn_id": "source"},
+    "prune_jobs": {"older_than": timedelta(days=1), "conn_id": "source"},
     "query": {"sql": "SELECT %s", "params": ["x"]},
     "send_job": {"sql": "SELECT %s", "params": ["x"], "name": "n", "session_settings": SETTINGS},
     "send_query": {"sql": "SELECT %s", "params": ["x"]},
@@ -158,7 +159,10 @@ def operator_classes() -> dict[str, type[BaseOperator]]:
         name: kind
         for module in map(importlib.import_module, modules)
         for name, kind in vars(module).items()
-        if name.startswith("Dblink") and isinstance(kind, type) and kind.__module__ == module.__name__
+        if name.startswith("Dblink")
+        and "Base" not in name
+        and isinstance(kind, type)
+        and kind.__module__ == module.__name__
     }
 
 

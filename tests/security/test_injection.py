@@ -194,6 +194,8 @@ def _call(source: Database, name: str, arguments: Mapping[str, Any]) -> None:
     with _task(), DblinkHook(dblink_conn_id="source") as hook:
         if name in ("fetch", "close"):
             hook.open("c", "SELECT id FROM item")
+        if name == "disconnect":
+            hook.connect("far", "source")
         given = getattr(hook, name)(**_with_handle(arguments))
         if name == "batches":
             list(given)
