@@ -175,7 +175,10 @@ def _destination(destination: Side, spec: Spec) -> Relation | None:
         relation = get_relation(destination, spec.destination_table)
         if relation.kind not in _WRITABLE or (spec.lock and relation.kind == "f"):
             what = "a table that can be locked" if spec.lock else "a table"
-            raise UsageError(f"{relation} is not {what}", destination.conn_id, "42809")
+            is_a = f"it is {relation.kind_name}: name a table"
+            raise UsageError(f"{relation} is not {what}", destination.conn_id, "42809", hint=is_a)
+        if relation.kind == "v":
+            _refuse_view(destination, spec, relation)
         _demand_no_rules(destination, spec, relation)
         if spec.mode == "replace" and relation.has_inheritance:
             _refuse_children(destination, relation)
