@@ -125,6 +125,10 @@ def test_params_are_for_templates() -> None:
     DblinkExecOperator(task_id="a", conn_id="a", sql="SELECT {{ params.a }}, %s", params=params)
     DblinkExecOperator(task_id="a", conn_id="{{ params.a }}", sql="SELECT format('%s', 1)", params=params)
     DblinkExecOperator(task_id="a", conn_id="a", sql="SELECT %s", parameters=[1], params=params)
+    DblinkExecOperator(task_id="a", conn_id="a", sql="SELECT %s", parameters=["{{ ds }}"], params=params)
+    with DAG("with_params", schedule=None, params=params):  # a task that has no use for them
+        DblinkExecOperator(task_id="a", conn_id="a", sql="SELECT 5 %(a) FROM (SELECT 1 AS a) AS t")
+        DblinkExecOperator(task_id="b", conn_id="a", sql="SELECT 5 %s FROM (SELECT 1 AS s) AS t")
 
 
 def test_a_file_of_sql_is_read_by_the_task() -> None:

@@ -58,7 +58,9 @@ class DblinkBaseOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._given_params = bool(kwargs.get("params"))
+        dag = self.get_dag()
+        # Airflow has put the Dag's among them; those are for whatever task wants them.
+        self._given_params = not set(kwargs.get("params") or ()) <= set(dag.params if dag else ())
         if connname is not None:
             raise UsageError(
                 f"{type(self).__name__} takes no connname ({connname!r}): a link ends with the task that"

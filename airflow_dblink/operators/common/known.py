@@ -74,7 +74,7 @@ def check_known(operator: DblinkBaseOperator) -> None:
         view.__dict__["mode"] = "append" if view.key is None else "upsert"
     try:
         if view._given_params:
-            _refuse_params(view)
+            _refuse_params(view, operator)
         view._check_early()
     except UsageError as error:
         raise AirflowFailException(f"{kind.__name__} {operator.task_id!r}: {error}") from None
@@ -86,14 +86,15 @@ def _stand_in(name: str, value: Any) -> Any:
     return _STAND_INS.get(name)
 
 
-def _refuse_params(operator: Any) -> None:
+def _refuse_params(view: Any, operator: DblinkBaseOperator) -> None:
     """Refuse ``params``, Airflow's own for templates, where they seem to be values for placeholders.
 
+    :param view: what is known of *operator*; a value that isn't known yet is a value all the same.
     :raises UsageError: names the argument that takes them.
     """
     for name in ("sql", "source_sql", "where"):
         values = f"{name.removesuffix('sql')}parameters" if name != "where" else "where_parameters"
-        text = getattr(operator, name, None)
+        text = getattr(view, name, None)
         if text and getattr(operator, values) is None and (found := _placeholder(text)):
             raise UsageError(
                 f"params is given, but the placeholder {found} in {name} takes its value from {values}",
