@@ -212,8 +212,8 @@ def test_a_query_that_the_server_cannot_read_is_not_sent_for_its_rows(
 @pytest.mark.parametrize(
     ("sql", "sqlstate", "message"),
     [
-        ("SELCT 1", "42601", 'syntax error at or near "SELCT"'),
-        ("SELECT 1; SELCT 2", "42601", 'syntax error at or near "SELCT"'),
+        ("DO $$BEGIN EXECUTE 'SELCT 1'; END$$", "42601", 'syntax error at or near "SELCT"'),
+        ("SELECT 1; DO $$BEGIN EXECUTE 'SELCT 1'; END$$", "42601", 'syntax error at or near "SELCT"'),
         ("DO $$BEGIN EXECUTE 'VACUUM effect'; END$$", "25001", "VACUUM cannot run inside a transaction"),
         ("SELECT vacuums()", "25001", "VACUUM cannot run inside a transaction"),
         ("SELECT 1 AS a INTO made", "0A000", "EXECUTE of SELECT ... INTO is not implemented"),
