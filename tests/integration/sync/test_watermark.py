@@ -331,6 +331,7 @@ def test_tasks_that_differ_in_a_parameter_alone_lose_no_rows(
 )
 def test_what_makes_a_task_another_has_another_watermark(other: dict[str, Any]) -> None:
     given: dict[str, Any] = {"watermark_column": "changed", "where": "id > %(rest)s"}
+    given["source_sql"] = "SELECT * FROM item"
     keys = {sync_operator(**given, **more).watermark_key for more in ({}, other)}
     keys.add(sync_operator(**given, source_parameters=[Jsonb({"long": ["x" * 100, 2]})]).watermark_key)
     assert len(keys) == 3
