@@ -414,7 +414,7 @@ def test_waits_are_timers_tagged_with_the_connection(
         "airflow.DblinkGetResult,conn_id=source",
         "airflow.DblinkGetConnect,conn_id=warehouse",
     ]
-    assert told[1][1] >= 100
+    assert told[1][1] >= 500  # in ms; the server may have slept for a while before anybody waits for it
     messages = [r.getMessage() for r in caplog.records if r.name == "airflow_dblink.core.server.wait_events"]
     assert [message.split(" took ")[0] for message in messages] == [
         "source: DblinkConnect",
