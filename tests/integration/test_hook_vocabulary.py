@@ -402,7 +402,7 @@ def test_waits_are_timers_tagged_with_the_connection(
         DblinkHook(dblink_conn_id="warehouse") as hook,
     ):
         hook.connect("crm", "source")
-        hook.query("SELECT pg_sleep(0.1)", connname="crm")
+        hook.query("SELECT pg_sleep(1)", connname="crm")
         hook.exec("SET work_mem = '1MB'", connname="source")
         hook.get_first("SELECT 1")
 
