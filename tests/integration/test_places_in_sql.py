@@ -233,8 +233,10 @@ def test_calls_of_a_hook() -> None:
         for name, call in calls.items():
             error = _caught(call)
             assert error.place == f"LINE 2, column 6: FORM item x y\n{' ' * 23}^", name
+            assert "syntax error" in hook.error_message(), name
             if name == "open":
                 hook.exec("ROLLBACK")
+                assert hook.error_message() == "OK"
 
 
 def test_the_text_that_was_sent_and_none_that_could_not_be(links: Links, source: Database) -> None:

@@ -16,12 +16,7 @@ from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 from psycopg.generators import execute, fetch, send
 
-from airflow_dblink.core.errors import (
-    RemoteError,
-    TransientError,
-    UsageError,
-    from_psycopg,
-)
+from airflow_dblink.core.errors import RemoteError, TransientError, UsageError, from_psycopg
 from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.server.bind import Params, Statement, bind
 from airflow_dblink.core.server.connection import COPY, LinkConnection
@@ -44,7 +39,6 @@ _LIMITED = frozenset(
 )
 
 _LOST = "the link is lost: disconnect it, and connect anew"
-
 _Status = pq.ExecStatus
 _FAILED = (_Status.FATAL_ERROR, _Status.BAD_RESPONSE)
 
@@ -73,6 +67,7 @@ class Wire:
         self.connection = connection
         self.pgconn = connection.pgconn
         self._sent: sql.Composable | None = None  # by the last message
+        self._kept_message = ""  # of libpq, about what was sent last
         self.batch_cursors: set[str] = set()  # of batches(), in a transaction that the first of them began
 
     @property
@@ -93,7 +88,7 @@ class Wire:
     def error_message(self) -> str:
         """Return libpq's last message, ``OK`` if there is none."""
         message = self.pgconn.error_message.decode(self.connection.info.encoding, "replace")
-        return message.rstrip("\n") or "OK"
+        return message.rstrip("\n") or self._kept_message or "OK"
 
     def demand_not_closed(self) -> None:
         """Raise if this side has closed the link: an iterator may outlive its hook, for example.
@@ -215,7 +210,7 @@ class Wire:
         """
         try:
             self.pgconn.send_query(message.text)
-            self._sent = message.statement
+            self._sent, self._kept_message = message.statement, ""
         except psycopg.Error as error:
             kind = RemoteError if self.is_open else TransientError
             # libpq adds a line each time; a closed connection has no message.
@@ -316,7 +311,10 @@ class Wire:
     def error(self, result: pq.abc.PGresult, action: str) -> RemoteError:
         """Return the error that *result* is."""
         error = error_from_result(result, encoding=self.connection.info.encoding)
-        place = None if self._sent is None else place_of(error, self._sent, self.connection)
+        place = None
+        if self._sent is not None and error.diag.statement_position:
+            self._kept_message = self.error_message()  # quoting names, to find the place, clears libpq's
+            place = place_of(error, self._sent, self.connection)
         return from_psycopg(error, self.label, action, unnamed=self.name is None, place=place)
 
     def lost(self, error: psycopg.Error, action: str) -> RemoteError:
