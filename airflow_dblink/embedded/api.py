@@ -146,14 +146,14 @@ class AirflowApi(ABC):
     ) -> str:
         """Return the log of one try once *text* is in it: the last lines may come after the task's end.
 
-        :raises TimeoutError: if it isn't there within 30 s.
+        :raises TimeoutError: if it isn't there within 120 s.
         """
 
         def found() -> str | None:
             log = self.log(dag_id, run_id, task_id, try_number, map_index)
             return log if text in log else None
 
-        return self._until(f"{text!r} in the log of {task_id}", found, 30)
+        return self._until(f"{text!r} in the log of {task_id}", found, 120)
 
     def api(self, method: str, path: str, **kwargs: Any) -> Any:
         """Return what Airflow's public API says, as the web interface asks it.
