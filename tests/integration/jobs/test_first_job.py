@@ -75,6 +75,10 @@ def test_a_job_that_is_known_to_have_ended_is_looked_at_and_not_listened_for(
     operator = DblinkJobOperator(task_id="task", conn_id="source", sql=EFFECT, deferrable=True)
     event = {"job_id": str(job_id), "state": "succeeded"}
     assert operator.execute_complete(context(), event, handle)["command_tag"] == "INSERT 0 1"
-    said = [line for line in source.server.log.read_text().splitlines() if f"@{source.name}/" in line]
+    said = [
+        line
+        for line in source.server.log.read_text(errors="replace").splitlines()
+        if f"@{source.name}/" in line
+    ]
     assert any("look" in line for line in said)
     assert not [line for line in said if "LISTEN" in line]

@@ -220,7 +220,9 @@ def test_a_time_limit_in_transaction_mode_with_a_direct_address(pooled: Client, 
 
 
 def _said(log: Path, source: Database) -> str:
-    return "".join(line for line in log.read_text().splitlines(True) if f"@{source.name}/" in line)
+    return "".join(
+        line for line in log.read_text(errors="replace").splitlines(True) if f"@{source.name}/" in line
+    )
 
 
 @pytest.mark.parametrize("mode", ["transaction"], indirect=True)

@@ -162,7 +162,7 @@ def test_through_a_pooler_in_transaction_mode_it_does_not_listen_but_asks(
     job_ids: list[UUID] = []
 
     def said() -> list[str]:
-        return source.server.log.read_text().split(f"@{source.name}/{NAME} ")[1:]
+        return source.server.log.read_text(errors="replace").split(f"@{source.name}/{NAME} ")[1:]
 
     def asked() -> list[int]:
         """For how many jobs each message asks that asks for any."""
