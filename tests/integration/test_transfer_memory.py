@@ -61,4 +61,5 @@ def test_rows_of_90_mb_arrive_and_are_held_twice_at_most(warehouse: Database, ro
     assert warehouse.rows("SELECT length(filler), count(*) FROM item WHERE id > 0 GROUP BY 1") == [
         (90_000_000, rows)
     ]
-    assert result["grown"] < 2 * 90_000_000 + 8 * MB, result
+    # libpq's buffer is a power of two; a fast server fills it up with the beginning of the next row.
+    assert result["grown"] < 128 * MB + 90_000_000 + 8 * MB, result

@@ -3,7 +3,8 @@
 libpq hands out one row at a time. To be as fast as ``psql | psql``, the rows are sent on in messages of
 256 kB, each filled before it is sent, and flushed then (``benchmarks/`` compares). Nobody reads the data
 in between. A longer row is sent in pieces from libpq's memory, so it is in memory twice: in libpq's
-buffer, and as the row that libpq hands out.
+buffer, whose size is a power of two and which the next row's beginning may fill, and as the row that libpq
+hands out.
 """
 
 from __future__ import annotations
