@@ -58,6 +58,7 @@ OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
             "handle": {"conn_id": "source", "job_id": JOB, "schema": "s"},
             "destination_conn_id": "warehouse",
             "destination_table": "t",
+            "mode": "upsert",
             "key": ["a"],
         },
     ],

@@ -38,11 +38,15 @@ HANDLE: dict[str, Any] = {"handle": "id"}
 TABLES: dict[str, Any] = {"destination_table": "t", "source_table": "t"}
 TAKES: list[tuple[type[BaseOperator], dict[str, Any], set[str]]] = [
     (DblinkExecOperator, SQL, {"conn_id", "orphan_timeout", "job_schema"}),
-    (DblinkFetchOperator, SQL, {"conn_id", "batch_rows", "file_mode"}),
+    (DblinkFetchOperator, {**SQL, "path": "rows.csv"}, {"conn_id", "batch_rows", "file_mode"}),
     (DblinkQueryOperator, SQL, {"conn_id", "batch_rows", "file_mode", "orphan_timeout"}),
     (DblinkSendQueryOperator, SQL, {"conn_id", "job_schema"}),
     (DblinkJobOperator, SQL, {"conn_id", "job_schema", "batch_rows", "file_mode"}),
-    (DblinkGetResultOperator, HANDLE, {"conn_id", "job_schema", "batch_rows", "file_mode", "orphan_timeout"}),
+    (
+        DblinkGetResultOperator,
+        {**HANDLE, "destination_table": "t"},
+        {"conn_id", "job_schema", "batch_rows", "file_mode", "orphan_timeout", "destination_conn_id"},
+    ),
     (DblinkCancelQueryOperator, HANDLE, {"conn_id", "job_schema"}),
     (DblinkJobSensor, HANDLE, {"conn_id", "job_schema", "password_required"}),
     (
