@@ -110,9 +110,11 @@ def test_how_to(shop: AirflowEnv, name: str) -> None:
 def test_what_dbas_are_told_to_run(shop: AirflowEnv) -> None:
     execute(shop.source, install_script(SCHEMA))
     statements = blocks(ROOT / "docs/how-to/jobs-for-dbas.md", "sql")
-    assert len(statements) == 3
+    assert len(statements) == 4
+    execute(shop.source, "CREATE ROLE dba")
     for statement in statements:
         execute(shop.source, statement)
+    execute(shop.source, "REASSIGN OWNED BY dba TO CURRENT_USER; DROP ROLE dba")
 
 
 @pytest.mark.parametrize("name", ["jobs", "sync"])
