@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from airflow_dblink.core.jobs.install import install_script
@@ -111,10 +112,11 @@ def test_what_dbas_are_told_to_run(shop: AirflowEnv) -> None:
     execute(shop.source, install_script(SCHEMA))
     statements = blocks(ROOT / "docs/how-to/jobs-for-dbas.md", "sql")
     assert len(statements) == 4
-    execute(shop.source, "CREATE ROLE dba")
-    for statement in statements:
-        execute(shop.source, statement)
-    execute(shop.source, "REASSIGN OWNED BY dba TO CURRENT_USER; DROP ROLE dba")
+    with psycopg.connect(shop.source.conninfo(superuser=True), autocommit=True) as dba:
+        dba.execute("CREATE ROLE dba")
+        for statement in statements:
+            dba.execute(statement.encode())
+        dba.execute(f'REASSIGN OWNED BY dba TO "{shop.source.role}"; DROP ROLE dba'.encode())
 
 
 @pytest.mark.parametrize("name", ["jobs", "sync"])
