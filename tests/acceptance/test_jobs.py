@@ -88,7 +88,8 @@ def test_a_failed_job_fails_its_sensors_in_all_modes(world: World) -> None:
     expected |= {"timeout": "failed", "soft_timeout": "skipped"}
     for kind, state in expected.items():
         for mode in ("poke", "reschedule", "deferrable"):
-            assert states[f"{kind}_{mode}"] == state, f"{kind}_{mode}"
+            task = f"{kind}_{mode}"
+            assert states[task] == state, world.airflow.log("job_sensor_fails", run_id, task, 1)[-2000:]
     tries = world.tries("job_sensor_fails", run_id)
     for mode in ("poke", "reschedule", "deferrable"):
         assert tries[f"fail_{mode}"] == 1, "no retry of a sensor can help"
