@@ -21,6 +21,8 @@ from benchmarks import (
 from benchmarks.lab import Lab, laboratory
 from benchmarks.measure import BenchmarkError, Outcome
 
+_ROWS = 1_000_000
+
 
 def main(files: report.Files = report.CHECKOUT) -> int:
     """Run; 1 if something failed or rows differ, never for a missed target."""
@@ -29,7 +31,7 @@ def main(files: report.Files = report.CHECKOUT) -> int:
         if options.write:
             report.write(report.load(files), files)
             return 0
-        keeps = options.only is None or options.merge
+        keeps = (options.only is None or options.merge) and not _is_trial(options)
         if keeps:
             report.check_markers(files)
         with laboratory() as lab:
@@ -66,7 +68,12 @@ def _benchmarks(options: argparse.Namespace) -> Sequence[Callable[[Lab], Outcome
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", type=_positive, default=1_000_000, help="rows of a transfer (1000000)")
+    parser.add_argument(
+        "--rows",
+        type=_positive,
+        default=_ROWS,
+        help=f"rows of the tables ({_ROWS}); with others it is a trial, which keeps nothing",
+    )
     parser.add_argument("--repeat", type=_positive, default=5, help="rounds, after a discarded one (5)")
     parser.add_argument(
         "--only",
@@ -84,12 +91,21 @@ def _options() -> argparse.Namespace:
         help="run nothing: write docs/benchmarks.md and README's table from the stored results",
     )
     parser.add_argument(
-        "--no-large", action="store_true", help="leave out the transfer of ten times the rows"
+        "--no-large",
+        action="store_true",
+        help="a trial, which keeps nothing: leave out the runs with ten times the rows",
     )
     options = parser.parse_args()
     if options.merge and options.only is None:
         parser.error("--merge goes with --only")
+    if options.merge and _is_trial(options):
+        parser.error("--merge keeps figures, and --rows and --no-large are for trials")
     return options
+
+
+def _is_trial(options: argparse.Namespace) -> bool:
+    """Return whether the tables have other sizes than those of the stored figures: nothing is kept then."""
+    return options.rows != _ROWS or options.no_large
 
 
 def _positive(text: str) -> int:

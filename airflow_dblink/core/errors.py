@@ -27,8 +27,8 @@ AT_OR_NEAR = re.compile(r' at or near "(.*)"', re.DOTALL)
 class Place:
     """A place in a user's SQL; see :func:`airflow_dblink.core.sqltext.user_text.place_of`.
 
-    :ivar lines: its line and, below, a caret; with the line's number before it.
-    :ivar quotes_beyond: what the server says to be there isn't the user's, or not all of it.
+    :ivar lines: the line with its number, and a caret below.
+    :ivar quotes_beyond: whether the server's message quotes text behind the user's SQL.
     """
 
     lines: str

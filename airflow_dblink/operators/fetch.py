@@ -37,11 +37,11 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
         PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
-    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
+    :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
     :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
         ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 
-    :returns: (XCom) ``rows``; with ``path`` for a file, else with ``batches``, and ``data`` for XCom.
+    :returns: (XCom) ``rows``; a file adds ``path``, a handler ``batches``, XCom ``batches`` and ``data``.
     :raises AirflowFailException: for mistakes found before anything is sent, for more rows than
         *max_xcom_rows*, and for more bytes than *max_xcom_bytes*.
     :raises RemoteError: what the server says; the file is then not there, or the old one.

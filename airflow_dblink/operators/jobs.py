@@ -107,7 +107,7 @@ class DblinkJobOperator(RowDestination, JobWaitingOperator):
     :param header: whether the file begins with the column names.
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many.
-    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
+    :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
     :param batch_rows: rows per batch.
     :param keep_result: leave the rows of a query on the server, for others.
     :param kwargs: of the base operators: ``poll_interval`` (seconds), ``grace_period``, ``job_schema``,
@@ -183,8 +183,8 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
     :param handle: what :class:`DblinkSendQueryOperator` returned, or a job's id with *conn_id*. (templated)
     :param conn_id: Airflow connection of the job's database: needed for an id alone, and for a handle that a
         template gives; a handle of another connection is refused. (templated)
-    :param job_schema: schema of the job table; a handle of another one is refused. An id, and a handle that a
-        template gives, is by default of the connection's.
+    :param job_schema: schema of the job table; a handle of another schema is refused. For an id alone, and
+        for a handle from a template, the default is the connection's schema.
     :param handler: called with each batch, a list of tuples typed by psycopg.
     :param path: URL of a CSV file on Airflow's object storage; as of
         :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`. (templated)
@@ -192,7 +192,7 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
     :param header: whether the file begins with the column names.
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many.
-    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
+    :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
     :param batch_rows: rows per batch.
     :param destination_conn_id: Airflow connection of the destination. (templated)
     :param destination_table: table that gets the rows, as in SQL. (templated)

@@ -69,16 +69,16 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
         PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
-    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
+    :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and run again.
     :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
         ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 
-    :returns: (XCom) ``sets``: rows by the name of the set; ``command_tags`` of the statements, those of the
-        last one left out where its rows are delivered; there also ``rows``, with ``path`` for a file, else
-        ``batches``, and ``data`` for XCom. Where an earlier try has committed, what that one has stored:
-        without tags if all was one message.
+    :returns: (XCom) ``sets``: number of rows by the name of the set; ``command_tags`` of the statements. If
+        the last statement's rows are delivered, its tag is missing, and the fields of
+        :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator` are there. If an earlier try has
+        committed, its stored result is returned; it has no tags if no rows were delivered.
     :raises AirflowFailException: for mistakes found before a row moves (no retry helps), for more rows than
         *max_xcom_rows* or bytes than *max_xcom_bytes*, and if the server can't tell whether an earlier
         try has committed.

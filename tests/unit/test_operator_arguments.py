@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, BaseOperator
 
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from airflow_dblink.operators.jobs import (
@@ -92,3 +93,9 @@ def test_only_an_exec_that_is_a_job_links_to_one() -> None:
 
     assert links(deferrable=False) == []
     assert len(links(deferrable=True)) == 1
+
+
+@pytest.mark.parametrize("value", [60, None, "1 hour"])
+def test_an_orphan_timeout_of_another_type_is_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="orphan_timeout must be a timedelta"):
+        DblinkExecOperator(task_id="t", conn_id="home", sql="SELECT 1", orphan_timeout=value)  # type: ignore[arg-type]

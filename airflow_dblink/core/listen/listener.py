@@ -1,4 +1,4 @@
-"""One session per database and event loop, over which all waiters hear of their events.
+"""One session per connection and event loop, over which all waiters hear of their events.
 
 A :class:`Listener` connects while anybody waits, listens, and reconnects to a server that was away. A
 :class:`Subject` knows the events: it names its channel, and reads the state of its events when the

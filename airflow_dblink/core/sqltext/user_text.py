@@ -35,9 +35,9 @@ class _Source:
     """What the user wrote.
 
     :ivar name: the argument; ``None`` where there is no other that it could be.
-    :ivar sent: what of *written* is sent, with the values in it.
-    :ivar begins: where in *written* that begins.
-    :ivar ends: and ends.
+    :ivar sent: the part of *written* that is sent, with values in place of its placeholders.
+    :ivar begins: index in *written* at which this part begins.
+    :ivar ends: index in *written* at which this part ends.
     """
 
     name: str | None

@@ -65,7 +65,7 @@ class Spec:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the spec that *values*, by the names of its fields, say; others are passed over.
+        """Return a spec made of *values*, which are named like its fields; other names are ignored.
 
         :raises KeyError: if one is missing.
         """

@@ -56,14 +56,14 @@ class Spec:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the spec that *values*, by the names of its fields, say; others are passed over.
+        """Return a spec made of *values*, which are named like its fields; other names are ignored.
 
         :raises KeyError: if one is missing.
         """
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def check(self, source_id: str | None = None) -> None:
-        """Refuse arguments that can't work together, and texts that can't be what they are for.
+        """Refuse arguments that contradict each other, and SQL that its argument can't take.
 
         :param source_id: of the source, for errors.
         :raises UsageError: names the argument.

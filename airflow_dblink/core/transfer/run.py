@@ -119,7 +119,7 @@ def _pump(source: Side, destination: Side, work: Plan, progress: Progress) -> Pu
 
 
 def _make_room(destination: Side, work: Plan) -> str | None:
-    """Prepare the destination; returns what *replace* removes, where an empty source must not do so."""
+    """Prepare the destination; returns why an empty source must be refused, or ``None`` if it may come."""
     emptied = None
     if work.spec.lock:
         lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(work.target)

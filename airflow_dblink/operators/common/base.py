@@ -89,7 +89,7 @@ class DblinkBaseOperator(BaseOperator):
             demand_text(name, getattr(self, name))
 
     def _check_early(self) -> None:
-        """Refuse what is seen to be wrong without a server, nor any other system.
+        """Refuse mistakes that can be seen without a server or any other system.
 
         :raises UsageError: names the argument.
         """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_dblink.operators.common.base import DblinkBaseOperator
 
 _TEMPLATES = ("{{", "{%", "{#")
-#: What the checks see of arguments that aren't known yet: something that is always right.
+#: Valid values that stand in for arguments that aren't known yet.
 _STAND_INS: dict[str, Any] = {
     **dict.fromkeys(("sql", "source_sql", "pre_sql", "post_sql"), "SELECT 1"),
     **dict.fromkeys(("source_table", "destination_table", "watermark_column"), "x"),

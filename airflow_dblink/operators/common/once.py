@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from airflow_dblink.core.errors import DblinkError, StoppedError
+from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.connection import LinkConnection, time_limit
 from airflow_dblink.core.server.login import connect
@@ -35,6 +35,8 @@ class ExactlyOnceOperator(DblinkBaseOperator):
 
     def __init__(self, *, orphan_timeout: timedelta = timedelta(hours=1), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not isinstance(orphan_timeout, timedelta):
+            raise UsageError(f"orphan_timeout must be a timedelta, got {type(orphan_timeout).__name__}")
         self.orphan_timeout = orphan_timeout
 
     def _once(self, context: Context, connection: LinkConnection, conn_id: str) -> Once:

@@ -81,7 +81,7 @@ class RowSink:
         """Read the rows of *statement* and hand them on.
 
         :param expected: how many there must be; a file doesn't appear otherwise.
-        :returns: ``rows``; with ``path`` for a file, else with ``batches``, and ``data`` for XCom.
+        :returns: ``rows``; a file adds ``path``, a handler ``batches``, XCom ``batches`` and ``data``.
         :raises UsageError: for more rows than *max_xcom_rows*, or more bytes than *max_xcom_bytes*; if there
             are not as many rows as *expected*.
         :raises RemoteError: what the server says; the file is then not there, or the old one.
@@ -167,7 +167,7 @@ class RowDestination(FileWritingOperator):
     :param header: whether the file begins with the column names.
     :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
     :param max_xcom_rows: push the rows as a list of lists, at most so many.
-    :param max_xcom_bytes: of the rows in XCom, as JSON; beyond it the task fails, and pushes nothing.
+    :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
     """
 
     def __init__(
