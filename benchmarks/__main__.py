@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
         "--rows",
         type=_positive,
         default=_ROWS,
-        help=f"rows of the tables ({_ROWS}); with others it is a trial, which keeps nothing",
+        help=f"of the tables ({_ROWS}); others: a trial",
     )
     parser.add_argument("--repeat", type=_positive, default=5, help="rounds, after a discarded one (5)")
     parser.add_argument(
@@ -93,7 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--no-large",
         action="store_true",
-        help="a trial, which keeps nothing: leave out the runs with ten times the rows",
+        help="leave out the runs with ten times the rows: a trial",
     )
     options = parser.parse_args()
     if options.merge and options.only is None:
@@ -105,7 +105,7 @@ def _options() -> argparse.Namespace:
 
 def _is_trial(options: argparse.Namespace) -> bool:
     """Return whether the tables have other sizes than those of the stored figures: nothing is kept then."""
-    return options.rows != _ROWS or options.no_large
+    return bool(options.rows != _ROWS or options.no_large)
 
 
 def _positive(text: str) -> int:

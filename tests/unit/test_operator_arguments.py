@@ -98,4 +98,4 @@ def test_only_an_exec_that_is_a_job_links_to_one() -> None:
 @pytest.mark.parametrize("value", [60, None, "1 hour"])
 def test_an_orphan_timeout_of_another_type_is_refused(value: object) -> None:
     with pytest.raises(UsageError, match="orphan_timeout must be a timedelta"):
-        DblinkExecOperator(task_id="t", conn_id="home", sql="SELECT 1", orphan_timeout=value)  # type: ignore[arg-type]
+        DblinkExecOperator(task_id="t", conn_id="home", sql="SELECT 1", orphan_timeout=value)
