@@ -148,8 +148,6 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         return tag or ADOPTED
 
     def _refuse_early(self) -> None:
-        if not isinstance(self.sql, str):
-            raise UsageError(f"sql must be text, got {type(self.sql).__name__}", self.conn_id)
         if self.transaction:
             demand_script(self.sql, self.conn_id)
             return

@@ -76,7 +76,7 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch the rows; their count becomes the XCom return value."""
         with self._errors_for_airflow():
-            self._demand_values("conn_id", "sql")
+            self._check_early()
             sink = self._row_sink(self.conn_id)
             sink.demand_one()
             with self._hook(self.conn_id) as hook:

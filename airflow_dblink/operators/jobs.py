@@ -72,7 +72,7 @@ class DblinkSendQueryOperator(JobSendingOperator):
     def execute(self, context: Context) -> dict[str, str]:
         """Send the job; its handle becomes the XCom return value."""
         with self._errors_for_airflow():
-            self._demand_values("conn_id", "sql")
+            self._check_early()
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
             submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
             with self._cancelling(context, hook, submission):
@@ -158,7 +158,7 @@ class DblinkJobOperator(RowDestination, JobWaitingOperator):
     def execute(self, context: Context) -> Any:
         """Send the job and wait for its end, in the triggerer if it takes longer."""
         with self._errors_for_airflow():
-            self._demand_values("conn_id", "sql")
+            self._check_early()
             sink = self._row_sink(self.conn_id)
             if sink.given:
                 sink.demand_one()

@@ -162,3 +162,17 @@ def test_after_a_lost_session_all_are_looked_at_again(source: Database) -> None:
         assert await asyncio.gather(*waiting) == [["one"], ["two"]]
 
     _run(test)
+
+
+def test_one_that_loses_the_session_each_time_lets_the_others_look(source: Database) -> None:
+    async def test() -> None:
+        listener = _listener(source)
+        loses = Payloads(listener, "one", b"SELECT pg_terminate_backend(pg_backend_pid())")
+        stays = Payloads(listener, "two")
+        waiting = [asyncio.create_task(subject.wait()) for subject in (loses, stays)]
+        await _until(lambda: stays.looks)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    _run(test)

@@ -545,7 +545,7 @@ def _proxy(target_port: int, seen: list[str]) -> Iterator[int]:
     listener.close()
 
 
-def test_exactly_once_costs_at_most_three_round_trips_more(
+def test_exactly_once_costs_at_most_three_round_trips_more_on_its_own_connection(
     sessions: Sessions, source: Database, store: MemoryStore
 ) -> None:
     def plain(port: int) -> None:

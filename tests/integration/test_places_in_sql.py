@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable
 from tempfile import gettempdir
 from typing import Any, cast
@@ -20,6 +22,7 @@ from airflow_dblink.operators.jobs import DblinkJobOperator, DblinkSendQueryOper
 from airflow_dblink.operators.query import DblinkQueryOperator
 from airflow_dblink.operators.transfer import DblinkTransferOperator
 from tests.databases import Database
+from tests.hostile_server import hostile_server
 from tests.integration.tasks import context
 from tests.syncs import sync_operator
 
@@ -202,6 +205,54 @@ def test_a_long_line_is_cut_around_the_error() -> None:
     assert len(line) < 160
     assert pointed.startswith("FORM item, 0 AS col_0")
     assert line.endswith("...")
+
+
+def test_a_line_longer_than_what_is_masked_in_one_go() -> None:
+    many = "x, " * 10_000
+    said = _said(
+        _made(DblinkExecOperator, "sql", **HOME)(f"SELECT {many}'password=Geheimnis', y FORM item, {many}")
+    )
+
+    line, pointed = _lines(said)
+    assert line.startswith(f"LINE 1, column {len(many) + 37}: ...")
+    assert pointed.startswith("item, x, ")
+    assert "Geheimnis" not in said
+
+
+def test_texts_in_dollar_quotes_are_texts() -> None:
+    run = _made(DblinkExecOperator, "sql", **HOME)
+    insert = "INSERT INTO item VALUES (5, {}, nme)"
+    for text in ("$$Geheimnis$$", "$a$Geheimnis$a$"):
+        assert "Geheimnis" not in _said(run(f"ALTER ROLE x WITH PASSWORD {text} VALD UNTIL 'now'"))
+        said = _said(run(insert.format(text)))
+        assert "Geheimnis" not in said
+        assert "nme)" in said
+    said = _said(run("DO $$ BEGIN PERFORM 1 FORM x; END $$"))
+    assert "FORM x" in said, "the body of a block is no value"
+
+
+def test_a_backslash_may_be_an_escape() -> None:
+    with DblinkHook(dblink_conn_id="source") as hook:
+        hook.exec("SET standard_conforming_strings = off")
+        error = _caught(lambda: hook.exec(r"INSERT INTO item VALUES (5, 'O\'Brien Geheimnis', nme)"))
+    assert error.place is not None
+    assert "Geheimnis" not in error.place
+    assert "nme)" in error.place
+
+
+@pytest.mark.parametrize("position", [b"abc", b"9" * 5000, b"-1", b"0", "\u0664".encode()])
+def test_a_position_that_is_none(links: Links, position: bytes) -> None:
+    def answer(client: socket.socket, query: bytes) -> None:
+        fields = b"SERROR\0VERROR\0C42601\0Msyntax error\0P" + position + b"\0\0"
+        client.sendall(
+            b"E" + struct.pack(">i", len(fields) + 4) + fields + b"Z" + struct.pack(">i", 5) + b"I"
+        )
+
+    with hostile_server(answer) as server:
+        links.connect("x", server.target())
+        error = _caught(lambda: links.get("x").exec("SELECT 1"))
+        links.close_all()
+    assert (error.sqlstate, error.place) == ("42601", None)
 
 
 def test_wide_characters_before_the_caret() -> None:

@@ -120,6 +120,36 @@ def test_what_only_the_task_will_know_is_left_to_it(make: Callable[[Any], BaseOp
         make(before())
 
 
+@pytest.mark.parametrize(
+    ("marks", "text"),
+    [
+        ({"variable_start_string": "<<", "variable_end_string": ">>"}, "<< params.mode >>"),
+        ({"block_start_string": "<%", "block_end_string": "%>"}, "<% if true %>append<% endif %>"),
+        ({"line_statement_prefix": "#"}, "# if true\nappend\n# endif"),
+    ],
+)
+def test_a_dag_may_have_other_marks_for_templates(marks: dict[str, str], text: str) -> None:
+    with DAG("dag", schedule=None, jinja_environment_kwargs=marks):
+        DblinkTransferOperator(task_id="a", **ACROSS, source_sql=text, mode=text)
+    with DAG("usual", schedule=None), pytest.raises(AirflowFailException):
+        DblinkTransferOperator(task_id="a", **ACROSS, source_sql=text, mode=text)
+
+
+def test_a_mapped_task_is_checked_when_its_arguments_are_known() -> None:
+    with DAG("dag", schedule=None):
+        partial = DblinkTransferOperator.partial(task_id="a", **ACROSS, source_sql="SELECT 1")
+        mapped = partial.expand(mode=["append", "apend"])
+    assert vars(mapped.unmap({"mode": "append"}))["mode"] == "append"
+    with pytest.raises(AirflowFailException, match="mode must be"):
+        mapped.unmap({"mode": "apend"})
+
+
+@pytest.mark.parametrize("sql", [5, ["a %s"], None])
+def test_what_is_no_sql_is_said_to_be_none(sql: Any) -> None:
+    with pytest.raises(AirflowFailException, match=r"'a': .*sql"):
+        DblinkExecOperator(task_id="a", conn_id="a", sql=sql, params={"a": 1})
+
+
 def test_params_are_for_templates() -> None:
     params: dict[str, Any] = {"a": 1}
     DblinkExecOperator(task_id="a", conn_id="a", sql="SELECT {{ params.a }}, %s", params=params)
@@ -132,7 +162,10 @@ def test_params_are_for_templates() -> None:
 
 
 def test_a_file_of_sql_is_read_by_the_task() -> None:
-    DblinkExecOperator(task_id="a", conn_id="a", sql="load.sql")
+    DblinkQueryOperator(task_id="b", conn_id="a", sql="rows.sql", max_xcom_rows=1)
+    DblinkQueryOperator(
+        task_id="c", conn_id="a", sql="SELECT 1", remotes={"x": {"conn_id": "a", "sql": "rows.sql"}}
+    )
     DblinkTransferOperator(task_id="a", **ACROSS, source_sql="rows.sql", post_sql="end.sql")
 
 

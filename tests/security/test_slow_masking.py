@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import psycopg
 import pytest
 
 from airflow_dblink.core.errors import RemoteError
 from airflow_dblink.core.masking import MAX_TEXT_CHARS, without_credentials
+from airflow_dblink.core.server.target import Target
+from airflow_dblink.core.server.unreachable import not_established
 from airflow_dblink.hooks.dblink import DblinkHook
 
 # What is repeated: beginnings of what is looked for, which never end as it does.
@@ -133,3 +136,20 @@ def test_a_server_that_raises_a_long_message() -> None:
 
     assert raised.value.message.endswith(f"... ({80_000 - MAX_TEXT_CHARS} more characters left out)")
     assert len(str(raised.value)) < 2 * MAX_TEXT_CHARS
+
+
+SEVERAL = "\nMultiple connection attempts failed. All failures were:\n- host: "
+OF_A_CONNECT = ("- host: , port: ", ", port: ", 'role "', 'database "', "hostaddr: ")
+
+
+@pytest.mark.parametrize("beginning", [*OF_A_CONNECT, *BEGINNINGS])
+@pytest.mark.parametrize("before", ["", SEVERAL])
+def test_the_time_of_a_failed_connects_text_grows_with_its_length_at_most(
+    before: str, beginning: str
+) -> None:
+    def work(chars: int) -> float:
+        error = psycopg.OperationalError(before + beginning * (chars // len(beginning)))
+        return seconds(lambda: not_established(Target("c", {}), error))
+
+    for few, many in ((1_600, 16_000), (10_000, 100_000), (100_000, 1_000_000)):
+        assert work(many) < 40 * max(work(few), 0.0005), (few, many)

@@ -14,15 +14,12 @@ from psycopg.errors import error_from_result
 from psycopg.generators import fetch_many
 
 from airflow_dblink.core.errors import InstallationError, TransientError, from_psycopg
-from airflow_dblink.core.jobs.steps import until_claimed, until_ended
+from airflow_dblink.core.jobs.steps import CLAIM_S, LOOK_S, until_claimed, until_ended
 from airflow_dblink.core.jobs.trust import distrust_of, guarded_call
 from airflow_dblink.core.server.connection import LinkConnection, watched
 from airflow_dblink.core.server.settings import set_config
 
 log = logging.getLogger(__name__)
-
-_CLAIM_S = 30.0  # it takes a millisecond, unless somebody has locked the job table
-_LOOK_S = 0.1
 
 
 class Call:
@@ -60,7 +57,7 @@ class Call:
         :raises TransientError: if the connection is lost, or nothing is seen within 30 s: read the job's row.
         :raises InstallationError: if a part of the schema isn't trusted; the job has not begun then.
         """
-        deadline = time.monotonic() + _CLAIM_S
+        deadline = time.monotonic() + CLAIM_S
         try:
             self._ended = self._wait(until_claimed(self._connection.pgconn, self._notices, deadline))
         except psycopg.Error as error:
@@ -71,7 +68,7 @@ class Call:
                 raise failure
         elif not self.claimed:
             raise TransientError(
-                f"the job was sent, but did not begin within {_CLAIM_S:.0f} s",
+                f"the job was sent, but did not begin within {CLAIM_S:.0f} s",
                 self._conn_id,
                 hint="does somebody hold a lock on the job table?",
             )
@@ -95,7 +92,7 @@ class Call:
     def _wait(self, gen: PQGen[bool]) -> bool:
         # Not the connection's own wait, which, when interrupted, cancels the running statement.
         check = self._connection.check
-        return waiting.wait(watched(gen, check) if check else gen, self._connection.pgconn.socket, _LOOK_S)
+        return waiting.wait(watched(gen, check) if check else gen, self._connection.pgconn.socket, LOOK_S)
 
     def _log_error(self) -> TransientError | InstallationError | None:
         """Log and return the error of the call itself, such as a failed commit. The job's is in its row."""

@@ -17,7 +17,7 @@ from airflow_dblink.core.server.bind import Params, bind
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.sqltext.lexer import Part, parts
 from airflow_dblink.core.sqltext.rules import QUERIES, demand_script
-from airflow_dblink.core.sqltext.user_text import UserText, place_of
+from airflow_dblink.core.sqltext.user_text import UserText, place_of, position_of
 
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
 _TAGS = {
@@ -132,9 +132,9 @@ def _demand_syntax(connection: LinkConnection, conn_id: str, script: UserText) -
     # It reads all of it before it says that these are several statements. So no name is looked up, which
     # an earlier statement of the script may make, and no lock is waited for.
     message = script + sql.SQL("\n; SELECT 1; SELECT 2")
-    result = _read(connection, message)
+    result = _read(connection, conn_id, message)
     error = error_from_result(result, encoding=connection.info.encoding)
-    if error.diag.sqlstate != "42601" or error.diag.statement_position is not None:
+    if error.diag.sqlstate != "42601" or position_of(error) is not None:
         place = place_of(error, message, connection)
         raise from_psycopg(error, conn_id, "reading the statement", place=place)
 
@@ -146,7 +146,7 @@ def _demand_named_columns(connection: LinkConnection, conn_id: str, query: UserT
     :raises RemoteError: what the server says.
     """
     encoding = connection.info.encoding
-    result = _read(connection, query)
+    result = _read(connection, conn_id, query)
     if result.status == pq.ExecStatus.FATAL_ERROR:
         error = error_from_result(result, encoding=encoding)
         place = place_of(error, query, connection)
@@ -160,9 +160,16 @@ def _demand_named_columns(connection: LinkConnection, conn_id: str, query: UserT
         )
 
 
-def _read(connection: LinkConnection, statement: sql.Composable) -> pq.abc.PGresult:
+def _read(connection: LinkConnection, conn_id: str, statement: sql.Composable) -> pq.abc.PGresult:
+    """Return the parser's answer, which may be an error.
+
+    :raises TransientError: if the connection is lost.
+    """
     text = statement.as_string(connection).encode(connection.info.encoding)
-    return connection.wait(_described(connection.pgconn, text))
+    try:
+        return connection.wait(_described(connection.pgconn, text))
+    except psycopg.Error as error:
+        raise from_psycopg(error, conn_id, "reading the statement") from None
 
 
 def _described(pgconn: pq.abc.PGconn, query: bytes) -> PQGen[pq.abc.PGresult]:

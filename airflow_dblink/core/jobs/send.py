@@ -51,6 +51,16 @@ def _job_id(left: Left) -> UUID:
     return UUID(left.facts["job_id"])
 
 
+def _can_be_read(left: Left) -> bool:
+    """Return whether a try has left it: others may have changed it since."""
+    job_id, server, sent = (left.facts.get(name) for name in ("job_id", "server", "sent"))
+    try:
+        UUID(job_id)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return isinstance(server, Mapping) and isinstance(sent, bool)
+
+
 @dataclass
 class Submission:
     """One job of one task, sent once, however many tries the task takes.
@@ -130,7 +140,7 @@ class Submission:
     def job_id(self) -> UUID | None:
         """The id of the job that this task has sent, or was about to send."""
         left = self._left or self._tries.left(self.key)
-        return _job_id(left) if left and left.facts else None
+        return _job_id(left) if left and _can_be_read(left) else None
 
     @property
     def _tries(self) -> Tries:
@@ -138,8 +148,10 @@ class Submission:
 
     def _earlier(self, jobs: Jobs) -> Left | None:
         left = self._tries.left(self.key)
-        if left is None or not left.facts:
+        if left is None or (left.ended and left.is_cleared and not _can_be_read(left)):
             return None
+        if not _can_be_read(left):
+            raise self._unknown(left, "what is stored of it can't be read")
         if not left.is_cleared:
             return left
         # Cleared by the user. The new try may well begin before those whom that has stopped are told of it.
@@ -211,8 +223,9 @@ class Submission:
     def _unknown(self, left: Left, why: str) -> OutcomeUnknownError:
         # Clearing the task then sends a new one.
         self._left = self._tries.leave(self.key, left.facts, ended=True)
+        job = f"job {_job_id(left)}" if _can_be_read(left) else "a job"
         return OutcomeUnknownError(
-            f"job {_job_id(left)} of an earlier try may have run, but {why}",
+            f"{job} of an earlier try may have run, but {why}",
             self.conn_id,
             hint="look whether its effect is there: if so, mark the task as success; if not, clear it",
         )

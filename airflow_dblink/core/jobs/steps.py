@@ -32,6 +32,10 @@ CHANNEL = "airflow_dblink_job"
 LISTEN = f"LISTEN {CHANNEL}".encode()
 #: A job that nobody runs so long after it was sent is called again: its sender died in between.
 CALL_AGAIN_AFTER_S = 10.0
+#: Until a called job is seen running: it takes a millisecond, unless somebody has locked the job table.
+CLAIM_S = 30.0
+#: Between two looks at who waits for that, who may have to stop.
+LOOK_S = 0.1
 
 _CANCEL_GRACE_S = 1.5  # then the session is terminated; a kill has 5 s in all
 _TERMINATE_GRACE_S = 1.5

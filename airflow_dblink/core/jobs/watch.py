@@ -27,16 +27,16 @@ from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, CHANNEL, Pause, Step, Steps, until_claimed
 from airflow_dblink.core.jobs.trust import asking_failed, distrust_of, guarded_call
 from airflow_dblink.core.listen.listener import ANSWER_S, Connection, Listener, Session, answer_within
+from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.server.login import aconnect
+from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.server.target import Target
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CLAIM_S = 30.0
 _CALLS_AT_ONCE = 4
-_LOOK_S = 0.1
 
 
 class Watcher:
@@ -165,7 +165,8 @@ class Watcher:
         try:
             await acall(session.target, name, self.schema, job, answer_s=answer_s)
         except (DblinkError, psycopg.Error, OSError) as error:
-            log.warning("Calling job %s failed: %s", job.id, error)
+            reason = without_credentials(str(error).strip())
+            log.warning("Calling job %s on %s failed: %s", job.id, session.target.conn_id, reason)
 
 
 async def acall(
@@ -182,14 +183,14 @@ async def acall(
     connection.add_notice_handler(notices.append)
     try:
         if job.statement_timeout is not None:
-            setting = "SELECT pg_catalog.set_config('statement_timeout', %s, false)"
+            setting = set_config([("statement_timeout", job.statement_timeout)], local=False)
             async with answer_within(connection, target.conn_id, answer_s):
-                await connection.execute(setting, [job.statement_timeout])
+                await connection.execute(setting)
         message = guarded_call(schema, str(job.id), target.trusted_owners)
         connection.pgconn.send_query(message.encode())
-        claimed = until_claimed(connection.pgconn, notices, time.monotonic() + _CLAIM_S)
+        claimed = until_claimed(connection.pgconn, notices, time.monotonic() + steps.CLAIM_S)
         # Not the connection's own wait, which cancels the running statement when the triggerer is stopped.
-        ended = await waiting.wait_async(claimed, connection.pgconn.socket, _LOOK_S)
+        ended = await waiting.wait_async(claimed, connection.pgconn.socket, steps.LOOK_S)
         if ended and not notices:
             async with answer_within(connection, target.conn_id, answer_s):
                 results = await connection.wait(fetch_many(connection.pgconn))

@@ -200,6 +200,9 @@ class Listener:
                         channels.add(subject.channel)
                     await _look(session, subject, looked_at_all)
                 except TransientError:
+                    # The others come first in the next session: its table may be locked for long.
+                    self.subjects.remove(subject)
+                    self.subjects.append(subject)
                     raise
                 except DblinkError as error:
                     subject.fail(error)
@@ -273,6 +276,7 @@ async def answer_within(connection: Connection, conn_id: str, seconds: float) ->
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
+        await connection.close()
         raise TransientError(f"the server did not answer within {seconds:.0f} s", conn_id, "08006") from None
     except asyncio.CancelledError:
         await connection.close()

@@ -19,6 +19,7 @@ from psycopg.errors import InsufficientPrivilege, UndefinedFunction
 from psycopg.rows import dict_row
 
 from airflow_dblink.core.errors import DblinkError, StoppedError
+from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.server.connection import LinkConnection, time_limit
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.own_sql import PIN, UNPIN, ask
@@ -61,7 +62,7 @@ def begun(connection: LinkConnection, begin: str, local: Mapping[str, str]) -> B
         # Everybody may call the function unless that was revoked. A pooler may name another version.
         connection.execute("ROLLBACK")
         ticket, lsn = _begin(connection, begin, local, None)
-        _say(ticket, type(error).__name__)
+        _say(connection, ticket, error)
     xid = int(ticket["xid"])
     if lsn is None or flushes:
         return Begun({**ticket, "flushed": lsn is not None}, (xid,))
@@ -129,18 +130,20 @@ def flush_beside(
     except StoppedError:
         raise
     except (psycopg.Error, DblinkError) as error:
-        _say(ticket, type(error).__name__)
+        _say(connection, ticket, error)
         return False, ids
     is_flushed = bool(rows and rows[0]["is_flushed"])
     if not is_flushed:
-        _say(ticket, "another server answered")
+        _say(connection, ticket, "another server answered the second session")
     return is_flushed, ids
 
 
-def _say(ticket: Mapping[str, Any], why: str) -> None:
+def _say(connection: LinkConnection, ticket: Mapping[str, Any], why: Exception | str) -> None:
     log.info(
-        "The id of transaction %s may not survive a crash of the server (%s): after one, a retry could not"
-        " tell whether it was committed.",
+        "%s: the id of transaction %s may not survive a crash of the server: after one, a retry could not"
+        " tell whether it was committed (%s). What it needs: EXECUTE on pg_logical_emit_message, and before"
+        " PostgreSQL 17 a second session (CONNECTION LIMIT of the role, direct_host of the connection).",
+        connection.target.conn_id,
         ticket["xid"],
-        why,
+        without_credentials(str(why).strip()),
     )

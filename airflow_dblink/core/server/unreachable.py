@@ -7,14 +7,17 @@ import re
 import psycopg
 
 from airflow_dblink.core.errors import ConnectError, DblinkError
-from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.masking import MAX_TEXT_CHARS, without_credentials
 from airflow_dblink.core.server.credentials import is_certificate_unasked, not_asked_for
 from airflow_dblink.core.server.target import Target
 
 # What psycopg puts before libpq's words and, where it has tried several hosts, around them.
 _PSYCOPGS = re.compile(r"\A(?:connection failed: |connection is bad: )")
 _SEVERAL = "\nMultiple connection attempts failed. All failures were:\n"
-_ATTEMPT = re.compile(r"^- host: .*?, port: .*?, hostaddr: (?:None|'[^']*'): ", re.MULTILINE)
+_ATTEMPT = re.compile(
+    r"^- host: [^\n]{0,255}?, port: [^\n,]{0,32}, hostaddr: (?:None|'[^'\n]{0,64}'): ", re.MULTILINE
+)
+_MOST_CHARS = 4 * MAX_TEXT_CHARS  # a hostile server's text is as long as it likes
 
 _ALL_FIELDS = "check host, port, database, login and password of the connection"
 # A server that speaks another language gets the general hint.
@@ -24,8 +27,11 @@ _HINTS = (
         "correct the password of the connection, or its login",
     ),
     (re.compile(r"no password supplied"), "put a password into the connection"),
-    (re.compile(r'role ".*" does not exist'), "correct the login of the connection"),
-    (re.compile(r'database ".*" does not exist'), "correct the database of the connection (field Schema)"),
+    (re.compile(r'role "[^"\n]{0,255}" does not exist'), "correct the login of the connection"),
+    (
+        re.compile(r'database "[^"\n]{0,255}" does not exist'),
+        "correct the database of the connection (field Schema)",
+    ),
     (
         re.compile(r"could not translate host name|failed to resolve host"),
         "correct the host of the connection",
@@ -59,7 +65,7 @@ def not_established(target: Target, error: psycopg.Error) -> DblinkError:
 
 def _reasons(text: str) -> list[str]:
     """Return libpq's words, of each host that was tried."""
-    last, found, attempts = text.partition(_SEVERAL)
+    last, found, attempts = text[:_MOST_CHARS].partition(_SEVERAL)
     reasons = _ATTEMPT.split(attempts)[1:] if found else [last]
     return [_PSYCOPGS.sub("", reason.strip("\n")) for reason in reasons or [last]]
 

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import BaseConnection, sql
 
 from airflow_dblink.core.errors import AT_OR_NEAR, Place
-from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.masking import MAX_TEXT_CHARS, without_credentials
 from airflow_dblink.core.sqltext.lexer import tokens
 
 # As psycopg finds them: %s, %(name)s, and %% for a percent sign.
@@ -26,6 +26,8 @@ _PLACEHOLDER = re.compile(r"%(?:\(([^)]+)\).|.)", re.DOTALL)
 _PERCENT = re.compile(r"%%|%\([^)]+\)[sbt]|%[sbt]|%")
 _SYNTAX_ERROR = "42601"
 _STRINGS = ("string", "estring")
+_MOST_DIGITS = 10
+_NEAR_CHARS = MAX_TEXT_CHARS // 2
 _SHOWN_CHARS = 100
 _BEFORE_CARET_CHARS = 70
 
@@ -116,10 +118,11 @@ class UserText(sql.SQL):
                 return self.lines(found.start(), shows_values=True)
         return None
 
-    def lines(self, index: int, *, shows_values: bool) -> str | None:
+    def lines(self, index: int, *, shows_values: bool, backslashes: bool = False) -> str | None:
         """Return the line of the character *index* of what is sent, with a caret; ``None`` if it isn't known.
 
         :param shows_values: whether the text's own string literals may be shown.
+        :param backslashes: whether they are escapes in all literals: ``standard_conforming_strings`` is off.
         """
         where = self._source.index_of(self._offset + index)
         if where is None:
@@ -128,7 +131,8 @@ class UserText(sql.SQL):
         start = written.rfind("\n", 0, where) + 1
         end = written.find("\n", where)
         end = len(written) if end < 0 else end
-        line, caret = _shown(written, start, end, where, shows_values=shows_values)
+        hidden = list(_hidden(written, where, shows_values=shows_values, backslashes=backslashes))
+        line, caret = _shown(written, start, end, where, hidden)
         number = written.count("\n", 0, where) + 1
         name = f" of {self._source.name}" if self._source.name else ""
         head = f"LINE {number}{name}, column {where - start + 1}: "
@@ -142,8 +146,11 @@ def place_of(
 
     :param statement: what was sent; :class:`UserText` is in it somewhere.
     """
+    position = position_of(error)
+    if position is None or connection.closed:
+        return None
     sent = statement.as_string(connection)
-    index = _index(error, sent, connection)
+    index = _index(position, sent, connection)
     if index is None:
         return None
     for start, text in _texts(statement, connection, 0):
@@ -152,18 +159,24 @@ def place_of(
         if start <= index and (index < end or not sent[end:index].strip()):
             # A generated text, of the builders for example, holds rows; a syntax error it can't have.
             shows_values = error.diag.sqlstate == _SYNTAX_ERROR
-            lines = text.lines(min(index, end) - start, shows_values=shows_values)
+            backslashes = connection.info.parameter_status("standard_conforming_strings") == "off"
+            where = min(index, end) - start
+            lines = text.lines(where, shows_values=shows_values, backslashes=backslashes)
             quoted = AT_OR_NEAR.search(error.diag.message_primary or "")
             is_beyond = quoted is not None and len(quoted[1]) > end - index
             return Place(lines, is_beyond) if lines else None
     return None
 
 
-def _index(error: psycopg.Error, sent: str, connection: BaseConnection[Any]) -> int | None:
-    """Return the index in *sent* of the character that the server means."""
-    if not (position := error.diag.statement_position):
-        return None
-    index = int(position) - 1
+def position_of(error: psycopg.Error) -> int | None:
+    """Return the server's position in what was sent, from 1; ``None`` if it gives none, or no number."""
+    text = error.diag.statement_position or ""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
+
+
+def _index(position: int, sent: str, connection: BaseConnection[Any]) -> int | None:
+    """Return the index in *sent* of the character at the server's *position*."""
+    index = position - 1
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":  # it counts bytes
         index = len(sent.encode(connection.info.encoding)[:index].decode(connection.info.encoding, "ignore"))
     return index if 0 <= index <= len(sent) else None
@@ -181,10 +194,11 @@ def _texts(
             start += len(part.as_string(connection))
 
 
-def _shown(text: str, start: int, end: int, where: int, *, shows_values: bool) -> tuple[str, int]:
+def _shown(text: str, start: int, end: int, where: int, hidden: Sequence[tuple[int, int]]) -> tuple[str, int]:
     """Return the line from *start* to *end* as it may be shown, and where in it the character *where* is."""
-    hidden = list(_hidden(text, shows_values=shows_values))
     caret = next((max(a, start) for a, b in hidden if a <= where < b), where)
+    # Masking cuts what is longer. A credential near the caret keeps its keyword, which stands before it.
+    start, end = max(start, caret - _NEAR_CHARS), min(end, caret + _NEAR_CHARS)
     before, whole = (
         without_credentials(_masked(text, start, caret, hidden) + rest)
         for rest in ("", _masked(text, caret, end, hidden))
@@ -192,17 +206,28 @@ def _shown(text: str, start: int, end: int, where: int, *, shows_values: bool) -
     return _window(whole, len(before) if whole.startswith(before) else 0)
 
 
-def _hidden(text: str, *, shows_values: bool) -> Iterator[tuple[int, int]]:
-    """Yield the insides of string literals; of passwords alone where values may be shown."""
+def _hidden(text: str, where: int, *, shows_values: bool, backslashes: bool) -> Iterator[tuple[int, int]]:
+    """Yield the insides of string literals; of passwords alone where values may be shown.
+
+    A body in dollar quotes that the error is in is code, such as a ``DO`` block's.
+    """
     before = ""
-    for kind, start, end in tokens(text):
+    for kind, start, end in tokens(text, backslashes=backslashes):
         token = text[start:end]
-        if kind in _STRINGS and (not shows_values or before.upper() == "PASSWORD"):
-            first = text.find("'", start) + 1
-            last = end - 1 if token.endswith("'") else end
-            if first < last:
+        if kind in _STRINGS or kind == "dollar":
+            first, last = (start + offset for offset in _inside(token))
+            is_shown = shows_values or (kind == "dollar" and first <= where < last)
+            if first < last and (before.upper() == "PASSWORD" or not is_shown):
                 yield first, last
         before = token
+
+
+def _inside(token: str) -> tuple[int, int]:
+    """Return where the inside of a string literal begins and ends; it may be unfinished."""
+    quote = token[: token.index("$", 1) + 1] if token.startswith("$") else "'"
+    first = token.index(quote) + len(quote)
+    is_finished = len(token) >= first + len(quote) and token.endswith(quote)
+    return first, len(token) - len(quote) if is_finished else len(token)
 
 
 def _masked(text: str, start: int, end: int, hidden: Sequence[tuple[int, int]]) -> str:

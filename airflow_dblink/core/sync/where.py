@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import sql
 
-from airflow_dblink.core.errors import DblinkError, Place, UsageError, from_psycopg
+from airflow_dblink.core.errors import AT_OR_NEAR, DblinkError, Place, UsageError, from_psycopg
 from airflow_dblink.core.server.bind import bind
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.rules import demand_parameters
-from airflow_dblink.core.sqltext.user_text import UserText, place_of
+from airflow_dblink.core.sqltext.user_text import UserText, place_of, position_of
 from airflow_dblink.core.sync.moving import OF_THE_TEXT, moving_texts, moving_value
 from airflow_dblink.core.tables.catalog import parse
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from airflow_dblink.core.sync.spec import Spec
     from airflow_dblink.core.sync.work import Part
 
-_AT = re.compile(r' at or near "(.*)"', re.DOTALL)
 _NOT_BOOLEAN = re.compile(r"CASE/WHEN\W.*boolean, not type (.+)", re.DOTALL)
 _IN_LIST = re.compile(r"\bIN\s*%", re.IGNORECASE)
 
@@ -47,12 +46,12 @@ def demand_where(part: Part, spec: Spec, given: UserText, names: Sequence[str]) 
     # Not in parentheses: it could close them, and be another condition than it seems.
     before = "SELECT CASE WHEN "
     query = sql.SQL(before + "{}\n THEN 1 END FROM {}")
-    text = given.text
+    text, whole = given.text, query.format(given, part.rows)
     try:
-        parse(part.side, query.format(given, part.rows))
+        parse(part.side, whole)
     except psycopg.Error as error:
-        position = int(error.diag.statement_position or 1) - 1 - len(before)
-        place = place_of(error, query.format(given, part.rows), part.side.connection)
+        position = (position_of(error) or 1) - 1 - len(before)
+        place = place_of(error, whole, part.side.connection)
         raise _where_error(part.side, spec, error, len(text) - position, names, place) from None
     if not (spans := moving_texts(text)):
         return
@@ -105,7 +104,7 @@ def _where_error(
     message, hint = f"where: {ours.message}", ours.hint
     if kind := _NOT_BOOLEAN.search(message):
         message = f"where must be true or false for each row; it is of type {kind[1]}"
-    elif (at := _AT.search(message)) and len(at[1]) > left:
+    elif (at := AT_OR_NEAR.search(message)) and len(at[1]) > left:
         message = message[: at.start()] + (" at end of input" if left <= 0 else "")
     if sqlstate in ("42702", "42703") or '"part"' in (hint or ""):
         hint = f"where takes the destination's names, without a table: {', '.join(names)}"

@@ -84,7 +84,6 @@ class JobSendingOperator(SqlOperator):
 
         :param ends_with_task: the task's ``execution_timeout`` is the job's, too.
         """
-        demand_statement(self.sql, self.conn_id)
         sent = submission.submit(
             lambda connection: self._draft(
                 connection, hook, keep_result=keep_result, ends_with_task=ends_with_task

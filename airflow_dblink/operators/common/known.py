@@ -1,7 +1,7 @@
 """What an operator's constructor refuses: wrong values that are known when the DAG is parsed.
 
 A template, a file of SQL and the result of another task become known in the task alone, where ``execute``
-makes the same checks again.
+makes the same checks again; but for that of ``params``, a guess about what is written in the Dag.
 """
 
 from __future__ import annotations
@@ -36,22 +36,33 @@ _STAND_INS: dict[str, Any] = {
 }
 
 
-def is_known(value: Any, files: tuple[str, ...] = ()) -> bool:
+def is_known(value: Any, files: tuple[str, ...] = (), begins: tuple[str, ...] = _TEMPLATES) -> bool:
     """Return whether *value* is what the task will have: no template, no task's result, no file.
 
     :param files: endings of the names of files that are read.
+    :param begins: what a template begins with.
     """
     if isinstance(value, str):
-        return not any(begin in value for begin in _TEMPLATES) and not value.endswith(files)
+        return not any(begin in value for begin in begins) and not value.endswith(files)
     if isinstance(value, Remote):
-        return is_known([value.conn_id, value.sql, value.parameters], files)
+        return is_known([value.conn_id, value.sql, value.parameters], files, begins)
     if isinstance(value, Mapping):
-        return all(is_known(each, files) for pair in value.items() for each in pair)
+        return all(is_known(each, files, begins) for pair in value.items() for each in pair)
     if isinstance(value, list | tuple | set):
-        return all(is_known(each, files) for each in value)
+        return all(is_known(each, files, begins) for each in value)
     return not hasattr(
         value, "iter_references"
     )  # as an XComArg, and what becomes of a mapped argument, has it
+
+
+def _begins(operator: DblinkBaseOperator) -> tuple[str, ...]:
+    """Return what a template begins with: a Dag may have Jinja look for other marks."""
+    dag = operator.get_dag()
+    given = (dag.jinja_environment_kwargs if dag else None) or {}
+    if given.get("line_statement_prefix") or given.get("line_comment_prefix"):
+        return ("",)  # these have no mark of their own: any text may be a template
+    names = ("variable_start_string", "block_start_string", "comment_start_string")
+    return tuple(given.get(name, usual) for name, usual in zip(names, _TEMPLATES, strict=True))
 
 
 def check_known(operator: DblinkBaseOperator) -> None:
@@ -66,16 +77,16 @@ def check_known(operator: DblinkBaseOperator) -> None:
         return
     view: Any = object.__new__(kind)  # the operator itself keeps its templates
     view.__dict__.update(operator.__dict__)
-    files = tuple(kind.template_ext)
+    files, begins = tuple(kind.template_ext), _begins(operator)
     for name in kind.template_fields:
-        if not is_known(getattr(operator, name), files):
+        if not is_known(getattr(operator, name), files, begins):
             view.__dict__[name] = _stand_in(name, getattr(operator, name))
-    if not is_known(getattr(operator, "mode", None)):
+    if not is_known(getattr(operator, "mode", None), begins=begins):
         view.__dict__["mode"] = "append" if view.key is None else "upsert"
     try:
+        view._check_early()
         if view._given_params:
             _refuse_params(view, operator)
-        view._check_early()
     except UsageError as error:
         raise AirflowFailException(f"{kind.__name__} {operator.task_id!r}: {error}") from None
 

@@ -201,7 +201,7 @@ def test_a_late_call_has_the_time_limit_of_the_job(client: Client) -> None:
 def test_a_late_call_that_is_not_answered_is_made_again_and_leaves_no_session(
     client: Client, source: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_dblink.core.jobs.call._CLAIM_S", 0.3)
+    monkeypatch.setattr("airflow_dblink.core.jobs.call.CLAIM_S", 0.3)
     job_id = client.insert(EFFECT, sent_s_ago=11)
     holder = client.open()
     holder.execute("BEGIN; SELECT FROM airflow_dblink.job FOR UPDATE")

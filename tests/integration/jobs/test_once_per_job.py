@@ -295,7 +295,7 @@ def test_a_lock_on_the_row_is_no_reason_to_run_it_twice(
     holder.execute("BEGIN; SELECT FROM airflow_dblink.job FOR UPDATE")
 
     with monkeypatch.context() as impatient:
-        impatient.setattr("airflow_dblink.core.jobs.call._CLAIM_S", 0.5)
+        impatient.setattr("airflow_dblink.core.jobs.call.CLAIM_S", 0.5)
         for _ in range(2):
             with pytest.raises(TransientError, match="did not begin within"):
                 client.submit(EFFECT, store=store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_dblink.core.errors import OutcomeUnknownError
+from airflow_dblink.core.errors import OutcomeUnknownError, TransientError
 from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.send import KEY
 from tests.databases import Database
@@ -173,3 +173,27 @@ def test_a_job_that_was_sent_and_is_not_there_any_more_may_have_run(
 
     assert effects(source) == 1
     assert client.run(EFFECT, store=store, life=1).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "stored", ["text", 5, [], {}, {"job_id": "x"}, {"job_id": 5, "server": {}, "sent": True}]
+)
+def test_what_cannot_be_read_may_have_been_sent(client: Client, source: Database, stored: object) -> None:
+    store = MemoryStore()
+    store.set(KEY, stored)
+
+    _unknown(client, store, "can't be read")
+
+    assert effects(source) == 0
+    assert client.run(EFFECT, store=store, life=1).state == "succeeded"  # cleared by one who has looked
+
+
+def test_a_connection_that_is_lost_before_the_statement_is_read_is_named(
+    client: Client, source: Database
+) -> None:
+    connection = client.open()
+    source.admin("SELECT pg_terminate_backend(%s, 5000)", connection.info.backend_pid)
+
+    for keep_result in (False, True):
+        with pytest.raises(TransientError, match="connection 'source'"):
+            draft(connection, "source", "SELECT 1 AS a", None, keep_result=keep_result)
