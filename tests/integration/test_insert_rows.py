@@ -260,6 +260,7 @@ def test_generic_transfer_of_json_and_arrays(source: Database, warehouse: Databa
         ("target_fields", "id"),
         ("replace_index", 'id"'),
         ("replace_target", ['id" = (SELECT 1/0) --']),
+        ("replace_target", "id"),
     ],
 )
 def test_what_is_no_name_is_refused(source: Database, argument: str, value: Any) -> None:
@@ -280,3 +281,16 @@ def test_names_as_they_are_written_in_sql(source: Database) -> None:
     DblinkHook("source").insert_rows('"my shop"."Item ""1"""', [(1, 2)], target_fields=['"Id"', "a b"])
 
     assert source.rows('SELECT * FROM "my shop"."Item ""1"""') == [(1, 2)]
+
+
+def test_a_failed_insert_shows_no_value_in_the_log(
+    source: Database, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source.execute("CREATE TABLE item (id int CHECK (id < 10), name text)")
+
+    with pytest.raises(psycopg.errors.CheckViolation):
+        DblinkHook("source").insert_rows("item", [(10, "of a patient")], target_fields=["id", "name"])
+
+    logged = caplog.text + "".join(capfd.readouterr())
+    assert "<2 values>" in logged
+    assert "of a patient" not in logged

@@ -21,6 +21,8 @@ _DEPENDS = (list, dict, int, float)
 _NAME = r'(?:[^\W\d][\w$]*|"(?:[^"\0]|"")+")'
 _TABLE = re.compile(rf"{_NAME}(?:\.{_NAME}){{0,2}}")
 _QUOTED = re.compile(r'"(?:[^"\0]|"")+"')
+# Arguments of insert_rows that take no single name; replace_index does.
+_LISTS = ("target_fields", "replace_target")
 
 
 def check_names(table: Any, **columns: Any) -> None:
@@ -35,11 +37,12 @@ def check_names(table: Any, **columns: Any) -> None:
             f"table must be a table's name, got {table!r}",
             hint='schema.table; a name with other characters in double quotes: shop."My Table"',
         )
-    if isinstance(columns.get("target_fields"), str):  # Airflow would read it as a list of letters
-        raise UsageError(
-            f"target_fields must be a list of columns, got the text {columns['target_fields']!r}"
-        )
     for argument, given in columns.items():
+        if argument in _LISTS and isinstance(given, str):  # Airflow would read it as a list of letters
+            raise UsageError(
+                f"{argument} must be a list of columns, got the text {given!r}",
+                hint=f"{argument}=[{given!r}]",
+            )
         for name in [given] if isinstance(given, str) else given or ():
             if not isinstance(name, str) or "\0" in name or ('"' in name and not _QUOTED.fullmatch(name)):
                 raise UsageError(
@@ -70,7 +73,7 @@ class Insert:
         if self._structures is None and any(isinstance(cell, _DEPENDS) for cell in cells):
             self._structures = self._look_up(cells, connection)
         known = self._structures or ()
-        return tuple(
+        return _Cells(
             self._cell(cell, known[position] if position < len(known) else None, connection)
             for position, cell in enumerate(cells)
         )
@@ -110,3 +113,12 @@ class Row(tuple[Any, ...]):
         row = super().__new__(cls, cells)
         row.insert = insert
         return row
+
+
+class _Cells(tuple[Any, ...]):
+    """The values of a row, as they are sent. They don't show: Airflow logs them when an INSERT fails."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values>"
