@@ -58,5 +58,5 @@ def test_a_finding_of_the_guard_that_is_none_is_said_to_be_unreadable(source: Da
     error = distrust_of(raised.value, "shop", "airflow_dblink")
 
     assert isinstance(error, InstallationError)
-    assert "can't be read from the server's answer" in str(error)
+    assert "the server's answer doesn't tell who owns the schema" in str(error)
     assert len(str(error)) < 500

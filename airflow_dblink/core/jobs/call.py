@@ -95,7 +95,7 @@ class Call:
         return waiting.wait(watched(gen, check) if check else gen, self._connection.pgconn.socket, LOOK_S)
 
     def _log_error(self) -> TransientError | InstallationError | None:
-        """Log and return the error of the call itself, such as a failed commit. The job's is in its row."""
+        """Log and return the call's own error, such as a failed commit; the job's error is in its row."""
         failure: TransientError | InstallationError | None = None
         try:
             results = self._connection.wait(fetch_many(self._connection.pgconn))

@@ -271,7 +271,7 @@ def _not_pruned(pruned: int, failures: Mapping[UUID, RemoteError], conn_id: str)
         f"{pruned} jobs were deleted, but {len(failures)} could not be: {', '.join(named)}{more}",
         conn_id,
         next(iter(failures.values())).sqlstate,
-        hint="what keeps a result from being dropped (a view of it, another owner) has to go first",
+        hint="remove first whatever keeps a result from being dropped (a view of it, another owner)",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is to be sent as a job, read before it is sent: what can't work is refused here."""
+"""Drafts of jobs: a statement is read and checked before it is sent as a job."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ _TAGS = {
 class Draft:
     """A job that isn't sent yet.
 
-    :ivar statement: as it was written.
-    :ivar bound_statement: with its parameters' values in it, ``None`` where there are none.
-    :ivar is_query: it is one statement that gives rows.
-    :ivar command: what its command tag begins with, if it has a row count.
+    :ivar statement: the statement as the user wrote it.
+    :ivar bound_statement: the statement with its parameters' values; ``None`` if that is the same text.
+    :ivar is_query: whether it is one statement that returns rows.
+    :ivar keep_result: whether its rows stay in a table.
+    :ivar command: the words of its command tag before the row count; ``None`` if the tag has no row count.
     :ivar settings: run-time parameters, local to the job's transaction.
-    :ivar statement_timeout: the server ends the job after it; as PostgreSQL takes it, such as ``5min``.
+    :ivar statement_timeout: time limit of the job, in PostgreSQL's form, such as ``5min``.
     """
 
     statement: str
@@ -58,16 +59,16 @@ def draft(
     settings: Mapping[str, str] | None = None,
     statement_timeout: str | None = None,
 ) -> Draft:
-    """Return the job that *statement* is, all checked that can be before it is sent.
+    """Return the draft of a job that runs *statement*; every check that needs no run is done here.
 
-    :param keep_result: of one query: its rows stay in a table until they are dropped.
+    :param keep_result: keep the rows of *statement*, one query, in a table until they are dropped.
     :param settings: run-time parameters, local to the job's transaction.
-    :param statement_timeout: as PostgreSQL takes it, such as ``5min``.
-    :raises UsageError: for what no transaction can run, COPY with the client, NUL, characters that UTF-8
-        lacks, parameters that don't fit; with *keep_result*, for anything but one query whose columns
-        have names of their own.
-    :raises RemoteError: what the server's parser says of the statement; with *keep_result*, what it says of
-        the query's names, too.
+    :param statement_timeout: time limit of the job, in PostgreSQL's form, such as ``5min``.
+    :raises UsageError: if *statement* can't run in a transaction, is COPY from or to the client, or holds NUL
+        or a character that UTF-8 lacks; if the parameters don't fit; with *keep_result*, unless it is one
+        query whose columns have different names.
+    :raises RemoteError: the errors of the server's parser; with *keep_result*, also errors in the query's
+        names.
     """
     demand_statement(statement, conn_id)
     found = parts(statement)
@@ -76,13 +77,13 @@ def draft(
     if "\0" in whole.text:
         raise UsageError("a parameter holds a NUL character, which PostgreSQL can't take", conn_id)
     is_query = len(found) == 1 and _gives_rows(last)
-    if len(found) == 1:  # a semicolon can't stand in CREATE TABLE AS, nor in a cursor
+    if len(found) == 1:  # CREATE TABLE AS and cursors take a query without its semicolon
         whole = whole.part(0, parts(whole.text)[0].end)
     if keep_result:
         if not (is_query and last.verb in QUERIES):
             raise UsageError(
-                "rows can be kept, or handed on, of one query only (SELECT, VALUES, TABLE, or WITH and one of"
-                f" them), got {f'{len(found)} statements' if len(found) > 1 else last.verb or '?'}",
+                "only the rows of one query can be kept or handed on (SELECT, VALUES, TABLE, or WITH and one"
+                f" of them), got {f'{len(found)} statements' if len(found) > 1 else last.verb or '?'}",
                 conn_id,
                 hint="rows of RETURNING: WITH changed AS (UPDATE ... RETURNING *) SELECT * FROM changed",
             )
@@ -101,9 +102,9 @@ def draft(
 
 
 def demand_statement(statement: object, conn_id: str) -> None:
-    """Refuse what can't be a job, as far as it can be seen without a server.
+    """Raise unless *statement* can be a job, as far as its text shows.
 
-    :raises UsageError: says what, and in which line.
+    :raises UsageError: names the problem and its line.
     """
     if not isinstance(statement, str):
         raise UsageError(f"sql must be text, got {type(statement).__name__}", conn_id)
@@ -116,21 +117,21 @@ def demand_statement(statement: object, conn_id: str) -> None:
 
 
 def _gives_rows(part: Part) -> bool:
-    # SELECT INTO gives none; the server says what to write instead.
+    # SELECT INTO returns no rows; the server's own error names the statement to use instead.
     return (part.verb in QUERIES and "INTO" not in part.outer_words) or (
         part.verb in _CHANGES and "RETURNING" in part.outer_words
     )
 
 
 def _demand_syntax(connection: LinkConnection, conn_id: str, script: UserText) -> None:
-    """Have the server's parser read the script, and nothing else of the server: one round trip.
+    """Let only the server's parser read the script, in one round trip.
 
-    In the job's procedure it would no longer tell the place of an error.
+    Inside the job's procedure, a syntax error would no longer tell its position in the script.
 
-    :raises RemoteError: what the parser says.
+    :raises RemoteError: the parser's error.
     """
-    # It reads all of it before it says that these are several statements. So no name is looked up, which
-    # an earlier statement of the script may make, and no lock is waited for.
+    # The parser reads the whole text before the server refuses to prepare several statements. So no name is
+    # looked up (an earlier statement of the script may create it), and no lock is awaited.
     message = script + sql.SQL("\n; SELECT 1; SELECT 2")
     result = _read(connection, conn_id, message)
     error = error_from_result(result, encoding=connection.info.encoding)
@@ -140,10 +141,10 @@ def _demand_syntax(connection: LinkConnection, conn_id: str, script: UserText) -
 
 
 def _demand_named_columns(connection: LinkConnection, conn_id: str, query: UserText) -> None:
-    """Have the server read the query, without running it: one round trip.
+    """Let the server prepare the query without running it, in one round trip, and read its columns' names.
 
-    :raises UsageError: if two columns have one name, as a table's can't.
-    :raises RemoteError: what the server says.
+    :raises UsageError: if two columns have the same name, which no table allows.
+    :raises RemoteError: the server's errors.
     """
     encoding = connection.info.encoding
     result = _read(connection, conn_id, query)
@@ -154,14 +155,14 @@ def _demand_named_columns(connection: LinkConnection, conn_id: str, query: UserT
     names = Counter((result.fname(i) or b"").decode(encoding) for i in range(result.nfields))
     if twice := sorted(name for name, times in names.items() if times > 1):
         raise UsageError(
-            f"the query gives more than one column named {', '.join(map(repr, twice))}, a table can't",
+            f"the query has more than one column named {', '.join(map(repr, twice))}, a table can't",
             conn_id,
             hint="give each column a name of its own with AS",
         )
 
 
 def _read(connection: LinkConnection, conn_id: str, statement: sql.Composable) -> pq.abc.PGresult:
-    """Return the parser's answer, which may be an error.
+    """Return the server's description of *statement*, or the error in it.
 
     :raises TransientError: if the connection is lost.
     """
@@ -173,7 +174,7 @@ def _read(connection: LinkConnection, conn_id: str, statement: sql.Composable) -
 
 
 def _described(pgconn: pq.abc.PGconn, query: bytes) -> PQGen[pq.abc.PGresult]:
-    # In one go, since a pooler may have another server answer the next message.
+    # One pipeline, since behind a pooler another server may answer the next message.
     pgconn.enter_pipeline_mode()
     pgconn.send_prepare(b"", query)
     pgconn.send_describe_prepared(b"")
@@ -186,7 +187,7 @@ def _described(pgconn: pq.abc.PGconn, query: bytes) -> PQGen[pq.abc.PGresult]:
             continue
         if result.status == pq.ExecStatus.PIPELINE_SYNC:
             break
-        # The first error is what counts; what came after it was not looked at.
+        # The first error counts: the server skips all messages after it.
         if described is None or described.status != pq.ExecStatus.FATAL_ERROR:
             described = result
     pgconn.exit_pipeline_mode()

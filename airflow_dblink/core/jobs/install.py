@@ -1,4 +1,4 @@
-"""The job schema of a database: checked before each send, made at the first use, or by a DBA."""
+"""The job schema of a database: checked before each send; created at the first use, or by a DBA."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Installation:
         return InstallationError(
             f"schema {self.schema!r} for jobs in database {self.database!r} {what} (role {self.role!r})",
             conn_id,
-            hint=f"what a DBA has to run there is printed by: airflow dblink sql {conn_id}{option}",
+            hint=f"the SQL for a DBA to run there is printed by: airflow dblink sql {conn_id}{option}",
         )
 
 
@@ -117,7 +117,7 @@ def install_script(schema: str, roles: Sequence[str] = (), *, results: bool = Fa
     named = statements("jobs_install.sql")
     names = ["grant", "grant_results"] if results else ["grant"]
     results_in, quote = results_schema(schema), "run"
-    while f"${quote}$" in schema + results_in:  # which stand in the procedure's body
+    while f"${quote}$" in schema + results_in:  # both names stand in the procedure's body
         quote += "_"
     parts: dict[str, sql.Composable] = {
         "quote": sql.SQL(f"${quote}$"),

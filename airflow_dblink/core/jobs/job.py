@@ -45,7 +45,7 @@ class JobHandle:
     def __post_init__(self) -> None:
         if not self.conn_id or not isinstance(self.conn_id, str):
             raise UsageError(f"a job's handle needs the id of an Airflow connection, got {self.conn_id!r}")
-        for name in ("conn_id", "job_id", "schema"):  # PostgreSQL's names would end there
+        for name in ("conn_id", "job_id", "schema"):  # PostgreSQL would read a name only up to there
             if "\0" in str(getattr(self, name)):
                 raise UsageError(f"{name} of a job's handle holds a NUL character")
         object.__setattr__(self, "job_id", str(parse_job_id(self.job_id)))
@@ -94,7 +94,7 @@ class JobHandle:
                 )
             return cls(conn_id, str(value))
         raise UsageError(
-            "a job's handle is what DblinkSendQueryOperator returned, or a job id;"
+            "a job's handle must be the return value of DblinkSendQueryOperator, or a job id;"
             f" got {type(value).__name__}",
             hint="if the sending task was skipped or failed, there is none",
         )

@@ -1,8 +1,8 @@
 """Sends a job, once across retries and killed workers.
 
-First an id is made and stored for the next try, then the row is inserted, and last the procedure is
-called. So whatever dies in between, the next try knows the job's id,
-and the row's primary key and state prevent that anything is done twice.
+First an id is made and stored for the next try, then the row is inserted, and last the procedure is called.
+So if a process dies in between, the next try knows the job's id, and the row's primary key and state prevent
+that the job is sent or run twice.
 
 The stored state, as JSON: ``job_id``; ``server`` (see :class:`Installation`); ``sent``: whether the row is
 known to be there; and what :mod:`airflow_dblink.core.once.tries` adds.
@@ -52,7 +52,7 @@ def _job_id(left: Left) -> UUID:
 
 
 def _can_be_read(left: Left) -> bool:
-    """Return whether a try has left it: others may have changed it since."""
+    """Return whether the value has the form that a try stores; users may have changed it since."""
     job_id, server, sent = (left.facts.get(name) for name in ("job_id", "server", "sent"))
     try:
         UUID(job_id)
@@ -151,10 +151,10 @@ class Submission:
         if left is None or (left.ended and left.is_cleared and not _can_be_read(left)):
             return None
         if not _can_be_read(left):
-            raise self._unknown(left, "what is stored of it can't be read")
+            raise self._unknown(left, "its stored state can't be read")
         if not left.is_cleared:
             return left
-        # Cleared by the user. The new try may well begin before those whom that has stopped are told of it.
+        # The user has cleared the task. This try may begin before the earlier one's process knows of it.
         found = jobs.installation()
         here = found.server == left.facts["server"] and found.version is not None
         job = jobs.find(_job_id(left)) if here else None
@@ -177,7 +177,7 @@ class Submission:
         if job is None and left.facts["sent"]:
             raise self._unknown(left, "the server no longer knows it")
         if job is not None and not self.has_sent(job):
-            raise self._unknown(left, "what is stored of it is another task's job")
+            raise self._unknown(left, "its stored id is another task's job")
         if job is not None and job.state == "running" and job.cancel_requested_at is not None:
             job = jobs.cancel(job_id)
             if not job.has_ended:
@@ -218,7 +218,7 @@ class Submission:
         """
         with closing(self.open()) as connection:
             if Jobs(connection, self.conn_id, self.schema).get(job_id).state == "sent":
-                raise TransientError(f"job {job_id} was sent, and its call did not begin it", self.conn_id)
+                raise TransientError(f"job {job_id} was sent, but its call did not begin it", self.conn_id)
 
     def _unknown(self, left: Left, why: str) -> OutcomeUnknownError:
         # Clearing the task then sends a new one.

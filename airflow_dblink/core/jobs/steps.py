@@ -1,7 +1,7 @@
-"""What is said to the server about jobs, and in which order, apart from who waits for the answers.
+"""The messages to a server about its jobs and their order, written once for workers and triggerers.
 
-Each procedure is a generator that yields what is to be done next, a :class:`Step` or a :class:`Pause`,
-and is sent the rows: :class:`airflow_dblink.core.jobs.client.Jobs` drives it in a worker,
+Each procedure is a generator: it yields its next :class:`Step` or :class:`Pause`, and is sent the rows of the
+step. :class:`airflow_dblink.core.jobs.client.Jobs` drives it in a worker,
 :mod:`airflow_dblink.core.jobs.watch` in a triggerer's event loop.
 """
 
@@ -27,22 +27,22 @@ from airflow_dblink.core.sql.named import statements
 T = TypeVar("T")
 Rows = list[dict[str, Any]]
 
-#: What a job's end is told on; the payload is its id.
+#: The channel that notifies of a job's end; the payload is the job's id.
 CHANNEL = "airflow_dblink_job"
 LISTEN = f"LISTEN {CHANNEL}".encode()
-#: A job that nobody runs so long after it was sent is called again: its sender died in between.
+#: A job that no session runs this long after it was sent is called again: its sender died before the call.
 CALL_AGAIN_AFTER_S = 10.0
-#: Until a called job is seen running: it takes a millisecond, unless somebody has locked the job table.
+#: Longest wait until a called job is seen running. It takes a millisecond unless the job table is locked.
 CLAIM_S = 30.0
-#: Between two looks at who waits for that, who may have to stop.
+#: Between two checks, during that wait, whether the waiting task has to stop.
 LOOK_S = 0.1
 
 _CANCEL_GRACE_S = 1.5  # then the session is terminated; a kill has 5 s in all
 _TERMINATE_GRACE_S = 1.5
 _POLL_S = 0.05
 
-# A role's default isolation level may be stricter: two who change one row would then be an error.
-# Its search_path may lead to somebody's own "=": nothing of ours is looked up there.
+# A role's default isolation level may be stricter; then two sessions that change one row would get an error.
+# Its search_path may lead to another role's "="; our statements find their operators in pg_catalog.
 _FIRST = (
     "SET TRANSACTION ISOLATION LEVEL READ COMMITTED{read_only};\n"
     "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
@@ -51,11 +51,11 @@ _FIRST = (
 
 @dataclass(frozen=True)
 class Step:
-    """One message, in a transaction of its own; the rows are those of its last statement.
+    """One message, in a transaction of its own; it returns the rows of its last statement.
 
-    :ivar names: statements of ``jobs.sql``.
-    :ivar is_guarded: fails before the first of them unless all of the schema is trusted; only what touches
-        nothing in it does without.
+    :ivar names: names of the statements, from ``jobs.sql``.
+    :ivar is_guarded: whether the guard comes first, which fails unless the whole schema is trusted; only
+        steps that touch nothing in the schema go without it.
     """
 
     names: tuple[str, ...]
@@ -68,8 +68,8 @@ class Step:
     ) -> sql.Composed:
         """Return the message's text, for a cursor that binds on the client's side.
 
-        :param trusted_owners: of the connection; see :mod:`airflow_dblink.core.jobs.trust`.
-        :param read_only: of its transaction.
+        :param trusted_owners: the connection's; see :mod:`airflow_dblink.core.jobs.trust`.
+        :param read_only: whether its transaction is READ ONLY.
         """
         named, owners = statements("jobs.sql"), tuple(trusted_owners)
         parts = {
@@ -77,7 +77,7 @@ class Step:
             **{name: _without_placeholders(part) for name, part in self.parts.items()},
         }
         mode = sql.SQL(", READ ONLY" if read_only else "")
-        # For pg_stat_activity, which cuts what is long.
+        # At the beginning, since pg_stat_activity cuts off the end of a long query.
         head = f"/* airflow_dblink jobs: {', '.join(self.names)} */ "
         texts: list[sql.Composable] = [sql.SQL(head) + sql.SQL(_FIRST).format(read_only=mode)]
         if self.is_guarded:
@@ -88,8 +88,8 @@ class Step:
 
 @lru_cache
 def _fragments(schema: str, trusted_owners: tuple[str, ...]) -> Mapping[str, sql.Composable]:
-    """Return what the statements of jobs.sql are made of; the triggerer looks often."""
-    # What is no statement of jobs.sql is read for placeholders, too.
+    """Return the parts to insert into the statements of jobs.sql; cached, since the triggerer asks often."""
+    # The cursor looks for placeholders in these parts, too.
     parts: dict[str, sql.Composable] = {
         name: _without_placeholders(part) for name, part in fragments(schema, trusted_owners).items()
     }
@@ -113,13 +113,13 @@ Steps = Generator[Step | Pause, Rows, T]
 
 
 def look(ids: Sequence[UUID]) -> Steps[dict[UUID, Job]]:
-    """Return the jobs that are there, those found to be lost among them: one message for all."""
+    """Return the jobs that exist, in one message; jobs whose session is gone are first given up as lost."""
     rows = yield Step(("give_up_lost", "look"), {"ids": list(ids)})
     return {job.id: job for job in map(job_of, rows)}
 
 
 def see(job_id: UUID) -> Steps[Job | None]:
-    """Return the job as :func:`look` does, without changing anything; ``None`` if there is none."""
+    """Return the job as :func:`look` does, but change nothing; ``None`` if there is none."""
     rows = yield Step(("see",), {"id": job_id})
     if not rows:
         return None
@@ -130,10 +130,10 @@ def see(job_id: UUID) -> Steps[Job | None]:
 
 
 def cancel(job_id: UUID) -> Steps[Job | None]:
-    """Cancel a job and wait a few seconds for its end; returns it as it is then, ``None`` if there is none.
+    """Cancel a job, wait up to three seconds for its end, and return its state then; ``None`` if it is gone.
 
-    One that was not begun never will be. A running one gets ``pg_cancel_backend`` and, after a
-    grace, ``pg_terminate_backend``. One that has ended stays as it is.
+    A job that has not begun never will. A running job's session gets ``pg_cancel_backend`` and, after half
+    of the time, ``pg_terminate_backend``. A job that has ended stays as it is.
     """
     params = {"id": job_id, "ids": [job_id]}
     rows = yield Step(("request_cancel", "cancel", "notify", "look"), params)
@@ -145,7 +145,7 @@ def cancel(job_id: UUID) -> Steps[Job | None]:
 
 
 def _until_over(rows: Rows, params: Mapping[str, Any], seconds: float) -> Steps[Rows]:
-    """Look at a job until it has ended, or there is none; or for so long."""
+    """Read a job's row until the job has ended or is gone, for *seconds* at most."""
     waited = 0.0
     while rows and not job_of(rows[0]).has_ended and waited < seconds:
         yield Pause(_POLL_S)
@@ -155,11 +155,11 @@ def _until_over(rows: Rows, params: Mapping[str, Any], seconds: float) -> Steps[
 
 
 def until_claimed(pgconn: abc.PGconn, claimed: list[Any], deadline: float) -> PQGen[bool]:
-    """Send what libpq has, and read until the job has been claimed, the call has ended, or it is too late.
+    """Send the call, and read until the job has been claimed, the call has ended, or *deadline* has passed.
 
-    For whoever waits for *pgconn*, sync or async, with a notice handler that appends to *claimed*.
+    A notice handler of *pgconn* has to append to *claimed*. The caller waits for *pgconn*, sync or async.
 
-    :param deadline: as ``time.monotonic`` counts.
+    :param deadline: in the time of ``time.monotonic``.
     :returns: whether the call has ended.
     """
     yield from send(pgconn)
@@ -172,8 +172,9 @@ def until_claimed(pgconn: abc.PGconn, claimed: list[Any], deadline: float) -> PQ
 
 
 def until_ended(pgconn: abc.PGconn, deadline: float) -> PQGen[bool]:
-    """Read until the call has ended, or it is too late.
+    """Read until the call has ended, or *deadline* has passed.
 
+    :param deadline: in the time of ``time.monotonic``.
     :returns: whether the call has ended.
     """
     while pgconn.is_busy():

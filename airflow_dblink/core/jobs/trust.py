@@ -92,7 +92,7 @@ def distrust(finding: object, conn_id: str, schema: str) -> InstallationError:
     """Return the error for a finding of the statement ``distrusted``."""
     if not _is_finding(finding):
         return InstallationError(
-            f"who owns the schema for jobs {schema!r} can't be read from the server's answer",
+            f"the server's answer doesn't tell who owns the schema for jobs {schema!r}",
             conn_id,
             hint="is it PostgreSQL, and is it the server that the connection means?",
         )
@@ -143,7 +143,7 @@ def results_schema(schema: str) -> str:
 def asking_failed(error: psycopg.Error, conn_id: str, schema: str) -> InstallationError | RemoteError:
     """Return the error for a question about jobs that the server didn't answer.
 
-    A limit of the role's, a lock, somebody's cancel pass: who waits for a job asks again.
+    A time limit of the role, a lock and somebody's cancel are transient: whoever waits for a job asks again.
     """
     if (distrusted := distrust_of(error, conn_id, schema)) is not None:
         return distrusted

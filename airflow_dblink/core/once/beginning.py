@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _SQL = statements("once.sql")
 _FLUSHES_SINCE = 170000
-_BESIDE_S = 3.0  # a pooler with no session to spare would let us wait for longer
+_BESIDE_S = 3.0  # behind a pooler without a free session, the wait would be longer
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,16 @@ def begun(connection: LinkConnection, begin: str, local: Mapping[str, str]) -> B
     Before PostgreSQL 17 another session is opened for a moment. If that isn't possible, or the role may not
     write to the log, the ticket says that the id isn't known to be on disk.
 
-    :param begin: the statement that begins it.
+    :param begin: the statement that begins the transaction.
     :param local: run-time parameters, local to the transaction.
-    :raises psycopg.Error: what the server says.
+    :raises psycopg.Error: the server's errors.
     """
     flushes = connection.info.server_version >= _FLUSHES_SINCE
     try:
         ticket, lsn = _begin(connection, begin, local, "log_id" if flushes else "log_id_before_17")
     except (InsufficientPrivilege, UndefinedFunction) as error:
-        # Everybody may call the function unless that was revoked. A pooler may name another version.
+        # Every role may call the function unless somebody revoked that. A pooler may report another version
+        # than its server has.
         connection.execute("ROLLBACK")
         ticket, lsn = _begin(connection, begin, local, None)
         _say(connection, ticket, error)
@@ -73,7 +74,7 @@ def begun(connection: LinkConnection, begin: str, local: Mapping[str, str]) -> B
 def _begin(
     connection: LinkConnection, begin: str, local: Mapping[str, str], log_id: str | None
 ) -> tuple[dict[str, Any], str | None]:
-    """Begin; returns the ticket and, if the statement *log_id* is given, where in the log the id stands."""
+    """Begin the transaction; return its ticket and, if *log_id* names a statement, its id's log position."""
     names = ["ticket"] if log_id is None else ["ticket", log_id]
     message = sql.SQL("; ").join(
         [
@@ -101,13 +102,13 @@ def flush_beside(
 ) -> tuple[bool, tuple[int, ...]]:
     """Commit in another session, which writes the log to disk.
 
-    :param ticket: of the transaction on *connection*.
-    :param lsn: where in the log its id stands.
+    :param ticket: the ticket of the transaction on *connection*.
+    :param lsn: the log position (LSN) of its id.
     :returns: whether the log is on disk up to *lsn*, and the other transaction's id if it had one.
-    :raises StoppedError: as the connection's own check does.
+    :raises StoppedError: if the connection's own check raises it.
     """
     ids: tuple[int, ...] = ()
-    # Without settings such as "role", which may not see our session.
+    # Without settings such as "role": another role may not see our session.
     target = replace(connection.target, session_settings={})
     limit = time_limit(target.conn_id, _BESIDE_S)
 
@@ -141,8 +142,8 @@ def flush_beside(
 def _say(connection: LinkConnection, ticket: Mapping[str, Any], why: Exception | str) -> None:
     log.info(
         "%s: the id of transaction %s may not survive a crash of the server: after one, a retry could not"
-        " tell whether it was committed (%s). What it needs: EXECUTE on pg_logical_emit_message, and before"
-        " PostgreSQL 17 a second session (CONNECTION LIMIT of the role, direct_host of the connection).",
+        " tell whether it was committed (%s). The role needs EXECUTE on pg_logical_emit_message and, before"
+        " PostgreSQL 17, a second session (CONNECTION LIMIT of the role, direct_host of the connection).",
         connection.target.conn_id,
         ticket["xid"],
         without_credentials(str(why).strip()),

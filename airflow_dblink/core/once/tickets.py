@@ -1,10 +1,14 @@
 """The state that an exactly-once task stores for its next try, and the checks before it is believed.
 
-Airflow keeps it, so users may have changed it or copied it from another task. As JSON: ``task``, the name of
-the task; ``ticket`` (transaction, session, server; ``flushed``: whether the transaction's id was on the
-server's disk before the ticket was stored); ``result`` (what a retry should return, once known). And what
-:mod:`airflow_dblink.core.once.tries` adds: here ``ended`` is ``returned``, or ``unknown`` after
-:class:`~airflow_dblink.core.errors.OutcomeUnknownError`.
+Airflow keeps the state, so users may have changed it or copied it from another task. It is a JSON object:
+
+* ``task``: the task's name.
+* ``ticket``: the transaction, its session, its server, and ``flushed``: whether the transaction's id was on
+  the server's disk before the ticket was stored.
+* ``result``: the result that a retry returns, once it is known.
+* ``life`` and ``ended`` of :mod:`airflow_dblink.core.once.tries`; here ``ended`` is ``returned``, or
+  ``unknown`` after :class:`~airflow_dblink.core.errors.OutcomeUnknownError`.
+
 Earlier versions stored no ``task`` and no ``flushed``.
 """
 
@@ -24,10 +28,10 @@ _MAX_DIGITS = 20  # of 64 bits
 class Stored:
     """The stored state of an earlier try.
 
-    :ivar task: the task that stored it; ``None`` if it doesn't say.
-    :ivar ticket: the ticket; ``None`` if the stored value is none.
+    :ivar task: the task that stored it; ``None`` if it names none.
+    :ivar ticket: the ticket; ``None`` if the stored value is not a valid one.
     :ivar ended: ``returned``, ``unknown``, or ``None``.
-    :ivar result: what a retry should return.
+    :ivar result: the result that a retry should return.
     """
 
     task: Mapping[str, Any] | None
@@ -41,11 +45,11 @@ class Stored:
         return str(self.ticket["xid"]) if self.ticket else "?"
 
     def why_not_of(self, task: Mapping[str, Any] | None) -> str | None:
-        """Return why it can't be that of *task*, ``None`` if it can."""
+        """Return the reason why this state can't be *task*'s; ``None`` if it can be."""
         if self.ticket is None and self.ended != "returned":
-            return "what is stored of it can't be read"
+            return "its stored state can't be read"
         if self.task is not None and self.task != task:
-            return "what is stored of it is another task's"
+            return "its stored state is another task's"
         return None
 
 
@@ -61,7 +65,7 @@ def read(left: Left) -> Stored:
 
 
 def is_flushed(ticket: Mapping[str, Any]) -> bool:
-    """Return whether the id was on disk before it was stored: no crash has given it to anybody else then."""
+    """Return whether the id was on disk before the ticket was stored: then no crash lets it be reused."""
     return ticket.get("flushed") is True
 
 

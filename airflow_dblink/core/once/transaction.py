@@ -4,7 +4,7 @@ PostgreSQL gives a transaction its id before the work. That id is stored first
 (:meth:`Once.begin`), then the work is done and committed. A later try reads the stored id
 and asks the server for the outcome (:meth:`Once.recall`). Nothing is installed on the server.
 
-What is stored, as JSON under :data:`KEY`, is in :mod:`airflow_dblink.core.once.tickets`.
+:mod:`airflow_dblink.core.once.tickets` describes the stored JSON, whose key is :data:`KEY`.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _SQL = statements("once.sql")
 _SERVER = ("system_identifier", "database", "timeline")
 _NOT_REACHED = "not reached"
 _POLL_S = 0.5
-_CLIENT_GRACE_S = 2.0  # an orphan that waits for its dead client may just be between two messages
+_CLIENT_GRACE_S = 2.0  # an idle transaction need not be an orphan: it may be between two messages
 _CANCEL_GRACE_S = 5.0
 _KILL_GRACE_S = 1.0  # a kill has 5 s in all
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Who commits, and how: the statement that ends the transaction, sent last.
+    """The statement that ends the transaction, sent last: it decides who commits, and how.
 
-    :ivar statement: one statement; a plain COMMIT unless somebody else decides.
-    :ivar tag: the command tag of its success: COMMIT has another one for a transaction that has failed.
+    :ivar statement: one statement; by default a plain COMMIT.
+    :ivar tag: its command tag if it succeeds; COMMIT of a failed transaction returns another one, ROLLBACK.
     """
 
     statement: str = "COMMIT"
@@ -68,15 +68,15 @@ class Once:
     :ivar connection: open, in autocommit mode, not in a transaction.
     :ivar conn_id: for errors and logs.
     :ivar store: survives the process; refuses a superseded try, which makes it the fence.
-    :ivar life: grows when the user clears the task: what an earlier life finished is done
-        anew, what it left unfinished is looked into.
-    :ivar orphan_timeout_s: how long an earlier try's transaction may go on, in seconds.
-    :ivar task: names the task, JSON-able; a ticket that names another is not taken over.
-    :ivar application_name: of the transaction; by default what *connection* has. An earlier try's
-        transaction is ended, and taken over while it runs, only where it has the same.
-    :ivar awaited: the ticket of the transaction whose end :meth:`recall` asks or waits for.
-    :ivar own_ids: the transaction ids that :meth:`begin` has used: its transaction's is the first.
-    :ivar ending: who commits, and how.
+    :ivar life: grows when the user clears the task. Work that an earlier life finished is done anew; the
+        outcome of unfinished work is asked for.
+    :ivar orphan_timeout_s: seconds for which an earlier try's transaction may go on.
+    :ivar task: the task's name, a mapping for JSON; another task's ticket is not taken over.
+    :ivar application_name: the transaction's application_name; by default the connection's. A running
+        transaction of an earlier try is ended or taken over only if its session has the same one.
+    :ivar awaited: the ticket of the transaction whose outcome :meth:`recall` asks or waits for.
+    :ivar own_ids: the transaction ids that :meth:`begin` has used; the first one is its transaction's.
+    :ivar ending: the statement that commits.
     """
 
     connection: LinkConnection
@@ -101,18 +101,20 @@ class Once:
     # -- the later try
 
     def recall(self) -> dict[str, Any] | None:
-        """Return what an earlier try committed, or ``None`` if the work is to be done.
+        """Return the result that an earlier try committed, or ``None`` if the work is still to be done.
 
-        Waits while an earlier try's transaction still runs; after ``orphan_timeout_s`` it is
-        cancelled. One that only waits for its dead client is ended after two seconds.
+        Waits while an earlier try's transaction still runs; after ``orphan_timeout_s`` that transaction is
+        cancelled. If it only waits for its dead client, it is ended after two seconds.
 
-        :returns: the stored result, ``{}`` where none was stored; ``None`` to go on.
-        :raises OutcomeUnknownError: if the server can't tell: another server answers, the id is too old,
-            or may have been handed out again; or what is stored is another task's, or may be.
+        :returns: the stored result, ``{}`` if none was stored; ``None`` to go on.
+        :raises OutcomeUnknownError: if the server can't tell the outcome (another server answers, the id is
+            too old or may have been handed out again), or if the stored state is, or may be, another task's.
+        :raises TransientError: if that transaction still runs, and this task can't end it.
+        :raises RemoteError: the server's errors.
         """
         left = self._tries.left(KEY)
-        if left is None or (left.ended and left.is_cleared):
-            return None  # or cleared by the user, who has seen the end
+        if left is None or (left.ended and left.is_cleared):  # the user has seen the end and wants it anew
+            return None
         stored = read(left)
         try:
             has_committed = self._has_committed(stored)
@@ -134,7 +136,7 @@ class Once:
             log.info("Transaction %s of an earlier try on %s: %s.", stored.xid, self.conn_id, outcome)
         if outcome == "committed" and self.task is not None and stored.task is None:
             raise self._unknown(
-                stored.xid, "what is stored of it, by an earlier version, doesn't say whose it is"
+                stored.xid, "its stored state, by an earlier version, doesn't say whose it is"
             )
         return outcome == "committed"
 
@@ -146,12 +148,12 @@ class Once:
         if outcome is None:
             raise self._unknown(ticket["xid"], "the server no longer knows the transaction")
         if outcome == _NOT_REACHED:
-            # A crash took the transaction together with its id; what was committed keeps its id.
+            # The crash lost the transaction together with its id; the id of a commit can't get lost.
             if not has_crashed:
                 raise self._unknown(ticket["xid"], "the server has not reached the transaction's id")
             return "aborted"
-        # An id that wasn't in the log at a crash may have been given to somebody else:
-        # "aborted" is then still true of ours, "committed" need not be.
+        # If the id wasn't in the log on disk at the crash, the server may have handed it out again. Then
+        # "aborted" still holds for our transaction, but "committed" may be said of the other one.
         if outcome == "committed" and has_crashed and not is_flushed(ticket):
             raise self._unknown(ticket["xid"], "the server crashed or its statistics were reset since")
         return outcome
@@ -159,7 +161,7 @@ class Once:
     def _has_crashed_since(self, ticket: Mapping[str, Any]) -> bool:
         """Return whether the server has crashed, or its statistics were reset, since the ticket was stored.
 
-        :raises OutcomeUnknownError: if it isn't the ticket's server, database and timeline.
+        :raises OutcomeUnknownError: if the server, database or timeline isn't the ticket's.
         """
         now = self._one("server")
         if any(now[fact] != ticket[fact] for fact in _SERVER):
@@ -204,7 +206,7 @@ class Once:
     def end_awaited(self) -> None:
         """End the transaction that :meth:`recall` was waiting for: cancel, then terminate.
 
-        On a connection that isn't the one that was waiting.
+        It needs another connection than the waiting one.
         """
         if (ticket := self.awaited) is None:
             return
@@ -217,7 +219,7 @@ class Once:
             time.sleep(0.05)
 
     def _end(self, how: str, ticket: Mapping[str, Any]) -> None:
-        """Cancel or terminate an earlier try's transaction, where its session says that it is this task's."""
+        """Cancel or terminate an earlier try's transaction if its application_name is this task's."""
         self._one(how, {**ticket, "application_name": self._name})
 
     @property
@@ -256,20 +258,21 @@ class Once:
     def begin(self, settings: Mapping[str, str] | None = None, *, read_committed: bool = False) -> None:
         """Begin the transaction and store its ticket: one round trip to the server.
 
-        The transaction's id is on the server's disk by then, so that no crash gives it to anybody else.
-        Before PostgreSQL 17 that takes another session, for a moment.
+        The transaction's id is on the server's disk by then, so that no crash lets the server hand it out
+        again; if that isn't possible, the ticket says so. Before PostgreSQL 17 this needs a second session
+        for a moment.
 
         :param settings: run-time parameters, local to the transaction.
-        :param read_committed: whatever the session's default is, each statement sees what was committed.
-        :raises Exception: what the store raises for a superseded try; nothing was done then.
-        :raises RemoteError: what the server says.
+        :param read_committed: use READ COMMITTED, whatever the session's default isolation level is.
+        :raises Exception: the store's error for a superseded try; nothing was done then.
+        :raises RemoteError: the server's errors.
         """
         local = {
-            # PostgreSQL then finishes and commits a statement whose client is gone.
+            # With 0, PostgreSQL finishes and commits a statement whose client is gone.
             "client_connection_check_interval": "0",
             **(settings or {}),
             "application_name": self._name,
-            # Scripts are read by our lexer as the standard has it, whatever *settings* say.
+            # Our lexer reads scripts by this setting, whatever *settings* say.
             "standard_conforming_strings": "on",
         }
         begin = "BEGIN ISOLATION LEVEL READ COMMITTED" if read_committed else "BEGIN"
@@ -281,18 +284,18 @@ class Once:
         self._note({})
 
     def keep(self, result: Mapping[str, Any]) -> None:
-        """Store what a retry should return if it finds the transaction committed.
+        """Store the result that a retry should return if it finds the transaction committed.
 
-        :raises Exception: what the store raises for a superseded try.
+        :raises Exception: the store's error for a superseded try.
         """
         self._note({"result": dict(result)})
 
     def commit(self, result: Mapping[str, Any]) -> None:
-        """Store what a retry should return, then commit.
+        """Store the result that a retry should return, then commit.
 
-        :raises Exception: what the store raises for a superseded try; nothing is committed then.
-        :raises RemoteError: if the commit fails (a deferred constraint); all is rolled back.
-        :raises TransientError: if the connection is lost in the commit; a later try finds out.
+        :raises Exception: the store's error for a superseded try; nothing is committed then.
+        :raises RemoteError: if the commit fails (a deferred constraint); everything is rolled back.
+        :raises TransientError: if the connection is lost in the commit; a later try asks for the outcome.
         """
         self.keep(result)
         try:
@@ -303,19 +306,20 @@ class Once:
             raise RemoteError("the transaction was rolled back instead of committed", self.conn_id, "25P02")
 
     def run(self, script: str | UserText) -> list[str]:
-        """Run *script* and commit, as one message that the server finishes even if we die.
+        """Run *script* and commit, as one message that the server finishes even if this process dies.
 
-        The script is the DAG author's own SQL, with its parameters bound as literals; it goes as it is.
-        Rows are read and thrown away.
+        The script is the DAG author's own SQL, with its parameters bound as literals; it is sent unchanged.
+        Its rows are discarded.
 
         :returns: the command tags, one per statement.
-        :raises UsageError: before anything is sent, for what :func:`demand_script` refuses.
-        :raises RemoteError: what the server says; everything is rolled back.
+        :raises UsageError: if :func:`demand_script` refuses the script, before anything is sent; or if the
+            script ended its own transaction.
+        :raises RemoteError: the server's errors; everything is rolled back.
         """
         script = UserText(script) if isinstance(script, str) else script
         demand_script(script.text, self.conn_id)
-        # On a line of its own: a comment at the end of the script would swallow it. A quote or comment that
-        # is left open swallows it, too; the server then refuses the whole message.
+        # The ending stands on a line of its own, or a comment at the script's end would swallow it. An
+        # unclosed quote or comment swallows it all the same; the server then refuses the whole message.
         tags = self.execute(script + sql.SQL(f"\n; {self.ending.statement}"))
         if not tags or tags.pop() != self.ending.tag:
             raise UsageError("the script ended its own transaction", self.conn_id)
@@ -324,10 +328,10 @@ class Once:
     def execute(self, script: str | sql.Composable) -> list[str]:
         """Run the statements of *script* as one message, and leave the transaction open.
 
-        Rows are read and thrown away.
+        Their rows are discarded.
 
         :returns: the command tags, one per statement.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         script = UserText(script) if isinstance(script, str) else script
         pgconn = self.connection.pgconn
@@ -350,9 +354,10 @@ class Once:
         return tags
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Note that the task is about to succeed: the last thing it does.
+        """Note that the task is about to succeed; this is its last action.
 
-        Cleared after that it runs anew; cleared before that, the outcome is looked into.
+        A task that is cleared after this call does its work anew; one that is cleared before it asks for the
+        outcome first.
         """
         self._note({"result": dict(result)}, ended="returned")
 

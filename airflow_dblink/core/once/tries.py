@@ -1,8 +1,8 @@
-"""What a try of a task leaves for the next one: one JSON value under each key, kept by others.
+"""The values that a try of a task leaves for the next try, one JSON object under each key of a store.
 
-A value holds what its writer needs, and two facts that all writers share. ``life`` is the task's life that
-left it. ``ended`` says that the task came to its end: then a user who clears the task has seen the result,
-and the work is done anew. Only this module reads and writes the two.
+A value holds the facts of its writer, and two facts that all writers share. ``life`` is the life that stored
+it. ``ended`` says that the task has come to its end: a user who then clears the task has seen the result, so
+the work is done anew. Only this module reads and writes these two.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any, Protocol
 
 
 class Store(Protocol):
-    """Where a task keeps what its next try should know; Airflow's ``task_state_store``."""
+    """The place where a task keeps values for its next try: Airflow's ``task_state_store``."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value, or *default*."""
 
     def set(self, key: str, value: Any) -> None:
-        """Keep the JSON-able *value*; must raise if this try has been superseded."""
+        """Keep *value*, which JSON can hold; must raise if this try has been superseded."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """What an earlier try left under a key; others may have changed it.
+    """The value that a try left under a key; users may have changed it.
 
-    :ivar facts: all that it left; empty if that is no JSON object.
-    :ivar ended: how the task ended, as its writer says it; ``None`` if it did not.
+    :ivar facts: the whole value; empty if it is no JSON object.
+    :ivar ended: how the task ended, as text; ``None`` if it has not ended.
     :ivar is_cleared: whether the user has cleared the task since.
     """
 
@@ -38,33 +38,33 @@ class Left:
 
 @dataclass(frozen=True)
 class Tries:
-    """What the tries of one task leave, under any number of keys.
+    """The values of one task's tries, under any number of keys.
 
     :ivar store: survives the process; refuses a superseded try, which makes it the fence.
-    :ivar life: of this try: grows when the user clears the task, and not with a retry.
+    :ivar life: this try's life; it grows when the user clears the task, but not with a retry.
     """
 
     store: Store
     life: int = 0
 
     def left(self, key: str) -> Left | None:
-        """Return what an earlier try, or this one, left under *key*; ``None`` if nothing."""
+        """Return the value that an earlier try, or this one, left under *key*; ``None`` if there is none."""
         value = self.store.get(key)
         return None if value is None else self._read(value)
 
     def leave(self, key: str, facts: Mapping[str, Any], *, ended: str | bool | None = None) -> Left:
-        """Keep *facts* under *key*, as left by this life; returns what is kept.
+        """Store *facts* and this life under *key*, and return the stored value.
 
         :param ended: how the task ends, if it does.
-        :raises Exception: what the store raises for a superseded try.
+        :raises Exception: the store's error for a superseded try.
         """
         own = {name: fact for name, fact in facts.items() if name != "ended"}
         return self._keep(key, {**own, "life": self.life, **({"ended": ended} if ended else {})})
 
     def amend(self, key: str, left: Left, **facts: Any) -> Left:
-        """Keep *left* with other *facts*, its life and its end as they are; returns what is kept.
+        """Store *left* with *facts* in it replaced, and return the stored value; its life and end stay.
 
-        :raises Exception: what the store raises for a superseded try.
+        :raises Exception: the store's error for a superseded try.
         """
         return self._keep(key, {**left.facts, **facts})
 

@@ -169,7 +169,7 @@ def test_install_grants_to_a_role(source: Database, other: str, run: Run, fails:
 
 
 def test_what_sql_prints_is_what_a_dba_has_to_run(source: Database, other: str, run: Run, fails: Run) -> None:
-    assert "HINT:  what a DBA has to run there is printed by: airflow dblink sql other" in fails(
+    assert "HINT:  the SQL for a DBA to run there is printed by: airflow dblink sql other" in fails(
         "list-jobs", "other"
     )
 
