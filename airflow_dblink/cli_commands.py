@@ -238,7 +238,7 @@ def list_jobs(args: Namespace) -> None:
     """List the newest jobs.
 
     :raises UsageError: if the schema isn't there.
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     """
     with _installed_jobs(args.conn_id) as jobs:
         found = jobs.newest(states=args.state, dag_id=args.dag_id, most=args.limit)
@@ -251,7 +251,7 @@ def show_job(args: Namespace) -> None:
     """Show one job: a row for each of its columns or, as JSON and YAML, all in one.
 
     :raises UsageError: if there is no such job, or the schema isn't there.
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     """
     job_id = parse_job_id(args.job_id)
     with _installed_jobs(args.conn_id) as jobs:
@@ -272,7 +272,7 @@ def cancel_job(args: Namespace) -> None:
     """Cancel one job.
 
     :raises UsageError: if there is no such job, or the schema isn't there.
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     :raises SystemExit: if it still runs after some seconds.
     """
     job_id = parse_job_id(args.job_id)
@@ -292,7 +292,7 @@ def prune_jobs(args: Namespace) -> None:
     """Delete jobs that ended long ago.
 
     :raises UsageError: if the schema isn't there.
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     :raises SystemExit: if the user doesn't want to.
     """
     _demand_consent(

@@ -46,7 +46,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
 
     :param dblink_conn_id: Airflow connection of the unnamed link.
     :param password_required: dblink's credential rule: the credential must come from the Airflow
-        connection. ``None``: what the connection says, else true.
+        connection. ``None``: the connection's setting, else true.
     :param direct_host: of *dblink_conn_id*: address that doesn't lead through the pooler.
     :param direct_port: port of that address.
     :param pooling_mode: of *dblink_conn_id*: ``none``, ``session`` or ``transaction``, the pooler's mode.

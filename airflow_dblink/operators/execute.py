@@ -66,7 +66,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         was found committed and its tags are lost. All tags are in XCom ``command_tags``.
     :raises AirflowFailException: for mistakes found before anything is sent (no retry helps), and if
         the server can't tell whether an earlier try has committed.
-    :raises RemoteError: what the server says; nothing is changed then (with *transaction*).
+    :raises RemoteError: the server's errors; nothing is changed then (with *transaction*).
     :raises TransientError: the same, where a retry may help.
     :raises AirflowTaskTimeout: after ``execution_timeout``; it says whether all was rolled back.
     :raises DblinkTaskKilledError: after a kill.

@@ -44,7 +44,7 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
     :returns: (XCom) ``rows``; a file adds ``path``, a handler ``batches``, XCom ``batches`` and ``data``.
     :raises AirflowFailException: for mistakes found before anything is sent, for more rows than
         *max_xcom_rows*, and for more bytes than *max_xcom_bytes*.
-    :raises RemoteError: what the server says; the file is then not there, or the old one.
+    :raises RemoteError: the server's errors; the file is then not there, or the old one.
     :raises TransientError: the same, where a retry may help.
     :raises DblinkTaskKilledError: after a kill; the query was cancelled.
     """

@@ -51,7 +51,7 @@ class DblinkSendQueryOperator(JobSendingOperator):
     :raises AirflowFailException: for mistakes found before anything is sent, for a database that isn't
         ready for jobs (the message says what a DBA has to run), and if the server can't tell whether
         an earlier try's job has run. No retry helps.
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     :raises TransientError: the same, where a retry may help; it finds the job, if it was sent.
     :raises DblinkTaskKilledError: after a kill; the job is cancelled, if it was a user's.
 
@@ -329,7 +329,7 @@ class DblinkCancelQueryOperator(DblinkBaseOperator, TakesHandle):
 
     :returns: (XCom) the state of each job by its id, as it is then.
     :raises AirflowFailException: if there is no such job; of several, the others have been cancelled then.
-    :raises RemoteError: what the server says; TransientError where a retry may help, or a job still runs.
+    :raises RemoteError: the server's errors; TransientError where a retry may help, or a job still runs.
 
     Model: ``dblink_cancel_query``.
     """

@@ -82,7 +82,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
     :raises AirflowFailException: for mistakes found before a row moves (no retry helps), for more rows than
         *max_xcom_rows* or bytes than *max_xcom_bytes*, and if the server can't tell whether an earlier
         try has committed.
-    :raises RemoteError: what a server says, naming its connection; home is unchanged then.
+    :raises RemoteError: a server's errors, naming its connection; home is unchanged then.
     :raises TransientError: the same, where a retry may help.
     :raises DblinkTaskKilledError: after a kill.
     """

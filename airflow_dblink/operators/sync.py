@@ -102,7 +102,7 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
     :raises AirflowFailException: for mistakes, guards and a plan that no longer holds (no retry helps), and
         if the server can't tell whether an earlier try has committed. Nothing is changed then.
     :raises VerificationError: if the destination was not right after the changes; all is rolled back.
-    :raises RemoteError: what a server says, naming its connection; nothing is changed then.
+    :raises RemoteError: a server's errors, naming its connection; nothing is changed then.
     :raises TransientError: the same, where a retry may help.
     :raises DblinkTaskKilledError: after a kill; nothing is changed then.
     """

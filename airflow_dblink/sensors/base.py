@@ -28,7 +28,7 @@ class DblinkBaseSensor(BaseSensorOperator):
     :param deferrable: wait in the triggerer, after one look; by default what
         ``[operators] default_deferrable`` says.
     :param cancel_on_kill: end what is waited for when a user kills the deferred sensor, marks or clears it.
-    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param password_required: dblink's credential rule, ``None``: the connection's setting.
     """
 
     #: No retry of the sensor helps; skipped by ``soft_fail`` and ``never_fail``.

@@ -35,7 +35,7 @@ class DblinkJobSensor(DblinkBaseSensor, TakesHandle):
     :param deferrable: wait in the triggerer, after one look; by default what
         ``[operators] default_deferrable`` says.
     :param cancel_on_kill: cancel the job when a user kills the deferred sensor, marks or clears it.
-    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param password_required: dblink's credential rule, ``None``: the connection's setting.
     :param kwargs: of :class:`~airflow.sdk.BaseSensorOperator`. ``poke_interval`` is that of looking without
         being told: the triggerer is told at once, where the server can be listened to.
 

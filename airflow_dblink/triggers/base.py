@@ -41,7 +41,7 @@ class DblinkBaseTrigger(BaseTrigger):
     :param conn_id: Airflow connection of that database.
     :param cancel_on_kill: call :meth:`cancel` when a user marks the waiting task as failed or success, or
         clears it.
-    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param password_required: dblink's credential rule, ``None``: the connection's setting.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class DblinkJobTrigger(DblinkBaseTrigger):
     :param poll_interval: seconds.
     :param cancel_on_kill: cancel the job when a user marks the waiting task as failed or success, or
         clears it.
-    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param password_required: dblink's credential rule, ``None``: the connection's setting.
     :param deadline: seconds since 1970, when the task's ``execution_timeout`` is over: the job is then
         cancelled, and the event's state is ``timeout``.
 

@@ -278,7 +278,7 @@ def send(link: Wire, *messages: str) -> list[pq.abc.PGresult]:
 def succeed(link: Wire, results: Sequence[pq.abc.PGresult]) -> None:
     """Raise the error that the last of *results* is, if it is one.
 
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     """
     try:
         link.succeeded(results[-1], ACTION, fail_on_error=True)

@@ -107,7 +107,7 @@ class Link(Wire):
         """Run one *statement* and return its command tag, whether it returns rows or not.
 
         :raises UsageError: as :meth:`exec`.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         self.begin(self.message(statement, None))
         last = self.finish("executing command")[-1]
@@ -141,7 +141,7 @@ class Link(Wire):
         :returns: ``OK``, or ``ERROR`` when *fail_on_error* is false; the transaction is then
             aborted and waits for ``exec("ABORT")``, as in dblink.
         :raises UsageError: if *cursor* isn't a name, or *statement* isn't one statement.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         name = self._cursor_name(cursor)
         query = self.one(statement, params)

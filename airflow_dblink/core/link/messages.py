@@ -194,7 +194,7 @@ class Wire:
         """Send one message of our own and return its results.
 
         :param timed: whether it counts as the wait event ``DblinkGetResult``.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         composed, text = self._composed(statement, None)
         self.begin(Message(self.encoded(text), composed))

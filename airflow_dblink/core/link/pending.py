@@ -75,7 +75,7 @@ class Pending:
     def result(self, *, fail_on_error: bool = True) -> list[Row]:
         """Return the rows of the next result, an empty list when there is none.
 
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         :raises TransientError: if the connection is lost, also when *fail_on_error* is false.
         """
         rows: list[Row] = []

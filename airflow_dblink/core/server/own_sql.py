@@ -71,7 +71,7 @@ def ask(
 
     :param statement: with ``%(name)s`` placeholders if it is of a ``.sql`` file; else complete.
     :param params: values for the placeholders.
-    :raises psycopg.Error: what the server says.
+    :raises psycopg.Error: the server's errors.
     """
     if isinstance(statement, str):
         question: sql.Composable = sql.SQL(ClientCursor(connection).mogrify(statement, params or {}))

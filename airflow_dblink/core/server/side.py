@@ -33,7 +33,7 @@ class Side:
         """Return the rows of a question that reads no user's table; see :func:`.own_sql.ask`.
 
         :param action: what it is for, as errors say it.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         try:
             return ask(self.connection, statement, params)
@@ -43,7 +43,7 @@ class Side:
     def run(self, statement: str | bytes | sql.SQL | sql.Composed, action: str) -> int:
         """Run *statement* and return the number of rows it touched.
 
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         query = statement.encode() if isinstance(statement, str) else statement
         try:
@@ -55,7 +55,7 @@ class Side:
     def fetch(self, statement: sql.SQL | sql.Composed, action: str) -> list[dict[str, Any]]:
         """Run *statement* and return its rows.
 
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         try:
             with self.connection.cursor(row_factory=dict_row) as cursor:
@@ -67,7 +67,7 @@ class Side:
 def set_local(side: Side, settings: Mapping[str, str]) -> None:
     """Apply :data:`TEXT_FORMS` and *settings* to the transaction that is open on *side*.
 
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     """
     local = {**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
     side.run(set_config(local.items(), local=True), "setting up the transaction")

@@ -20,7 +20,7 @@ from psycopg import sql
 
 from airflow_dblink.core.tables.entries import Type
 
-# Types whose own hash is that of all their bytes.
+# Types whose own hash covers all bytes of a value.
 _DIRECT = frozenset({"bool", "int2", "int4", "oid", "date", "text", "varchar", "bytea", "uuid"})
 _ENCODED = frozenset({"text", "varchar"})
 # Padding is no part of the value (bpchar); the binary form has an encoding (xml), or is the text (json).
@@ -65,7 +65,7 @@ class Checksum:
         seed = _int8(self.seed + salt)
         if self.native:
             row = sql.SQL(", ").join(values)
-            # As float8 for want of a hash of all 64 bits: that of int8 folds them to 32.
+            # As float8, whose hash covers all 64 bits; int8's hash folds them to 32 first.
             return sql.SQL(
                 "pg_catalog.hashfloat8extended("
                 "pg_catalog.hash_record_extended(ROW({}), {})::double precision, {})"

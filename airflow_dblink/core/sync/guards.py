@@ -68,18 +68,18 @@ def demand_room(work: Work) -> None:
     )
     if found:
         raise UsageError(
-            f"a source row of the part that where selects has the key ({work.key_names}) of a row of"
-            f" {work.target} outside of it",
+            f"a source row that where selects has the key ({work.key_names}) of a row of {work.target}"
+            " outside of where",
             part.side.conn_id,
             "23505",
-            hint="widen where, or let it name only what never changes for a key",
+            hint="widen where, or let it name only columns that never change for a key",
         )
 
 
 def demand_same_plan(work: Work, plan: Plan) -> None:
-    """Raise unless *plan* is the one that was asked for.
+    """Raise unless *plan* is the plan that the task was given, if it was given one.
 
-    :raises UsageError: if the data moved on, or the arguments are others.
+    :raises UsageError: if the data moved on, or the plan was made with other arguments.
     """
     wanted = work.spec.plan
     if wanted is not None and wanted["arguments"] != work.fingerprint:
@@ -87,14 +87,14 @@ def demand_same_plan(work: Work, plan: Plan) -> None:
             "the plan was made with other arguments (connections, tables, key, columns, where, insert,"
             " update, delete, on_conflict or triggers); nothing is changed",
             work.destination.side.conn_id,
-            hint="give both tasks the same",
+            hint="give both tasks the same arguments",
         )
     if wanted is not None and plan.digest != wanted["digest"]:
         raise UsageError(
-            f"the data moved on: what differs now ({plan.missing} missing, {plan.changed} changed,"
-            f" {plan.extra} extra) is not what the plan says; nothing is changed",
+            f"the data moved on: the difference now ({plan.missing} missing, {plan.changed} changed,"
+            f" {plan.extra} extra) is not the plan's; nothing is changed",
             work.destination.side.conn_id,
-            hint="make a new plan (plan_only=True) and have that approved",
+            hint="make a new plan (plan_only=True) and have it approved",
         )
 
 
@@ -118,7 +118,7 @@ def demand_replaceable(work: Work) -> None:
     demand(work.target.may_truncate, side, f"permission denied: no TRUNCATE on {work.target}")
     if work.target.row_security:
         raise UsageError(
-            f"{work.target} has row-level security for this role, and PostgreSQL copies into no such table",
+            f"{work.target} has row-level security for this role, and COPY can't load such a table",
             side.conn_id,
             "0A000",
             hint="use method='auto' without replace_above",
@@ -132,7 +132,7 @@ def demand_replaceable(work: Work) -> None:
         )
     if lost := work.not_synced:
         raise UsageError(
-            f"replacing all rows of {work.target} would lose what they have in {', '.join(lost)}",
+            f"replacing all rows of {work.target} would lose their values in {', '.join(lost)}",
             side.conn_id,
             hint="name all columns, or use method='auto' without replace_above",
         )

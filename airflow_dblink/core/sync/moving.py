@@ -1,4 +1,4 @@
-"""Values in a condition that are other ones on each server, as far as its text tells."""
+"""Moving values in a condition: values such as ``now()``, which differ by server. Only its text is read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sqltext.lexer import tokens
 
-#: Of an error: what was asked for is wrong, or too much. Others, such as a lock's, may be gone next time.
+#: Classes of SQLSTATE that mean: the text itself is wrong. Other errors, such as a lock's, may pass.
 OF_THE_TEXT = ("0A", "22", "23", "3F", "42", "54")
 
-# What depends on the server, the moment or the session: words that are such a value unless in double
-# quotes; functions, whose names columns may have; texts that are one where a date or time is wanted.
+# Values that depend on the server, the moment or the session: words, unless in double quotes; functions, if a
+# parenthesis follows, since columns may have their names; texts, where a date or time is expected.
 _MOVING_WORDS = frozenset(
     {
         *("CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"),
@@ -36,7 +36,7 @@ _DATE_TYPES = frozenset({"DATE", "TIME", "TIMESTAMP", "TIMESTAMPTZ", "TIMETZ", "
 
 
 def moving(where: str) -> str | None:
-    """Return what in *where* is another value on each server, as far as the text tells."""
+    """Return the first moving value in *where* that the text shows; ``None`` if it shows none."""
     found = [("", "")] * 2 + [(kind, where[start:end]) for kind, start, end in tokens(where)]
     for i, (kind, text) in enumerate(found):
         before, after = found[i - 1][1].upper(), [text.upper() for _, text in found[i + 1 : i + 4]]
@@ -53,14 +53,14 @@ def moving(where: str) -> str | None:
 
 
 def moving_texts(where: str) -> list[tuple[int, int]]:
-    """Return where in *where* texts stand that, taken for dates, are other ones on each server."""
+    """Return the places of the texts in *where* that are moving values if PostgreSQL takes them for dates."""
     return [(start, end) for kind, start, end in tokens(where) if _is_moving_text(kind, where[start:end])]
 
 
 def moving_value(name: str) -> UsageError:
-    """Return the error for a part of *where* that is another value on each server."""
+    """Return the error for a moving value in *where*."""
     return UsageError(
-        f"where must mean the same on both servers, and {name.lower()} is another value on each",
+        f"where must mean the same on both servers, but {name.lower()} has another value on each",
         hint="give the value: where_parameters, or a template such as '{{ data_interval_end }}'",
     )
 
@@ -70,7 +70,7 @@ def _is_moving_text(kind: str, text: str) -> bool:
 
 
 def _is_alone(tokens: Sequence[tuple[str, str]]) -> bool:
-    """Return whether just one argument stands in the parentheses that *tokens* begin with."""
+    """Return whether the parentheses at the beginning of *tokens* hold just one argument."""
     depth = 0
     for kind, text in tokens:
         depth += {"(": 1, ")": -1}.get(text, 0) if kind == "other" else 0
@@ -80,7 +80,7 @@ def _is_alone(tokens: Sequence[tuple[str, str]]) -> bool:
 
 
 def in_where(where: str | None, names: Sequence[str]) -> list[str]:
-    """Return those of *names*, of columns, that seem to stand in *where*."""
+    """Return the column *names* that seem to stand in *where*."""
     texts = {(where or "")[start:end] for _, start, end in tokens(where or "")}
     found = {text[1:-1].replace('""', '"') if text.startswith('"') else text.lower() for text in texts}
     return [name for name in names if name in found]

@@ -12,7 +12,7 @@ _SQL = statements("sync.sql")
 def snapshot(side: Side) -> str:
     """Return the open transaction's snapshot, or the current one, of *side*'s server.
 
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     """
     return str(side.ask(_SQL["snapshot"], action="reading the snapshot")[0]["snapshot"])
 
@@ -39,7 +39,7 @@ def _parse(text: str) -> tuple[int, set[int]]:
 def rewritten(side: Side) -> str | None:
     """Return a table that *side*'s transaction has read, and that was rewritten after its snapshot, if any.
 
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     """
     found = side.ask(_SQL["rewritten"], action="looking for tables that were rewritten")
     return str(found[0]["name"]) if found else None

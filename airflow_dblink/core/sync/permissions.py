@@ -70,7 +70,7 @@ def _demand_table(
     """Raise if the table, or its server, doesn't allow the changes."""
     if facts["is_standby"]:
         raise UsageError(
-            "the destination's server is a standby, and a sync has to write there: its dry run, too, makes"
+            "the destination's server is a standby, and a sync has to write there: even a dry run creates"
             " temporary tables",
             destination.conn_id,
             "25006",
@@ -85,7 +85,9 @@ def _demand_table(
             hint="leave it out of columns, or make it the key",
         )
     if facts["has_rules"]:
-        raise UsageError(f"{target} has rules, which rewrite what a sync does", destination.conn_id, "0A000")
+        raise UsageError(
+            f"{target} has rules, which rewrite a sync's statements", destination.conn_id, "0A000"
+        )
     if (
         spec.triggers == "disable"
         and not facts["owns"]
@@ -115,7 +117,7 @@ def _demand_statements_possible(
         )
     if references := destination.ask(_SQL["own_references"], {"oid": target.oid}):
         raise UsageError(
-            f"{target} refers to itself ({references[0]['name']}), and one by one its rows can't be changed",
+            f"{target} refers to itself ({references[0]['name']}), so its rows can't be changed one by one",
             destination.conn_id,
             hint=f"{hint}, or make the constraint DEFERRABLE",
         )
@@ -126,7 +128,7 @@ def _demand_statements_possible(
 def _demand_replaceable(destination: Side, spec: Spec, target: Relation) -> None:
     if spec.is_incremental:
         raise UsageError(
-            "on_conflict='replace' doesn't go together with watermark_column: what is new doesn't tell"
+            "on_conflict='replace' doesn't go together with watermark_column: the new rows don't tell"
             " whether the source still has the row that would make way",
             destination.conn_id,
             hint="use on_conflict='error'",

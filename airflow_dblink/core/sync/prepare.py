@@ -1,4 +1,4 @@
-"""All that is checked before a sync looks at a row: both catalogs, types, keys, privileges."""
+"""The checks before a sync reads a row: both catalogs, types, keys, privileges."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _SQL = statements("sync.sql")
 
 log = logging.getLogger(__name__)
 
-# Types with values that are one as text and several in binary (NaN has many bits, a search many trees):
-# where rows travel as text, only that can come to be equal.
+# Types whose values may have one text but several binary forms (NaN has many bit patterns, a tsquery many
+# trees): if rows travel as text, only their texts can become equal.
 _ONE_AS_TEXT = frozenset(
     {"float4", "float8", "point", "line", "lseg", "box", "path", "polygon", "circle", "tsquery"}
 )
@@ -48,10 +48,12 @@ _PROBE = sql.SQL(
 
 
 def prepare(source: Side, destination: Side, spec: Spec) -> Work:
-    """Check *spec* against both databases and return the work. Changes nothing; in transactions.
+    """Check *spec* against both databases and return the work; change nothing.
+
+    Both sides must be in a transaction.
 
     :raises UsageError: names the connection, table, column or argument that can't work.
-    :raises RemoteError: what a server says of the query, the condition or a name.
+    :raises RemoteError: a server's errors in the query, the condition or a name.
     """
     spec.check()
     target = get_relation(destination, spec.destination_table)
@@ -108,15 +110,15 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
 
 
 def _hidden_by_policies(table: Relation | None, target: Relation) -> tuple[str, ...]:
-    """Return the sides whose row-level security limits which rows are seen."""
+    """Return the sides on which row-level security hides rows from the role."""
     sides = (("source", table), ("destination", target))
     return tuple(name for name, there in sides if there and there.row_security)
 
 
 def agree(source: Side, destination: Side, seed: int | None = None) -> Checksum:
-    """Return how the two servers hash alike: nothing promises that their versions' hashes are the same.
+    """Return a checksum that both servers compute alike; PostgreSQL's own hash may differ between versions.
 
-    :raises RemoteError: what a server says.
+    :raises RemoteError: a server's errors.
     """
     seed = secrets.randbits(62) if seed is None else seed
     probe = sql.SQL("SELECT {} AS hash").format(Checksum(seed, native=True, same_encoding=True).of([_PROBE]))
@@ -143,10 +145,10 @@ def _demand_same_columns(
 def _rounded(source: Side, destination: Side, target: Relation, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """Let the source round values as the destination's columns would, by an explicit cast.
 
-    Strings and bits are not for that: there a cast cuts off what the assignment refuses.
+    Strings and bits get no cast: it would cut off the end of a value that the assignment refuses.
     """
     found = destination.ask(_SQL["rounded"], {"oid": target.oid})
-    # Asked of the source, whose statement it becomes; built-in types are the same there.
+    # The names go into the source's statement, so the source is asked; built-in types are the same there.
     names = type_names(source, [row["type"] for row in found], [row["modifier"] for row in found])
     declared = {str(row["name"]): name for row, name in zip(found, names, strict=True)}
     return tuple(
@@ -158,7 +160,7 @@ def _rounded(source: Side, destination: Side, target: Relation, pairs: Sequence[
 
 
 def _key_index(destination: Side, target: Relation, key: Sequence[str]) -> UniqueIndex:
-    """Return the unique index that says which rows have the same key; best one that says what types do."""
+    """Return the unique index that decides which keys are equal, if possible by the types' own ``=``."""
     found = [index for index in unique_indexes(destination, target) if set(index.columns) == set(key)]
     return min(found, key=lambda index: (not index.is_plain, any(index.collations)))
 
@@ -245,7 +247,7 @@ def _part_of_table(destination: Side, spec: Spec, target: Relation) -> Part:
 
 
 def _demand_conditions(work: Work, names: Sequence[str]) -> None:
-    """Let both parsers read the condition, and look for what no key may be.
+    """Let both parsers read the condition, and raise if a key in the destination is NULL.
 
     :param names: the columns that both sides have, for messages.
     """

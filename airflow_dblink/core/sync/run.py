@@ -1,10 +1,10 @@
 """A sync from beginning to end: compare, plan, apply, verify, commit.
 
-The source is read in one REPEATABLE READ snapshot. The destination is compared without a lock first; if
-something differs, its transaction locks the table against writers, and unless nobody has written anything
-on that server since, all begins again under the lock: catalogs, a new snapshot of the source, the compare.
-So at the commit the destination is what the source was in its snapshot, whoever else writes on either side;
-and of two syncs the later one has the later snapshot, so that none takes the table back in time.
+The source is read in one REPEATABLE READ snapshot. The destination is first compared without a lock. If rows
+differ, its transaction locks the table against writers. If anybody has written on that server since, the sync
+begins again under the lock: with the catalogs, a new snapshot of the source, and the comparison. So at the
+commit the destination equals the source's snapshot, whoever else writes on either side. Of two syncs, the one
+that commits later also has the later snapshot, so no sync takes the table back in time.
 """
 
 from __future__ import annotations
@@ -58,16 +58,17 @@ _SQL = statements("sync.sql")
 
 log = logging.getLogger(__name__)
 
-# Of the rows, in groups that differ: beyond it all rows are fetched and compared in the destination
+# If a larger share of the rows is in groups that differ, all rows are fetched and compared in the destination
 # (benchmarks/sync.py has the curve).
 RELOAD_SHARE = 0.5
 
 _BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BEGIN_DRY = "BEGIN ISOLATION LEVEL REPEATABLE READ"
-# One side waits in its transaction for the other's work.
+# Each side's transaction is idle while the other side works.
 _PATIENCE = {"idle_in_transaction_session_timeout": "0"}
 _WORK_MEM = "64MB"
-# So the server must itself notice, in about two minutes, that a worker's machine is gone: it holds a lock.
+# The destination's transaction holds a lock. So its server must notice by itself, in about two minutes, that
+# the worker's machine is gone.
 _KEEPALIVE = {"tcp_keepalives_idle": "60", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "6"}
 
 Use = Callable[[Work], None]
@@ -75,9 +76,9 @@ Use = Callable[[Work], None]
 
 @dataclass
 class Session:
-    """The two connections of a sync, in autocommit mode, and what is set in their transactions.
+    """The two connections of a sync, in autocommit mode, and the settings of their transactions.
 
-    :ivar link: the destination's.
+    :ivar link: the destination's connection, in the form that dblink's builders take.
     """
 
     source: Side
@@ -117,17 +118,19 @@ class Session:
 
 
 def _enough_memory(side: Side) -> dict[str, str]:
-    """Return the setting for groups to be hashed, for a sort takes longer; nothing where there is more."""
+    """Return a work_mem that lets PostgreSQL hash the groups, since sorting is slower; nothing if set so."""
     less = side.ask(_SQL["has_less_memory"], {"wanted": _WORK_MEM}, "reading work_mem")[0]["less"]
     return {"work_mem": _WORK_MEM} if less else {}
 
 
 def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = None) -> dict[str, Any]:
-    """Return what a sync would do, and under ``refused`` which guards would stop it; changes nothing.
+    """Return the result that a sync would have, with the guards that would stop it under ``refused``.
 
-    :param use: called while the plan is there, for its statements.
-    :raises UsageError: what can't work.
-    :raises RemoteError: what a server says.
+    It changes nothing.
+
+    :param use: called while the plan's temporary tables exist, to write its statements.
+    :raises UsageError: if the sync can't work.
+    :raises RemoteError: a server's errors.
     """
     outcome = Outcome(dry_run=True)
     session.begin_destination(_BEGIN_DRY)
@@ -150,14 +153,15 @@ def run(
 ) -> dict[str, Any]:
     """Make the destination equal to the source in one transaction, exactly once.
 
-    :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
-    :param use: called while the plan is there, for its statements.
-    :raises UsageError: what can't work, and what a guard refuses; nothing is changed then.
-    :raises VerificationError: if the destination isn't right after the changes; all is rolled back.
-    :raises RemoteError: what a server says; nothing is changed then.
+    :param once: on the destination's connection; its :meth:`Once.recall` has returned ``None``.
+    :param use: called while the plan's temporary tables exist, to write its statements.
+    :raises UsageError: if the sync can't work, or a guard stops it; nothing is changed then.
+    :raises VerificationError: if the destination isn't right after the changes; everything is rolled back.
+    :raises RemoteError: a server's errors; nothing is changed then.
     """
     outcome = Outcome()
-    session.begin_destination(_BEGIN_READING)  # before the source's: whose snapshot is later commits later
+    # Before the source's snapshot is taken: then a sync with a later one can't commit unnoticed.
+    session.begin_destination(_BEGIN_READING)
     before = snapshot(session.destination)
     work = _prepare(session, spec)
     if spec.lock == "apply":
@@ -205,8 +209,8 @@ def _prepare(session: Session, spec: Spec) -> Work:
 
 
 def _prepare_again(session: Session, spec: Spec) -> Work:
-    """Do it again under the lock: others may have written a later state of the source than ours."""
-    log.info("The destination's server was written to since: beginning again, under the lock.")
+    """Take a new snapshot under the lock: another sync may have written a later state of the source."""
+    log.info("Others have written on the destination's server since: beginning again, under the lock.")
     session.source.run("ROLLBACK", "ending the source transaction")
     return _prepare(session, spec)
 
@@ -229,7 +233,7 @@ def _compare(work: Work, outcome: Outcome) -> None:
         outcome.method = "replace"
         return
     if spec.method == "auto" and comparison.differing_rows > comparison.rows * RELOAD_SHARE:
-        if comparison.source_rows:  # else there are none to fetch, and a guard may refuse that
+        if comparison.source_rows:  # without rows nothing is fetched, and a guard may stop the sync
             differing = len(comparison.differing)
             log.info("%s of %s groups differ: all rows are fetched.", differing, comparison.groups)
         return
@@ -251,12 +255,12 @@ def _count(work: Work) -> int:
 
 
 def _is_first_load(work: Work, outcome: Outcome) -> bool:
-    """Return whether the destination's part is empty, so that its rows need no comparing."""
+    """Return whether a plain load will do: the destination's part is empty, and nothing needs a plan."""
     spec = work.spec
     rows_count = spec.max_change_fraction == 0 or spec.on_conflict == "replace"
     if outcome.comparison is not None or spec.plan is not None or not spec.insert or rows_count:
         return False
-    if work.target.row_security:  # PostgreSQL copies into no such table
+    if work.target.row_security:  # COPY can't load such a table
         return False
     if spec.where is not None and not work.key_is_sure:  # a row outside of where may have the same key
         return False
@@ -269,7 +273,7 @@ def _has_rows(part: Part) -> bool:
 
 
 def _load(work: Work, outcome: Outcome) -> None:
-    """Fill the table, emptied first for ``replace``, and compare it with the source."""
+    """Load all rows, for ``replace`` into the emptied table, and compare the result with the source."""
     truncate = outcome.method == "replace"
     outcome.method = "replace" if truncate else "load"
     if truncate:
@@ -294,7 +298,7 @@ def _load(work: Work, outcome: Outcome) -> None:
 
 
 def _plan(work: Work, outcome: Outcome) -> None:
-    """Find the rows that differ, and let the guards see them."""
+    """Find the rows that differ, and let the guards check how many they are."""
     if outcome.comparison is not None:
         outcome.size += stage_hashes(work, outcome.comparison).size
     else:
@@ -306,13 +310,13 @@ def _plan(work: Work, outcome: Outcome) -> None:
     demand_read(work.source.side)
     demand_sizes(work, outcome)
     outcome.plan = make_plan(work, outcome.comparison)
-    if work.spec.on_conflict != "replace":  # else once it is known what makes way
+    if work.spec.on_conflict != "replace":  # otherwise later, when the rows that make way are known
         demand_changes(work, outcome)
     demand_room(work)
 
 
 def _stage(work: Work, outcome: Outcome) -> None:
-    """Fetch the rows that will be written, and add to the plan what must make way for them."""
+    """Fetch the rows that will be written, and add to the plan the rows that must make way for them."""
     if outcome.comparison is not None:
         outcome.size += stage_rows(work, outcome.plan, outcome.comparison)
     if work.spec.on_conflict == "replace":
@@ -344,7 +348,7 @@ def _apply(work: Work, outcome: Outcome, link: Wire) -> None:
 
 @contextmanager
 def _triggers(work: Work) -> Iterator[None]:
-    """Switch the table's own triggers off meanwhile, where that is asked for; foreign keys stay."""
+    """If *triggers* is ``disable``, switch the table's own triggers off meanwhile; foreign keys stay on."""
     found = (
         work.destination.side.ask(_SQL["triggers"], {"oid": work.target.oid})
         if work.spec.triggers == "disable"

@@ -1,4 +1,4 @@
-"""What a sync is asked to do, and what is refused without a look at the servers."""
+"""The arguments of a sync, and their checks that need no server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Lock = Literal["apply", "compare"]
 OnConflict = Literal["error", "replace"]
 Triggers = Literal["fire", "disable"]
 
-#: What a row of a plan says: the row is missing in the destination, differs, or is there alone.
+#: The operation of a plan's row: the row is missing in the destination, differs there, or is only there.
 INSERT, UPDATE, DELETE = "I", "U", "D"
 
 _PLAN = {"seed": int, "digest": str, "arguments": str}
@@ -33,7 +33,7 @@ _MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Spec:
-    """What to make equal; see :class:`~airflow_dblink.operators.sync.DblinkSyncOperator`."""
+    """The arguments of a sync; see :class:`~airflow_dblink.operators.sync.DblinkSyncOperator`."""
 
     destination_table: str
     source_table: str | None = None
@@ -65,36 +65,36 @@ class Spec:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return a spec made of *values*, which are named like its fields; other names are ignored.
+        """Return the spec with *values* for its fields, by name; other names are ignored.
 
-        :raises KeyError: if one is missing.
+        :raises KeyError: if the value of a field is missing.
         """
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     @property
     def operations(self) -> str:
-        """The operations that are on, as a plan's rows have them."""
+        """The operations that are on, as the letters in a plan's rows."""
         given = {INSERT: self.insert, UPDATE: self.update, DELETE: self.delete}
         return "".join(operation for operation, on in given.items() if on)
 
     def fingerprint(self, *more: Any) -> str:
-        """Return what tells whether a plan was made for the same work, and for *more*."""
+        """Return a hash of all arguments that decide a plan, and of *more*."""
         given = (
             *more,
             *(self.destination_table, self.source_table, self.source_sql, self.source_parameters),
             *(self.key, self.columns, self.where, self.where_parameters),
             *(self.operations, self.on_conflict, self.triggers),
         )
-        # As JSON has it: a list is a tuple after a template, and a plan goes through XCom.
+        # Of their JSON, where lists and tuples are the same: templates and XCom turn one into the other.
         return hashlib.sha256(json.dumps(given, default=str, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def is_incremental(self) -> bool:
-        """Whether only the source's rows above a watermark are looked at; what isn't there then stays."""
+        """Whether only the source's rows from the watermark on are read; such a sync deletes nothing."""
         return self.watermark_column is not None
 
     def check(self) -> None:
-        """Refuse arguments that can't work together.
+        """Raise if an argument can't work, alone or with the others.
 
         :raises UsageError: names the argument.
         """
@@ -130,7 +130,7 @@ class Spec:
                     raise UsageError(f"{name} belongs to watermark_column")
         until: Any = self.watermark_until
         if until is not None and str(until).strip() in ("", "None"):
-            hint = "leave it out, or look what its template renders to"
+            hint = "leave it out, or look at the text that its template renders to"
             raise UsageError(f"watermark_until has no value, got {until!r}", hint=hint)
         if isinstance(until, bool) or not isinstance(until, str | int | float | Decimal | date | None):
             raise UsageError(f"watermark_until must be a text, number or time, got {type(until).__name__}")
@@ -159,7 +159,7 @@ class Spec:
             self._demand_where(self.where)
 
     def _demand_replaceable(self) -> None:
-        """Refuse what needs to know the rows one by one: TRUNCATE does not."""
+        """Raise if an argument needs to know single rows: TRUNCATE and COPY know none."""
         given = {
             "where": self.where is not None,
             "watermark_column": self.is_incremental,
@@ -212,8 +212,8 @@ def _demand_plan(plan: object) -> None:
         if not isinstance(plan[name], kind) or isinstance(plan[name], bool):
             raise _no_plan(f"its {name} is of type {type(plan[name]).__name__}")
     if not 0 <= plan["seed"] <= _MAX_SEED:
-        raise _no_plan("its seed is none of ours")
+        raise _no_plan("its seed is out of range")
 
 
 def _no_plan(why: str) -> UsageError:
-    return UsageError(f"plan must be what a dry run returned (plan_only=True), {why}")
+    return UsageError(f"plan must be the result of a dry run (plan_only=True), {why}")

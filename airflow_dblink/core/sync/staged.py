@@ -20,7 +20,7 @@ REMOVED, RENEWED = "R", "S"
 def create_rows(work: Work) -> None:
     """Make the empty table for whole rows.
 
-    :raises RemoteError: what the destination says.
+    :raises RemoteError: the destination's errors.
     """
     names = comma([column(f.name) for f in work.fields])
     work.destination.side.run(
@@ -34,7 +34,7 @@ def create_rows(work: Work) -> None:
 def copy(work: Work, query: sql.Composed, into: sql.Composable, copy_format: str) -> Pumped:
     """Move the rows of *query*, which the source runs, into a table of the destination.
 
-    :raises RemoteError: what a server says.
+    :raises RemoteError: a server's errors.
     """
     name = sql.Identifier(copy_format)
     return pump(

@@ -43,7 +43,7 @@ def window(
         _demand_overlap(source, spec, offer, kind)
     if spec.watermark_from is not None:
         low: sql.Composable = sql.SQL("{}::{}").format(sql.Literal(spec.watermark_from), column_type)
-        problem = f"the watermark that is kept, {spec.watermark_from!r}, is no {of_type}"
+        problem = f"the stored watermark, {spec.watermark_from!r}, is no {of_type}"
         _demand_value(source, low, problem, "if the type is another now, delete it from the asset's state")
         if overlap is not None:
             low = _lowered(spec, offer, kind, low)
@@ -108,7 +108,7 @@ def _lowered(spec: Spec, offer: ResultColumn, kind: Type, value: sql.Composable)
 
 
 def _base(offer: ResultColumn, kind: Type) -> sql.Composable:
-    """Return the base type, since a domain or modifier may not allow a value that no row has."""
+    """Return the base type: a domain or type modifier may refuse the lowered value, which no row has."""
     return sql.Identifier("pg_catalog", kind.base_name) if kind.built_in else sql.SQL(offer.type_name)
 
 
@@ -129,7 +129,7 @@ def watermark(spec: Spec, pairs: Sequence[Pair]) -> sql.Identifier:
 def highest(work: Work) -> str | None:
     """Return the highest value of the source's part, in JSON's form; ``None`` without a watermark column.
 
-    :raises RemoteError: what the source says.
+    :raises RemoteError: the source's errors.
     """
     if work.watermark is None:
         return None

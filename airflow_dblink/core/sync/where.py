@@ -1,4 +1,4 @@
-"""The condition *where*: it must mean the same on both sides, and its errors are told in its own words."""
+"""The condition *where*: it must mean the same on both sides, and its errors show only its own text."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def condition(side: Side, spec: Spec) -> UserText | None:
 def demand_where(part: Part, spec: Spec, given: UserText, names: Sequence[str]) -> None:
     """Let the parser read the condition.
 
-    :raises UsageError: what it says, of the condition alone.
+    :raises UsageError: the parser's error, which shows the condition alone; if it has a moving value.
     """
-    # Not in parentheses: it could close them, and be another condition than it seems.
+    # Without parentheses: the text could close them, and be another condition than it seems.
     before = "SELECT CASE WHEN "
     query = sql.SQL(before + "{}\n THEN 1 END FROM {}")
     text, whole = given.text, query.format(given, part.rows)
@@ -59,7 +59,7 @@ def demand_where(part: Part, spec: Spec, given: UserText, names: Sequence[str]) 
     def is_read(other: str) -> bool:
         return _is_read(part.side, query.format(sql.SQL(_with(text, spans, other)), part.rows))
 
-    # 'today' may be a text; it is a date if another date could stand there, and a text could not.
+    # 'today' may be a plain text. It is a date if the parser takes another date in its place, but no text.
     if not is_read("('today'::pg_catalog.text)") and is_read("'2000-01-01 00:00'"):
         raise moving_value(text[slice(*spans[0])])
 
@@ -93,7 +93,8 @@ def _where_error(
 ) -> DblinkError:
     """Return the error for a condition that the parser refused.
 
-    :param left: characters of it from the error's position on; what follows is ours, and not to be shown.
+    :param left: number of the condition's characters from the error's position on. The text after them is
+        ours, and must not be shown.
     """
     ours = from_psycopg(error, side.conn_id, "checking where")
     sqlstate = ours.sqlstate or ""
@@ -107,7 +108,7 @@ def _where_error(
     elif (at := AT_OR_NEAR.search(message)) and len(at[1]) > left:
         message = message[: at.start()] + (" at end of input" if left <= 0 else "")
     if sqlstate in ("42702", "42703") or '"part"' in (hint or ""):
-        hint = f"where takes the destination's names, without a table: {', '.join(names)}"
+        hint = f"where takes the destination's column names, without a table: {', '.join(names)}"
     elif "part." in (hint or ""):
         hint = None
     elif sqlstate == "42601" and _IN_LIST.search(spec.where or ""):

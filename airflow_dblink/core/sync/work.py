@@ -90,7 +90,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """A sync that both catalogs agree to.
+    """A sync whose arguments fit the catalogs of both sides, with the facts from these.
 
     :ivar target: the destination table.
     :ivar fields: the columns, in the order of the data.
@@ -100,7 +100,7 @@ class Work:
     :ivar row_security: the sides on which policies hide rows.
     :ivar trusted_key: whether the source itself keeps the key unique.
     :ivar key_is_sure: whether no two rows of the destination, its children's included, can have one key.
-    :ivar watermark: the column of the source's part that tells new rows.
+    :ivar watermark: the watermark column of the source's part; ``None`` unless the sync is incremental.
     """
 
     spec: Spec
@@ -160,7 +160,7 @@ class Work:
 
 
 def all_of(*conditions: sql.Composable | None) -> sql.Composed | None:
-    """Return the condition that all those of *conditions* hold that are given; ``None`` where none is."""
+    """Return the condition that all *conditions* hold, except ``None``; ``None`` if there is none."""
     # A condition may end in a comment.
     given = [sql.SQL("({}\n)").format(each) for each in conditions if each is not None]
     return sql.SQL(" AND ").join(given) if given else None
@@ -177,7 +177,7 @@ def comma(items: Sequence[sql.Composable]) -> sql.Composed:
 
 
 def null_key(work: Work, side: Side) -> UsageError:
-    """Return the error for a row that no key finds."""
+    """Return the error for a row with NULL in its key."""
     return UsageError(
         f"a row has NULL in key ({work.key_names}) of {work.target}",
         side.conn_id,

@@ -262,7 +262,7 @@ def _check_used(target: Target, connection: Any) -> None:
 def _apply_settings(target: Target, connection: Any, dbapi: Any) -> None:
     """Apply ``session_settings`` by the driver *dbapi*, with the same patience as for the login.
 
-    :raises RemoteError: what the server says.
+    :raises RemoteError: the server's errors.
     :raises OperationalError: the driver's, which SQLAlchemy makes its own, if the server says nothing.
     """
     statement = set_config(target.session_settings.items(), local=False).as_string(None)

@@ -105,7 +105,7 @@ class Vocabulary(ABC):
             then aborted, and waits for ``exec("ABORT")``.
         :raises UsageError: 08003 if no link of that name is open; 42601 if *cursor* isn't a name; for
             COPY, an empty statement, several statements, ``None``.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
 
         Model: ``dblink_open``.
         """

@@ -89,7 +89,7 @@ class JobVocabulary(Vocabulary):
         :raises UsageError: for what can't be a job, before it is sent; if this try has sent *name* before.
         :raises InstallationError: if the database isn't ready for jobs, and this role can't make it so.
         :raises OutcomeUnknownError: if the server doesn't know the job that an earlier try has sent.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
 
         Model: ``dblink_send_query``, whose query dies with its session.
         """
@@ -130,7 +130,7 @@ class JobVocabulary(Vocabulary):
 
         :raises UsageError: if there is no such job, or it is another role's.
         :raises TransientError: if it still runs; the server was told to end its session.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         with self._jobs(handle) as (jobs, known):
             job = jobs.cancel(known.uuid)
@@ -228,7 +228,7 @@ class JobVocabulary(Vocabulary):
             waited for, up to three seconds; one that has ended stays as it is.
         :returns: ``OK``; of a link's that the server couldn't be asked, what went wrong.
         :raises UsageError: 08003 if no link of that name is open; if there is no such job.
-        :raises RemoteError: of a job: what the server says; if it still runs.
+        :raises RemoteError: of a job: the server's errors; if it still runs.
 
         Model: ``dblink_cancel_query``.
         """
@@ -264,7 +264,7 @@ class JobVocabulary(Vocabulary):
 
         :param poll_s: seconds after which it is looked at without being told.
         :raises UsageError: if there is no such job, or it is another role's.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         known = JobHandle.read(handle)
         return wait_for_end(
@@ -286,7 +286,7 @@ class JobVocabulary(Vocabulary):
         Nobody can replace the result meanwhile.
 
         :raises UsageError: if the job kept none, or it was dropped.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         """
         demand_kept_rows(handle, job)
         connection = self.open_direct(handle.conn_id)

@@ -91,7 +91,7 @@ def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:
 
 
 def plan_of(value: Any) -> Mapping[str, Any] | None:
-    """Return the plan in what a dry run returned, or in the text that a template made of that.
+    """Return the plan in a dry run's result, or in the text that a template made of it.
 
     :raises UsageError: if there is none in it.
     """
@@ -103,10 +103,10 @@ def plan_of(value: Any) -> Mapping[str, Any] | None:
                 value = json.loads(value)
             except ValueError:
                 raise UsageError(
-                    "plan must be what a dry run returned (plan_only=True), got other text"
+                    "plan must be the result of a dry run (plan_only=True), got other text"
                 ) from None
     if isinstance(value, Mapping) and isinstance(value.get("plan"), Mapping):
         value = value["plan"]
     if value is not None and not isinstance(value, Mapping):
-        raise UsageError(f"plan must be what a dry run returned (plan_only=True), got {type(value).__name__}")
+        raise UsageError(f"plan must be the result of a dry run (plan_only=True), got {type(value).__name__}")
     return value

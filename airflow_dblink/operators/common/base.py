@@ -39,7 +39,7 @@ class DblinkBaseOperator(BaseOperator):
     :param session_settings: run-time parameters by name, local to the task's transaction. (templated)
     :param statement_timeout: the server ends each statement after it; by default what
         ``execution_timeout`` says.
-    :param password_required: dblink's credential rule, ``None``: what the connection says.
+    :param password_required: dblink's credential rule, ``None``: the connection's setting.
     :param connname: refused, with the reason: a link ends with the task that opened it.
     :raises UsageError: if *connname* is given, or *statement_timeout* is no timedelta.
     """

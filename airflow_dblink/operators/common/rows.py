@@ -84,7 +84,7 @@ class RowSink:
         :returns: ``rows``; a file adds ``path``, a handler ``batches``, XCom ``batches`` and ``data``.
         :raises UsageError: for more rows than *max_xcom_rows*, or more bytes than *max_xcom_bytes*; if there
             are not as many rows as *expected*.
-        :raises RemoteError: what the server says; the file is then not there, or the old one.
+        :raises RemoteError: the server's errors; the file is then not there, or the old one.
         """
         if self.path is not None:
             return self._to_file(link, statement, params, self.path, expected)

@@ -43,7 +43,7 @@ def wrong(warehouse: Database, *words: str, **arguments: Any) -> str:
     return message
 
 
-HINT = "where takes the destination's names, without a table: id, nm, flag, state, d"
+HINT = "where takes the destination's column names, without a table: id, nm, flag, state, d"
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,8 @@ def test_columns_need_no_value_where_nothing_is_inserted(source: Database, wareh
         ({"max_change_fraction": 2.5}, ["max_change_fraction must be between 0 and 1", "2.5 % is 0.025"]),
         ({"plan": {"seed": "x", "digest": "", "arguments": ""}}, ["plan must be", "its seed is of type str"]),
         ({"plan": {"seed": 1, "digest": 5, "arguments": ""}}, ["plan must be", "its digest is of type int"]),
-        ({"plan": {"seed": -1, "digest": "", "arguments": ""}}, ["plan must be", "its seed is none of ours"]),
-        ({"plan": {"seed": 1}}, ["plan must be what a dry run returned", "it has no digest"]),
+        ({"plan": {"seed": -1, "digest": "", "arguments": ""}}, ["plan must be", "its seed is out of range"]),
+        ({"plan": {"seed": 1}}, ["plan must be the result of a dry run", "it has no digest"]),
         ({"source_conn_id": "warehouse"}, ["both source and destination", "warehouse", "same database"]),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_key_outside_of_where_is_found_by_the_types_own_operator(
         )
         database.execute("CREATE TABLE item (k extensions.citext PRIMARY KEY, region text)")
         database.execute(f"INSERT INTO item VALUES ('{name}', '{region}'), ('bob', 'x')")
-    refused(warehouse, "of a row of public.item outside of it", where="region = 'x'")
+    refused(warehouse, "of a row of public.item outside of where", where="region = 'x'")
 
 
 @METHODS

@@ -255,5 +255,5 @@ def test_a_plan_of_equal_tables_does_nothing_and_is_refused_if_they_differ(both:
 
 @pytest.mark.parametrize("plan", [{}, {"seed": 1}, {"digest": "0"}])
 def test_what_is_no_plan_is_refused(both: Both, plan: dict[str, Any]) -> None:
-    with pytest.raises(AirflowFailException, match="plan must be what a dry run returned"):
+    with pytest.raises(AirflowFailException, match="plan must be the result of a dry run"):
         sync(plan=plan)

@@ -99,14 +99,14 @@ def test_a_key_that_only_a_child_has_outside_of_where_is_in_the_way(
     source: Database, warehouse: Database, method: str
 ) -> None:
     heirs(source, warehouse, "(1, 'x', 'new'), (4, 'x', 'more')")
-    words = ["public.item outside of it", "23505"]
+    words = ["public.item outside of where", "23505"]
     refused(warehouse, *words, where=PART, method=method, max_delete_fraction=None)
 
 
 def test_a_first_load_of_a_part_sees_a_childs_key_in_the_way(source: Database, warehouse: Database) -> None:
     heirs(source, warehouse, "(4, 'x', 'more')")
     warehouse.execute(f"DELETE FROM ONLY item WHERE {PART}")
-    refused(warehouse, "public.item outside of it", "23505", where=PART)
+    refused(warehouse, "public.item outside of where", "23505", where=PART)
 
 
 @METHODS

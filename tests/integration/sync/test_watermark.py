@@ -421,7 +421,7 @@ def test_a_watermark_of_a_column_that_has_another_type_now(both: Both, stores: A
     sync(stores)
     for database in both:
         database.execute("ALTER TABLE item ALTER changed TYPE timestamptz USING now()")
-    with pytest.raises(AirflowFailException, match="the watermark that is kept, '10', is no timestamp with"):
+    with pytest.raises(AirflowFailException, match="the stored watermark, '10', is no timestamp with"):
         sync(stores)
 
 

@@ -100,7 +100,7 @@ def _is_wanted(field: Field, wanted: sql.Identifier) -> sql.Composed:
 def apply_set(work: Work) -> dict[str, int]:
     """Apply the plan in one statement; return the numbers ``deleted``, ``updated``, ``inserted``.
 
-    :raises RemoteError: what the destination says.
+    :raises RemoteError: the destination's errors.
     """
     spec, destination = work.spec, work.destination.side
     # Key columns are updated only if equal values may differ: 1.0 and 1.00.

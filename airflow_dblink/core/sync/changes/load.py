@@ -14,7 +14,7 @@ def load(work: Work, *, truncate: bool) -> Pumped:
     """Copy all rows of the source's part straight into the table, which is empty or truncated first.
 
     :raises UsageError: if two source rows have the same value of a unique key.
-    :raises RemoteError: what a server says.
+    :raises RemoteError: a server's errors.
     """
     destination = work.destination.side
     if truncate:

@@ -1,1 +1,1 @@
-"""Where two tables differ: checksums of groups of rows."""
+"""The comparison of two tables by checksums of groups of rows, before and after the changes."""

@@ -1,10 +1,10 @@
 """Groups of keys, compared by their checksums inside the servers: one scan per side, both at once.
 
-A group is a range of an integer key column, or, for all other keys, a bucket of the key's hash: the
-servers need not agree on any order or collation for that. Ranges keep what is near together, and an
-index finds their rows; buckets need a second scan to find theirs.
+A group is a range of an integer key column, or, for all other keys, a bucket of the key's hash. For buckets
+the servers need not agree on any order or collation. A range keeps neighbouring keys together, and an index
+finds its rows; a bucket's rows need a second scan.
 
-What comes to the client are blocks of 64 groups, 14 bytes a group; equal blocks are not looked into.
+The client receives blocks of 64 groups, 14 bytes per group, and unpacks only blocks that differ.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from airflow_dblink.core.sync.work import Field, Part, Work, column, null_key
 _SQL = statements("sync.sql")
 _ROWS_SQL = statements("sync_rows.sql")
 
-#: Rows that a group should have: the fewer, the more bytes for equal tables, and the less for a difference.
+#: Rows that a group should have. With fewer, equal tables cost more bytes, and each difference costs less.
 ROWS_PER_GROUP = 32
 _BLOCK_BITS = 6
-# Number in the block, rows, checksum. Without the rows, two that are equal would cancel out.
+# Number in the block, number of rows, checksum. Two equal rows cancel out in a checksum, so rows are counted.
 _GROUP = struct.Struct(">hiq")
 _COUNT_MAX = 2**31 - 1
-_UNEVEN = 16  # times ROWS_PER_GROUP: where some range may have more rows, buckets are better
+_UNEVEN = 16  # times ROWS_PER_GROUP: if a range may have more rows, buckets are better
 _ACTION = "comparing checksums"
 
 
 def choose(work: Work, rows: int) -> Grouping:
-    """Return how to group the keys.
+    """Return the grouping of the keys.
 
-    :param rows: about how many the destination's part has.
-    :raises RemoteError: what the destination says.
+    :param rows: estimated number of rows in the destination's part.
+    :raises RemoteError: the destination's errors.
     """
     part, rows = _larger(work, rows)
     for candidate in work.key:
@@ -61,9 +61,9 @@ def choose(work: Work, rows: int) -> Grouping:
 
 
 def _larger(work: Work, rows: int) -> tuple[Part, int]:
-    """Return the side that has more rows, and about how many: its keys are to be spread over the groups.
+    """Return the side with more rows, whose keys decide the groups, and its estimated number of rows.
 
-    :param rows: about how many the destination's part has.
+    :param rows: estimated number of rows in the destination's part.
     """
     source = work.source
     if source.relation is None or source.relation.kind not in ("r", "p"):
@@ -74,9 +74,10 @@ def _larger(work: Work, rows: int) -> tuple[Part, int]:
 
 
 def _shift(bounds: Sequence[int], rows: int) -> tuple[int, float]:
-    """Return the finest ranges that aren't too many, and how many rows the largest may have.
+    """Return the shift for the smallest ranges that aren't too many, and the most rows that a range may have.
 
-    :param bounds: between any two neighbours there are as many rows: gaps between keys differ.
+    :param bounds: keys, with equally many rows between any two neighbours; they show how gaps between keys
+        differ.
     """
     between = rows / (len(bounds) - 1)
     widths = [high - low + 1 for low, high in pairwise(bounds)]
@@ -99,7 +100,7 @@ def _or_null(work: Work, number: sql.Composed) -> sql.Composed:
 
 
 def _bounds(work: Work, part: Part, candidate: Field) -> list[int]:
-    """Return the bounds that the planner's statistics have, or else the lowest and the highest value."""
+    """Return the histogram bounds in the planner's statistics, or else the lowest and the highest value."""
     side, name = part.side, column(candidate.name)
     if part.relation is not None and part.where is None and candidate.pair.cast is None:
         in_table = candidate.pair.source if part is work.source else candidate.pair.destination
@@ -116,7 +117,7 @@ def compare(work: Work, grouping: Grouping) -> Comparison:
     """Compare both sides group by group.
 
     :raises UsageError: if a row has NULL in its key.
-    :raises RemoteError: what a server says.
+    :raises RemoteError: a server's errors.
     """
     comparison = Comparison(grouping)
     streams = [_Blocks(work, part, grouping) for part in (work.source, work.destination)]
@@ -165,7 +166,7 @@ def _compare_block(
 
 
 class _Blocks:
-    """One side's checksums, in the order of the groups, as its server gives them."""
+    """One side's checksums, in the order of the groups, read as a stream from its server."""
 
     def __init__(self, work: Work, part: Part, grouping: Grouping) -> None:
         self._work = work
@@ -209,7 +210,7 @@ class _Blocks:
 
     def _next(self) -> pq.abc.PGresult | None:
         connection = self._side.connection
-        if connection.check:  # where data never keeps us waiting, nobody else asks
+        if connection.check:  # wait() doesn't call it while data is always at hand
             connection.check()
         try:
             result: pq.abc.PGresult | None = connection.wait(fetch(connection.pgconn))

@@ -1,4 +1,4 @@
-"""A second look before the commit: is the destination what it should be."""
+"""The verification before the commit: the destination must be what it should be."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _ROWS_SQL = statements("sync_rows.sql")
 
 _VERIFY_HINT = (
     "a trigger, a cascading foreign key, a row security policy or a column's type (varchar(n) cuts blanks)"
-    " changes what is written: triggers='disable', or leave the column out of columns"
+    " changes the written rows: triggers='disable', or leave the column out of columns"
 )
 _NOT_WRITTEN = (
-    "where names {}, which columns leaves out: a row that is inserted has the default there, and need not"
-    " belong to the part then. Add it to columns, or let only rows be updated and deleted: insert=False"
+    "where names {}, which columns leaves out: an inserted row has the default there, so where may not select"
+    " it. Add it to columns, or only update and delete rows: insert=False"
 )
 _WHAT = {INSERT: "is missing", UPDATE: "differs", DELETE: "is still there"}
 
 
 def verify_load(work: Work, comparison: Comparison) -> None:
-    """Look whether the whole part is as the source's.
+    """Raise unless the destination's part is equal to the source's.
 
-    :param comparison: of the two, after the load.
+    :param comparison: the comparison of the two, made after the load.
     :raises VerificationError: names the first group that differs.
     """
     if comparison.differing:
@@ -46,15 +46,15 @@ def verify_load(work: Work, comparison: Comparison) -> None:
 
 
 def verify_counts(work: Work, expected: Mapping[str, int], done: Mapping[str, int]) -> None:
-    """Look whether as many rows were written as the plan says.
+    """Raise unless as many rows were written as the plan says.
 
-    Fewer may be a trigger's or a policy's doing, or that of a foreign key which was faster; whether the rows
-    are right then, :func:`verify` says.
+    Fewer are allowed if a trigger, a policy or a cascading foreign key may be the reason; :func:`verify` then
+    decides whether the rows are right.
 
     :param expected: rows inserted, updated and deleted by the plan.
-    :param done: likewise, as the server has counted them.
-    :raises VerificationError: if not.
-    :raises RemoteError: what the destination says.
+    :param done: the same numbers, as the server has counted them.
+    :raises VerificationError: names the numbers.
+    :raises RemoteError: the destination's errors.
     """
     for name, wanted in expected.items():
         if done[name] > wanted or (done[name] < wanted and not _may_do_less(work)):
@@ -82,15 +82,15 @@ def _hint(work: Work, operation: str = INSERT) -> str:
 
 
 def bystanders(work: Work) -> Part | None:
-    """Return the rows among which others may change than those that are written; ``None`` if none may.
+    """Return the part in which rows may change that the plan doesn't name; ``None`` if no such row can.
 
-    By a trigger, by a foreign key that cascades, or to make way. With one that comes back to the table
-    that may be rows outside of *where*, too.
+    A trigger, a cascading foreign key, or making way may change them. A cascade that leads back to the table
+    may also change rows outside of *where*.
 
-    :raises RemoteError: what the destination says.
+    :raises RemoteError: the destination's errors.
     """
     side, spec, part = work.destination.side, work.spec, work.destination
-    if spec.is_incremental:  # looks at what is new, and no more
+    if spec.is_incremental:  # such a sync is only responsible for the new rows
         return None
     cascades = side.ask(_SQL["cascading_references"], {"oid": work.target.oid})
     if any(row["comes_back"] for row in cascades):
@@ -100,9 +100,9 @@ def bystanders(work: Work) -> Part | None:
 
 
 def fingerprint(work: Work, part: Part) -> tuple[int, int]:
-    """Return count and hash of those rows of *part* that the plan does not write.
+    """Return the count and the hash of the rows of *part* that the plan does not write.
 
-    :raises RemoteError: what the destination says.
+    :raises RemoteError: the destination's errors.
     """
     what = sql.SQL("pg_catalog.count(*) AS rows, pg_catalog.bit_xor({}) AS hash").format(work.row_hash)
     rows = part.select(what, _unwritten(work))
@@ -111,7 +111,7 @@ def fingerprint(work: Work, part: Part) -> tuple[int, int]:
 
 
 def _unwritten(work: Work) -> sql.Composed:
-    """Return the condition that a row is none of those that the plan writes, before it does and after."""
+    """Return the condition that the plan doesn't write a row; it holds before the changes and after them."""
 
     def named(operations: str) -> sql.Composed:
         exists = sql.SQL(
@@ -122,17 +122,18 @@ def _unwritten(work: Work) -> sql.Composed:
     where, operations = work.destination.where, work.spec.operations + RENEWED
     if where is None or work.key_is_sure:
         return sql.SQL("NOT {}").format(named(operations + REMOVED))
-    # A row outside of where may have the key of one that is written; only what makes way is of both.
+    # A row outside of where may have the key of a written row, and isn't written. A row that makes way is
+    # written, inside or outside of where.
     given = sql.SQL("NOT (({}\n) AND {}) IS TRUE AND NOT {}")
     return given.format(where, named(operations), named(REMOVED))
 
 
 def verify_bystanders(work: Work, part: Part, before: tuple[int, int]) -> None:
-    """Look whether the rows that the plan does not write are what they were.
+    """Raise if rows that the plan does not write have changed.
 
-    :param before: their :func:`fingerprint` then.
-    :raises VerificationError: if not.
-    :raises RemoteError: what the destination says.
+    :param before: their :func:`fingerprint` before the changes.
+    :raises VerificationError: names their numbers before and after.
+    :raises RemoteError: the destination's errors.
     """
     after = fingerprint(work, part)
     if after == before:
@@ -146,12 +147,13 @@ def verify_bystanders(work: Work, part: Part, before: tuple[int, int]) -> None:
 
 
 def verify(work: Work, comparison: Comparison | None) -> None:
-    """Look again at all rows that were compared one by one, as they are now.
+    """Compare again all rows that were compared one by one, as they are now.
 
-    Where all rows were, and no trigger may have touched others: at those that the plan names.
+    If these were all rows of the part, and no trigger can have touched others, only the plan's rows are
+    compared again.
 
-    :raises VerificationError: names the first row's key, and its group, that isn't what it should be.
-    :raises RemoteError: what the destination says.
+    :raises VerificationError: names the first wrong row's key and group.
+    :raises RemoteError: the destination's errors.
     """
     operations = work.spec.operations
     if work.spec.is_incremental:
@@ -186,7 +188,7 @@ def verify(work: Work, comparison: Comparison | None) -> None:
 
 
 def _planned(work: Work) -> sql.Composed:
-    """Return what stands after FROM for the rows that the plan writes."""
+    """Return the text after FROM for the rows that the plan writes."""
     keys = comma([sql.Identifier(f"k{i}") for i in range(len(work.key))])
     rows = sql.SQL(
         "(SELECT {}, new AS h FROM {} WHERE op OPERATOR(pg_catalog.=) ANY ({}) AND new IS NOT NULL) AS there"
@@ -196,7 +198,7 @@ def _planned(work: Work) -> sql.Composed:
 
 def _touched(work: Work) -> sql.Composed:
     """Return the SELECT of the destination's rows that the plan changes: nothing else has changed."""
-    # Not DISTINCT keys: to a type's own equality they may be fewer than to the "=" of the search_path.
+    # Not DISTINCT keys: a type's own equality may merge keys that the "=" of the search_path tells apart.
     rows = sql.SQL(
         "SELECT found.* FROM ({}) AS found"
         " WHERE EXISTS (SELECT FROM {} AS touched WHERE touched.op OPERATOR(pg_catalog.=) ANY ({}) AND {})"
@@ -206,7 +208,7 @@ def _touched(work: Work) -> sql.Composed:
 
 
 def _place(work: Work, comparison: Comparison | None, row: Mapping[str, Any]) -> str:
-    """Return where a row is: its group and, unless no keys are to be named, its key."""
+    """Return the place of a row, for errors: its group and, unless *sample_keys* is 0, its key."""
     found = []
     if comparison is not None and comparison.grouping.field is not None:
         number = int(row[f"k{work.key.index(comparison.grouping.field)}"]) >> comparison.grouping.shift
