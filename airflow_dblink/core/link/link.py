@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_\u0080-\U0010ffff][\w$]*")
 _QUOTED_NAME = re.compile(r'"((?:[^"]|"")+)"')
-# A transaction-local setting: it ends with the transaction that open() began, however
-# that ends, so close() never commits another transaction.
+# A transaction-local setting: it ends with the transaction that open() began, however that ends. So close()
+# never commits another transaction.
 _MARK = "airflow_dblink.cursor_transaction"
-_BATCHES_MARK = "airflow_dblink.batches_transaction"  # likewise, of batches()
+_BATCHES_MARK = "airflow_dblink.batches_transaction"  # the same for batches()
 
 _NAME_BYTES = 63  # NAMEDATALEN - 1
 
@@ -55,7 +55,7 @@ class Link(Wire):
         connection.add_notify_handler(self._notified)
         self._cursors: set[str] = set()  # opened in the transaction that open() began
         self._batches_mark: str | None = None
-        self._mark: str | None = None  # its token, while such a transaction may be open
+        self._mark: str | None = None  # token of that transaction, while it may be open
 
     # -- query, exec
 
@@ -251,7 +251,7 @@ class Link(Wire):
             self._end_batches(name, ours=ours)
 
     def _end_batches(self, cursor: sql.Identifier, *, ours: bool) -> None:
-        # Not if the connection is lost or a fetch was stopped midway: that error says more.
+        # Nothing if the connection is lost or a fetch was stopped midway: that error tells more.
         status = self.pgconn.transaction_status
         if ours and not self.batch_cursors:
             if status == pq.TransactionStatus.INERROR:
@@ -270,7 +270,7 @@ class Link(Wire):
         """Return the notifications that have come since the last call, without waiting.
 
         :raises UsageError: behind a pooler in transaction mode, where LISTEN doesn't last.
-        :raises TransientError: 08006 if the connection is lost, and with it what it listened to.
+        :raises TransientError: 08006 if the connection is lost; its LISTENs are lost, too.
         """
         if self.target.leads_through_pooler():
             raise UsageError(
@@ -302,7 +302,7 @@ class Link(Wire):
         self.connection.close()
 
     def abort(self) -> None:
-        """Cancel what runs and close, within some seconds; never raises."""
+        """Cancel the running statement and close the connection, within a few seconds; never raises."""
         self.connection.abort()
 
     def _commit(self) -> None:

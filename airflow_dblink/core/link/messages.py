@@ -45,9 +45,10 @@ _FAILED = (_Status.FATAL_ERROR, _Status.BAD_RESPONSE)
 
 @dataclass(frozen=True)
 class Message:
-    """What is sent in one go; its *text* is in the session's encoding.
+    """One message to the server; its *text* is in the session's encoding.
 
-    :ivar statement: what it is made of, to find in it what an error is about; ``None``: nothing of a user's.
+    :ivar statement: the statement that it was made of, to find an error's place in it; ``None`` if it holds
+        no text of a user.
     """
 
     text: bytes
@@ -66,8 +67,8 @@ class Wire:
         self.target = target
         self.connection = connection
         self.pgconn = connection.pgconn
-        self._sent: sql.Composable | None = None  # by the last message
-        self._kept_message = ""  # of libpq, about what was sent last
+        self._sent: sql.Composable | None = None  # the statement of the last message
+        self._kept_message = ""  # libpq's error about the last message
         self.batch_cursors: set[str] = set()  # of batches(), in a transaction that the first of them began
 
     @property
@@ -219,7 +220,7 @@ class Wire:
             raise kind(f"could not send query: {reason}", self.label, "XX000", hint=hint) from error
 
     def flush(self) -> None:
-        """Bring what :meth:`begin` took to the server, without waiting for results.
+        """Send the message that :meth:`begin` took to the server, without waiting for results.
 
         :raises TransientError: if the connection is lost.
         """
@@ -229,21 +230,21 @@ class Wire:
             raise self.lost(error, "sending a query") from None
 
     def finish(self, action: str, *, timed: bool = True) -> list[pq.abc.PGresult]:
-        """Wait for all results of what :meth:`begin` took; the last may be an error.
+        """Wait for all results of the message that :meth:`begin` took; the last may be an error.
 
         :param timed: whether it counts as the wait event ``DblinkGetResult``.
         :raises TransientError: if the connection is lost.
-        :raises UsageError: for a COPY that could not be seen before; the link stays usable.
+        :raises UsageError: for a COPY that the statement's text didn't show; the link stays usable.
         """
         results: list[pq.abc.PGresult] = self._wait(execute(self.pgconn), action, timed=timed)
         self._look_at_last(results[-1], action)
         return results
 
     def finish_by_row(self, action: str) -> tuple[list[Row], pq.abc.PGresult]:
-        """Wait for what :meth:`begin` took, row by row: rows that come before an error stay.
+        """Read the results of the message that :meth:`begin` took row by row; rows before an error are kept.
 
         :returns: the rows of the last result that has rows, complete or not; the last result.
-        :raises UsageError, RemoteError: as :meth:`finish` and :meth:`rows`; all has been read then.
+        :raises UsageError, RemoteError: as :meth:`finish` and :meth:`rows`; all results have been read then.
         """
         self.pgconn.set_single_row_mode()
         rows: list[Row] = []
@@ -275,12 +276,12 @@ class Wire:
                 return self.connection.wait(results)
         except psycopg.Error as error:
             raise self.lost(error, action) from None
-        except BaseException:  # a time-out, a kill: nothing goes on behind the caller's back
+        except BaseException:  # a time-out, a kill: the statement must not go on without the caller
             self._cancel()
             raise
 
     def _cancel(self) -> None:
-        """Cancel what runs and read what is left of it; close where that takes too long."""
+        """Cancel the running statement and read the rest of its results; close if that takes too long."""
         ended = False
         with suppress(psycopg.Error):
             ended = self.connection.cancel_running()
@@ -298,7 +299,7 @@ class Wire:
         return waiting("DblinkGetResult", self.target.conn_id, self.connection.observe)
 
     def succeeded(self, result: pq.abc.PGresult, action: str, *, fail_on_error: bool) -> bool:
-        """Raise the error of *result*, if it is one; or log it, as dblink's NOTICE does, and return false."""
+        """Return whether *result* is no error; raise an error, or only log it, as dblink's NOTICE does."""
         if result.status not in _FAILED:
             return True
         error = self.error(result, action)
@@ -309,7 +310,7 @@ class Wire:
         return False
 
     def error(self, result: pq.abc.PGresult, action: str) -> RemoteError:
-        """Return the error that *result* is."""
+        """Return the error in *result*."""
         error = error_from_result(result, encoding=self.connection.info.encoding)
         place = None
         if self._sent is not None and error.diag.statement_position:
@@ -326,7 +327,7 @@ class Wire:
         return ours
 
     def refused_copy(self, status: int) -> UsageError:
-        """End a COPY that a statement began behind our back, so that the link stays usable."""
+        """End a COPY that a statement's text didn't show, so that the link stays usable; return its error."""
         if status == _Status.COPY_IN:
             self.pgconn.put_copy_end(b"COPY is not possible here")
         else:
@@ -347,9 +348,9 @@ class Wire:
     def _load(self, transformer: AbcTransformer, result: pq.abc.PGresult) -> list[Row]:
         try:
             return transformer.load_rows(0, result.ntuples, tuple)
-        except RemoteError as error:  # a loader's own; see styles
+        except RemoteError as error:  # from a loader of server/text_styles.py
             raise RemoteError(error.message, self.label, error.sqlstate, hint=error.hint) from None
-        # An infinite date, a year beyond 9999; the message holds it.
+        # An infinite date, a year beyond 9999; psycopg's message holds the value, so it isn't passed on.
         except (ValueError, RecursionError, psycopg.Error):
             raise self._beyond_python(result) from None
 
@@ -368,7 +369,7 @@ class Wire:
 
 
 def _each(pgconn: pq.abc.PGconn, take: Callable[[pq.abc.PGresult], None]) -> PQGen[pq.abc.PGresult]:
-    """Send what libpq has and give each result to *take* as it comes; returns the last one."""
+    """Send the message and give each result to *take* as it comes; return the last one."""
     yield from send(pgconn)
     last: pq.abc.PGresult | None = None
     while True:
@@ -382,7 +383,7 @@ def _each(pgconn: pq.abc.PGconn, take: Callable[[pq.abc.PGresult], None]) -> PQG
             break
         take(result)
         last = result
-        if result.status in COPY:  # libpq would give it for ever
+        if result.status in COPY:  # libpq would return it again and again
             break
     if last is None:
         raise psycopg.OperationalError("the server gave no result")

@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 class Links:
     """The registry of one session's links: the unnamed one and named ones.
 
-    :param check: asked about ten times a second while any link waits; raises to stop.
-    :param observe: told of every wait (dblink's wait events).
+    :param application_name: name of the sessions in ``pg_stat_activity``.
+    :param check: called about ten times a second while any link waits; raises to stop.
+    :param observe: called after every wait, with dblink's wait event.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Links:
         :returns: ``OK``.
         :raises UsageError: 42710 ``duplicate connection name``.
         :raises CredentialError: 2F003, see :func:`airflow_dblink.core.server.login.connect`.
-        :raises TransientError: 08001. An unnamed link that was open stays so.
+        :raises TransientError: 08001 if there is no connection; an unnamed link that was open stays open.
 
         Model: ``dblink_connect`` and, with *own_identity*, ``dblink_connect_u``.
         """
@@ -131,7 +132,7 @@ class Links:
         return UsageError(message, None, "08003", hint=f"{self.open_names(name)}; {hint}")
 
     def open_names(self, wanted: str | None = None) -> str:
-        """Return the names of the open links, and which is like the *wanted* one, as a text for errors."""
+        """Return a text for errors with the names of the open links, and the one most like *wanted*."""
         names = (repr(without_credentials(name)) for name in self.names())
         like = get_close_matches(wanted or "", self.names(), n=1)
         meant = f" (did you mean {without_credentials(like[0])!r}?)" if like else ""
@@ -162,7 +163,7 @@ class Links:
         self._notices.say_left_out()
 
     def abort_all(self) -> None:
-        """Cancel running statements on all links and close them, within some seconds; never raises."""
+        """Cancel running statements on all links and close them, within a few seconds; never raises."""
         links = list(self._links.values())
         self._links.clear()
         if links:  # all at the same time: SIGKILL may follow in 5 s

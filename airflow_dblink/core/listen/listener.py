@@ -97,7 +97,7 @@ class Subject(Protocol):
         ...
 
     def standby(self, conn_id: str) -> DblinkError:
-        """Return the error for a server that refuses to be listened to, since it is a standby."""
+        """Return the error for a standby, which refuses LISTEN."""
         ...
 
 
@@ -127,7 +127,7 @@ class Listener:
 
     @classmethod
     def shared(cls, key: Hashable, make: Callable[[], Listener]) -> Listener:
-        """Return the running loop's listener under *key*, which is made if there is none."""
+        """Return the running loop's listener under *key*; make it if there is none."""
         listeners = cls._of_loops.setdefault(asyncio.get_running_loop(), {})
         if key not in listeners:
             listeners[key] = make()
@@ -223,7 +223,7 @@ class Listener:
     async def _until_woken(self, connection: Connection, seconds: float) -> None:
         """Wait up to *seconds* for a notification or something new to read."""
         loop, pgconn = asyncio.get_running_loop(), connection.pgconn
-        self._take_notifications(pgconn)  # what came with the last answer
+        self._take_notifications(pgconn)  # those that came with the last answer
         descriptor = pgconn.socket
         loop.add_reader(descriptor, self._wake.set)
         try:

@@ -1,1 +1,1 @@
-"""One server: where it is, connecting, and how we speak to it."""
+"""One server: its address, the login, and the exchange of statements and values with it."""

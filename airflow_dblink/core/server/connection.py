@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 RV = TypeVar("RV")
 Check = Callable[[], None]
 
-_CANCEL_S = 2.0  # of each of two; Airflow's supervisor follows SIGTERM with SIGKILL after 5 s
+_CANCEL_S = 2.0  # per connection, and a task may have two; Airflow's supervisor kills 5 s after SIGTERM
 _CANCEL_AGAIN_S = 0.1
 COPY = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 
-# What is to be asked and counted while logging in: psycopg has no argument for them.
+# The check and the limit of bytes that hold while logging in: psycopg has no argument for them.
 meanwhile: ContextVar[tuple[Check | None, Allowance | None]] = ContextVar("meanwhile", default=(None, None))
 
 
@@ -75,7 +75,7 @@ class Allowance:
 
 
 class LinkConnection(psycopg.Connection[TupleRow]):
-    """A psycopg connection that asks, whenever it waits, whether it should stop.
+    """A psycopg connection that calls a check whenever it waits, so that it can be stopped.
 
     While psycopg waits for the server it wakes up ten times a second; *check* is called then
     and may raise. The statement goes on running on the server until :meth:`abort`.
@@ -89,7 +89,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
     queries = 0
     #: Whether to abort when a time-out or a kill ends a wait for the server; set if nobody else will.
     abort_when_stopped = False
-    #: Where it leads to.
+    #: The target that it leads to.
     target = Target("", {})
 
     @classmethod
@@ -102,7 +102,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
         return gen if check is None else watched(gen, check)
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
-        """Consume *gen* as psycopg does, asking *check* in between."""
+        """Consume *gen* as psycopg does, calling *check* in between."""
         try:
             # Passed on unread: psycopg 3.3 has one argument more.
             counted = self._counted(gen)
@@ -141,7 +141,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
             self.close()
 
     def abort(self) -> None:
-        """Cancel the running statement on the server and close, within some seconds; never raises.
+        """Cancel the running statement on the server and close, within a few seconds; never raises.
 
         An open transaction is rolled back by the server.
         """
@@ -197,7 +197,7 @@ def patience(seconds: float) -> Check:
 
 
 def time_limit(conn_id: str, seconds: float) -> Check:
-    """Return a check that raises once so many *seconds* are over, connecting included.
+    """Return a check that raises once *seconds* are over, connecting included.
 
     For callers that mustn't wait long for a server: a page, a kill.
 

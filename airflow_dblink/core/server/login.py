@@ -119,7 +119,7 @@ def _logged_in(
 
 
 def _make_ready(target: Target, connection: LinkConnection, *, free: bool, autocommit: bool) -> None:
-    """Look which credential was used, and make the session what the target says; closed where that fails."""
+    """Check the credential that was used, and set the session up for *target*; close it if that fails."""
     try:
         if not free:
             demand_used_credential(target, connection.pgconn)

@@ -69,7 +69,7 @@ def ask(
 ) -> list[dict[str, Any]]:
     """Return the rows of one SELECT about the catalogs, in one round trip, in a transaction or not.
 
-    :param statement: with ``%(name)s`` placeholders if it is of a ``.sql`` file; else complete.
+    :param statement: a text with ``%(name)s`` placeholders (from a ``.sql`` file), or a complete statement.
     :param params: values for the placeholders.
     :raises psycopg.Error: the server's errors.
     """

@@ -48,7 +48,7 @@ def structures_of_parameters(connection: LinkConnection, statement: bytes) -> li
     """Return the types of the parameters ``$1``, ``$2``, ... of *statement*, which isn't executed.
 
     :param connection: outside of a transaction, or in one of psycopg's that is idle.
-    :raises psycopg.Error: what the server says to the statement.
+    :raises psycopg.Error: the server's errors in the statement.
     """
     with connection.transaction():  # behind a pooler all messages then go to one server
         pgconn = connection.pgconn

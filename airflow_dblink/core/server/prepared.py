@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_dblink.core.server.connection import LinkConnection
     from airflow_dblink.core.server.target import Target
 
-#: As psycopg's default: a statement is prepared when it has run so often.
+#: psycopg's default: a statement is prepared once it has run this often.
 THRESHOLD = 5
 
 # After one of these commands a question disturbs nothing: the transaction has begun to read or write.
@@ -66,12 +66,12 @@ class PreparingCursor(psycopg.Cursor[Any]):
             manager._counts[key] = manager._counts.get(key, 0) + 1
 
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
-        """Run a statement many times, prepared where that may be."""
+        """Run a statement many times, prepared if the connection may prepare."""
         decide(self.connection)  # type: ignore[arg-type] # as above
         super().executemany(query, params_seq, returning=returning)
 
     def _set_results(self, results: list[pq.abc.PGresult]) -> None:
-        # psycopg overlooks these where it has seen the same statement before, or none is prepared yet.
+        # psycopg overlooks these tags if it has seen the same statement before, or has prepared none yet.
         manager = self._conn._prepared
         for result in results:
             tag = result.command_status or b""
@@ -99,7 +99,7 @@ def let_prepare(target: Target, connection: LinkConnection, *, direct: bool) -> 
 
 
 def decide(connection: LinkConnection) -> None:
-    """Let *connection* prepare, unless it leads to a pooler; one question, once."""
+    """Let *connection* prepare, unless it leads to a pooler; the first call asks the server."""
     pgconn = connection.pgconn
     if (
         not connection.undecided

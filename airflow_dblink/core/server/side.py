@@ -32,7 +32,7 @@ class Side:
     ) -> list[dict[str, Any]]:
         """Return the rows of a question that reads no user's table; see :func:`.own_sql.ask`.
 
-        :param action: what it is for, as errors say it.
+        :param action: the purpose of the question, for errors.
         :raises RemoteError: the server's errors.
         """
         try:

@@ -152,7 +152,7 @@ def _joined(params: Mapping[str, Any]) -> str | None:
     """Return the connection string; ``None`` if libpq refuses it, since its message may hold the password."""
     try:
         return make_conninfo("", **{k: str(v) for k, v in params.items()})
-    except Exception:  # noqa: BLE001 - whatever it is
+    except Exception:  # noqa: BLE001 - any failure means "refused"
         return None
 
 
@@ -174,7 +174,7 @@ def target_from_extra(
     """Return the :class:`Target` of libpq *params* and our own options in *extra* and *arguments*.
 
     :param arguments: the caller's options, which override those of the connection's *extra*.
-    :raises UsageError: names the field or argument whose value is wrong and what is allowed.
+    :raises UsageError: names the field or argument with a wrong value, and the allowed values.
     """
     arguments = arguments or {}
     given = {**extra, **arguments}
@@ -207,7 +207,7 @@ def is_conninfo(text: str) -> bool:
 def target_from_conninfo(conninfo: str, arguments: Mapping[str, Any]) -> Target:
     """Return the :class:`Target` of a libpq connection string or URI, with our own options in *arguments*.
 
-    :raises UsageError: 08001 where libpq can't read it; and as :func:`target_from_extra`.
+    :raises UsageError: 08001 if libpq can't read it; and as :func:`target_from_extra`.
     """
     if "\0" in conninfo:
         raise _unreadable("the connection string holds a NUL character")
@@ -262,10 +262,10 @@ def _psycopg_arguments(conn_id: str, extra: Mapping[str, Any]) -> dict[str, Any]
     given = {name: extra[name] for name in sorted(PSYCOPG_ARGUMENTS.intersection(extra))}
     if objects := [name for name in given if name not in ("autocommit", "prepare_threshold")]:
         raise UsageError(
-            f"field {objects[0]!r} of the connection would have to be an object of Python's",
+            f"field {objects[0]!r} of the connection would have to be a Python object",
             conn_id,
             hint='for rows as dicts or named tuples "cursor": "dictcursor" or "namedtuplecursor"; else set'
-            " it on what get_conn() returns",
+            " it on the result of get_conn()",
         )
     if "autocommit" in given:
         given["autocommit"] = _boolean(_Option(conn_id, "autocommit", is_argument=False), given["autocommit"])

@@ -1,4 +1,4 @@
-"""Why no connection came about: dblink's 08001, with libpq's own words, and what to correct."""
+"""The error for a failed connect: dblink's 08001, with libpq's own words and a hint at the cause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_dblink.core.masking import MAX_TEXT_CHARS, without_credentials
 from airflow_dblink.core.server.credentials import is_certificate_unasked, not_asked_for
 from airflow_dblink.core.server.target import Target
 
-# What psycopg puts before libpq's words and, where it has tried several hosts, around them.
+# The texts that psycopg puts before libpq's words and, if it has tried several hosts, around them.
 _PSYCOPGS = re.compile(r"\A(?:connection failed: |connection is bad: )")
 _SEVERAL = "\nMultiple connection attempts failed. All failures were:\n"
 _ATTEMPT = re.compile(
@@ -53,7 +53,7 @@ _HINTS = (
 
 
 def not_established(target: Target, error: psycopg.Error) -> DblinkError:
-    """Return dblink's 08001, which has libpq's reason as its detail; with a hint to what it is about."""
+    """Return dblink's 08001 with libpq's reason as its detail, and a hint at the field to correct."""
     reasons = [without_credentials(reason) for reason in _reasons(str(error))]
     detail = "\n".join(reasons)
     if is_certificate_unasked(target, detail):
@@ -64,7 +64,7 @@ def not_established(target: Target, error: psycopg.Error) -> DblinkError:
 
 
 def _reasons(text: str) -> list[str]:
-    """Return libpq's words, of each host that was tried."""
+    """Return libpq's words about each host that was tried."""
     last, found, attempts = text[:_MOST_CHARS].partition(_SEVERAL)
     reasons = _ATTEMPT.split(attempts)[1:] if found else [last]
     return [_PSYCOPGS.sub("", reason.strip("\n")) for reason in reasons or [last]]

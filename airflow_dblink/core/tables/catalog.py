@@ -17,11 +17,12 @@ from airflow_dblink.core.sqltext.user_text import place_of
 from airflow_dblink.core.tables.entries import Column, Relation, ResultColumn, Type, UniqueIndex
 
 _SQL = statements("catalog.sql")
-_NOT_A_NAME = ("0A000", "42501", "42601", "42602")  # also: another database; a schema that is closed
+# Errors about the name: it names another database, a schema that the role may not use, or isn't a name.
+_NOT_A_NAME = ("0A000", "42501", "42601", "42602")
 
 
 def find_relation(side: Side, relname: str) -> Relation | None:
-    """Return the relation that *relname* means to PostgreSQL, or ``None``.
+    """Return the relation that PostgreSQL finds under *relname*, or ``None``.
 
     :param relname: read as in SQL: folded to lower case unless in double quotes, found through
         ``search_path`` unless qualified.
@@ -77,11 +78,13 @@ def split_name(side: Side, relname: str) -> tuple[str, str]:
 def describe(
     side: Side, query: sql.Composable, action: str = "reading the source query"
 ) -> list[ResultColumn]:
-    """Return the columns of *query* without running it; in a transaction, or a pooler splits it.
+    """Return the columns of *query* without running it.
 
-    :param action: what it is for, as errors say it.
-    :raises RemoteError: what the server's parser says.
-    :raises UsageError: if it returns no rows.
+    It needs a transaction: without one, a pooler may send its messages to different servers.
+
+    :param action: the purpose of the question, for errors.
+    :raises RemoteError: the parser's errors.
+    :raises UsageError: if *query* returns no rows.
     """
     try:
         result = parse(side, query)
@@ -99,9 +102,9 @@ def describe(
 
 
 def parse(side: Side, query: sql.Composable) -> pq.abc.PGresult:
-    """Have the server's parser read *query*, and return its description.
+    """Let the server's parser read *query*, and return its description.
 
-    :raises psycopg.Error: what the parser says, with the position.
+    :raises psycopg.Error: the parser's error, with its position.
     """
     pgconn = side.connection.pgconn
     text = query.as_string(side.connection).encode()
@@ -117,7 +120,7 @@ def parse(side: Side, query: sql.Composable) -> pq.abc.PGresult:
     def describe_prepared() -> None:
         pgconn.send_describe_prepared(b"")
 
-    for send in (prepare, describe_prepared):  # waited for, not called: the parser waits for locks
+    for send in (prepare, describe_prepared):  # by wait(), which can be stopped: the parser waits for locks
         result = side.connection.wait(ask(send))[-1]
         if result.status != pq.ExecStatus.COMMAND_OK:
             raise error_from_result(result, encoding="utf-8")
@@ -125,13 +128,13 @@ def parse(side: Side, query: sql.Composable) -> pq.abc.PGresult:
 
 
 def type_names(side: Side, oids: Sequence[int], modifiers: Sequence[int]) -> list[str]:
-    """Return the names of types as ``format_type`` writes them; -1 is no modifier."""
+    """Return the names of types as ``format_type`` writes them; the modifier -1 stands for none."""
     rows = side.ask(_SQL["format_types"], {"types": oids, "modifiers": modifiers})
     return [str(row["format_type"]) for row in rows]
 
 
 def types_by_name(side: Side, names: Sequence[str]) -> list[int | None]:
-    """Return the types' oids, ``None`` for names that mean no type there."""
+    """Return the types' oids, ``None`` for names of which the server has no type."""
     return [row["type"] for row in side.ask(_SQL["types_by_name"], {"names": names})]
 
 
@@ -152,7 +155,7 @@ def types(side: Side, oids: Iterable[int]) -> dict[int, Type]:
 
 
 def primary_key(side: Side, relation: Relation) -> list[str]:
-    """Return the key's columns in index order, none where there is no primary key."""
+    """Return the primary key's columns in index order; an empty list if there is no primary key."""
     return [row["name"] for row in side.ask(_SQL["primary_key"], {"oid": relation.oid})]
 
 

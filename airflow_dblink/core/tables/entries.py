@@ -9,10 +9,11 @@ from psycopg import sql
 # FirstGenbkiObjectId: types below have the same oid on every server. Those from here to 16383
 # are PostgreSQL's own too, but another version numbers them anew (information_schema's domains).
 _FIRST_VARYING_OID = 10000
-# Vectors: not an empty one. Of xml the binary form has an encoding of its own, or is without declaration.
+# Types whose binary output PostgreSQL can't always read again: an empty vector's; xml's, which has an encoding
+# of its own, or lacks the declaration.
 _UNRECEIVED = {"int2vector", "oidvector", "xml"}
 _STRING = "S"  # pg_type.typcategory
-# Types of which two values that are "=" are the same, byte for byte.
+# Types whose values are identical, byte for byte, if they are "=".
 _EXACT = frozenset(
     {"bool", "int2", "int4", "int8", "oid", "date", "bytea", "uuid", "time", "timestamp", "timestamptz"}
 )
@@ -78,7 +79,7 @@ class Relation:
 
     @property
     def kind_name(self) -> str:
-        """What it is, for errors."""
+        """The kind of relation, for errors."""
         return _KINDS.get(self.kind, "no table")
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which source column goes into which destination column."""
+"""The mapping of source columns to destination columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Pair:
     :ivar source: name in the source query.
     :ivar destination: name in the destination table.
     :ivar source_type: type oid in the source.
-    :ivar destination_type: type oid in the destination; ``None`` where the table is created.
+    :ivar destination_type: type oid in the destination; ``None`` if the table is created.
     :ivar type_name: declared type, for a table that is created.
     :ivar cast: type that the source casts to before sending.
     """
@@ -43,12 +43,12 @@ def match(
 ) -> tuple[Pair, ...]:
     """Match source to destination columns by name, or as *columns* says.
 
-    Without *columns*, every source column must exist in the destination; those that the
-    destination generates are left to it.
+    Without *columns*, every source column must exist in the destination; a column that the destination
+    generates is not copied.
 
     :param inserts: whether rows will be inserted, so that NOT NULL columns need a value.
-    :raises UsageError: for columns that don't exist, are named twice or can't be written, for
-        NOT NULL columns without default that would get no value, and if nothing is left.
+    :raises UsageError: if a column doesn't exist, is named twice or can't be written; if a NOT NULL column
+        without default would get no value; if no column is left.
     """
     names = [column.name for column in offered]
     wanted = _wanted(names, relation, columns)
@@ -110,7 +110,7 @@ def _demand_known_targets(
     source_id: str,
     conn_id: str,
 ) -> None:
-    """Refuse columns that the destination hasn't, in the words of whatever named them."""
+    """Raise if the destination lacks a column; the error says whether *columns* or the source named it."""
     known = [column.name for column in relation.columns]
     missing = {source: target for source, target in wanted.items() if target not in known}
     if not missing:

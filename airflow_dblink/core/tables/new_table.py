@@ -17,8 +17,6 @@ log = logging.getLogger(__name__)
 
 _SQL = statements("catalog.sql")
 
-_SQL = statements("catalog.sql")
-
 
 def create_statement(
     source: Side,

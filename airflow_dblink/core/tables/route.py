@@ -19,12 +19,11 @@ _SQL = statements("catalog.sql")
 
 
 def route(source: Side, destination: Side, pairs: Sequence[Pair]) -> tuple[tuple[Pair, ...], str]:
-    """Decide how values travel: returns the pairs, with casts, and ``binary`` or ``text``.
+    """Decide how values travel: return the pairs with their casts, and ``binary`` or ``text``.
 
-    Binary needs the same built-in type on both sides. Where PostgreSQL would assign a value by
-    itself (integer to bigint, date to timestamp), the source casts, which keeps it binary. Types
-    of users (enums, composites, extensions) travel as text, to a type of the same name or to a
-    string type.
+    Binary needs the same built-in type on both sides. If PostgreSQL would assign a value by itself (integer
+    to bigint, date to timestamp), the source casts it, so that it can travel in binary. Values of other types
+    (enums, composites, types of extensions) travel as text, to a type of the same name or to a string type.
 
     :raises UsageError: names the columns whose types don't fit.
     """
@@ -64,10 +63,10 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
             params = {"source": given.element, "target": wanted.element}
         if next(iter(source.ask(_SQL["assignable"], params)[0].values())):
             _demand_same_time_zone(source, destination, pair, given, wanted)
-            # Asked of the source, whose statement it becomes; built-in types are the same there.
+            # The name goes into the source's statement, so the source is asked; built-in types are the same.
             return type_names(source, [wanted.base_type], [-1])[0]
     elif function := _assignment_function(destination, given, wanted):
-        # Those of citext are those of text; what another type's do is not for us to know.
+        # citext is assigned as text is; nobody can tell here how another type's function changes values.
         if wanted.base_name == "citext" and given.built_in:
             return "pg_catalog.text"
         raise UsageError(
@@ -76,10 +75,10 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
             f" {source.conn_id!r}",
             destination.conn_id,
             "42804",
-            hint=f"say what it should be in source_sql, e.g. {pair.source}::text",
+            hint=f"write the conversion into source_sql, e.g. {pair.source}::text",
         )
     elif _goes_as_text(given, wanted):
-        # Padding is no value to a char(n), so let the source leave it out before rows are compared.
+        # Padding is no part of a char(n)'s value, so the source removes it before rows are compared.
         return "pg_catalog.bpchar" if wanted.built_in and wanted.base_name == "bpchar" else None
     raise UsageError(
         f"column {pair.destination!r} is of type {wanted.name},"
@@ -91,7 +90,7 @@ def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type
 
 
 def _goes_as_text(given: Type, wanted: Type) -> bool:
-    """Return whether the text of a value is one of the other type: of the same name, or a string type."""
+    """Return whether the other type can read a value's text: a type of the same name, or a string type."""
     if given.attributes and wanted.attributes and given.attributes != wanted.attributes:
         return False  # composites of one name, but other or reordered attributes
     return bool(
@@ -110,7 +109,7 @@ def _as_is(kind: Type) -> str | None:
 
 
 def _assignment_function(destination: Side, given: Type, wanted: Type) -> str | None:
-    """Return the function by which the destination assigns one type to the other, if it does so by one."""
+    """Return the function by which the destination assigns one type to the other; ``None`` if it has none."""
     if not given.built_in or wanted.built_in:
         return None
     found = destination.ask(_SQL["cast_function"], {"source": given.base_type, "target": wanted.base_type})
@@ -118,7 +117,7 @@ def _assignment_function(destination: Side, given: Type, wanted: Type) -> str | 
 
 
 def _demand_same_time_zone(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> None:
-    """Refuse a cast whose result depends on the session's TimeZone, where the sessions' differ."""
+    """Raise if a cast's result depends on the session's TimeZone, and the two sessions' differ."""
     zones = [side.connection.info.parameter_status("TimeZone") for side in (source, destination)]
     with_zone = {given.base_name, wanted.base_name} & {"timestamptz", "timetz"}
     if with_zone and not wanted.is_string and zones[0] != zones[1]:
@@ -127,14 +126,14 @@ def _demand_same_time_zone(source: Side, destination: Side, pair: Pair, given: T
             f" {given.name}, and the TimeZone there is {zones[0]}, but here {zones[1]}",
             destination.conn_id,
             "42804",
-            hint=f"say which zone is meant in source_sql: {pair.source} AT TIME ZONE '...'",
+            hint=f"name the time zone in source_sql: {pair.source} AT TIME ZONE '...'",
         )
 
 
 def _route_to_new_table(
     destination: Side, pairs: Sequence[Pair], there: Mapping[int, Type]
 ) -> tuple[tuple[Pair, ...], str]:
-    """Keep the types for a table that is created; those it can't have become text."""
+    """Keep the types for a table that is created; types that the destination lacks become text."""
     known = types_by_name(destination, [pair.type_name for pair in pairs])
     routed: list[Pair] = []
     for pair, found in zip(pairs, known, strict=True):

@@ -1,4 +1,4 @@
-"""What is read from a source: a table's columns or a query, and what the server says of them."""
+"""The source of rows: a table or a query, and its columns."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from airflow_dblink.core.tables.entries import Relation, ResultColumn
 
 
 def demand_one_source(source_table: str | None, source_sql: str | None, parameters: Params | None) -> None:
-    """Raise unless just one of a table and a query is given, and parameters with a query only.
+    """Raise unless either a table or a query is given; *parameters* may only come with a query.
 
-    :raises UsageError: says what is given.
+    :raises UsageError: names the arguments.
     """
     if source_table is not None and source_sql is not None:
         raise UsageError("source_table and source_sql are both given", hint="leave one of them out")
     if source_table is None and source_sql is None:
         raise UsageError(
             "neither source_table nor source_sql is given",
-            hint="give either source_table or source_sql: what is to be read",
+            hint="give either source_table or source_sql: the rows to read",
         )
     if parameters is not None and source_sql is None:
         raise UsageError(
@@ -35,14 +35,14 @@ def demand_one_source(source_table: str | None, source_sql: str | None, paramete
 def source_query(
     source: Side, table: Relation | None, source_sql: str | None, parameters: Params | None
 ) -> sql.Composed | sql.SQL:
-    """Return what is read: all columns of *table*, or *source_sql* with its *parameters* in it.
+    """Return the query that reads the rows: all columns of *table*, or *source_sql* with its *parameters*.
 
     :raises UsageError: if *source_sql* isn't one statement, or the parameters don't fit.
     """
     if table is not None:
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
         return sql.SQL("SELECT {} FROM {}").format(names, table.identifier)
-    # Neither the semicolon nor a comment behind it: COPY puts it in parentheses.
+    # Without the semicolon and later comments: COPY takes the query in parentheses.
     part = the_query(source_sql or "", conn_id=source.conn_id)
     query = UserText(source_sql or "", "source_sql").part(part.start, part.end)
     if parameters is not None:
@@ -53,10 +53,10 @@ def source_query(
 def describe_source(
     source: Side, query: sql.Composed | sql.SQL, source_sql: str | None, parameters: Params | None
 ) -> list[ResultColumn]:
-    """Return the columns of what is read.
+    """Return the columns of *query*.
 
-    :raises UsageError: if it has placeholders, and no parameters were given.
-    :raises RemoteError: what the server's parser says.
+    :raises UsageError: if *source_sql* has placeholders, but no parameters were given.
+    :raises RemoteError: the parser's errors.
     """
     try:
         return describe(source, query)
