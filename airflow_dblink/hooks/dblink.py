@@ -36,26 +36,27 @@ from airflow_dblink.hooks.parts.task import report, task_key, task_name
 class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
     """dblink's vocabulary over Airflow connections of type ``postgres`` or ``dblink``.
 
-    A context manager: leaving it closes all links, and cancels what still runs when it is left
-    by an exception. The unnamed link opens by itself, to *dblink_conn_id*, when first used.
+    A context manager: leaving it closes all links; leaving it by an exception also cancels their running
+    statements. The unnamed link opens by itself, to *dblink_conn_id*, when it is first used.
 
-    Functions of one link take ``connname`` first; all others take it last, by keyword.
-    ``connname=None`` is the unnamed link. What a link waits for is reported to Airflow's stats as
-    the timers ``DblinkConnect``, ``DblinkGetConnect`` and ``DblinkGetResult``, tagged with
-    ``conn_id``, and to the log at debug.
+    Functions about a link itself take ``connname`` first; all others take it last, by keyword.
+    ``connname=None`` is the unnamed link. Each wait of a link is reported to Airflow's stats as the timer
+    ``DblinkConnect``, ``DblinkGetConnect`` or ``DblinkGetResult``, tagged with ``conn_id``, and to the log at
+    debug.
 
     :param dblink_conn_id: Airflow connection of the unnamed link.
     :param password_required: dblink's credential rule: the credential must come from the Airflow
         connection. ``None``: the connection's setting, else true.
-    :param direct_host: of *dblink_conn_id*: address that doesn't lead through the pooler.
+    :param direct_host: address of *dblink_conn_id* that doesn't lead through the pooler.
     :param direct_port: port of that address.
-    :param pooling_mode: of *dblink_conn_id*: ``none``, ``session`` or ``transaction``, the pooler's mode.
+    :param pooling_mode: mode of the pooler before *dblink_conn_id*: ``none``, ``session`` or ``transaction``.
     :param session_settings: run-time parameters for every session of every link, by name.
-    :param job_schema: schema of the table of remote jobs, in every database: ``airflow_dblink``.
-    :param trusted_owners: of *dblink_conn_id*: roles that may own parts of the job schema although others may
-        act as them, such as groups.
+    :param job_schema: schema of the table of remote jobs, in every database. ``None``: the connection's
+        setting, else ``airflow_dblink``.
+    :param trusted_owners: roles that may own parts of the job schema in *dblink_conn_id*'s database although
+        others may act as them, such as groups.
     :param check: called about ten times a second while a link waits; raises to stop.
-    :param kwargs: of :class:`~airflow.providers.postgres.hooks.postgres.PostgresHook`.
+    :param kwargs: arguments of :class:`~airflow.providers.postgres.hooks.postgres.PostgresHook`.
     """
 
     conn_name_attr = "dblink_conn_id"
@@ -112,7 +113,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         return self._links
 
     def link(self, connname: str | None = None) -> Link:
-        """Return the link; the unnamed one is opened when first asked for.
+        """Return the link; the unnamed link is opened by the first call for it.
 
         :raises UsageError: 08003 if no link of that name is open.
         """
@@ -126,7 +127,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
 
     @contextmanager
     def _reach(self, connname: str | None) -> Iterator[Link]:
-        """Give the link or, where no link has that name, a connection for this one call."""
+        """Give the link or, if no link has that name, a connection for this one call."""
         if connname is None or given_text("connname", connname) in self.links:
             yield self.link(connname)
             return
@@ -134,11 +135,11 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
             yield link
 
     def _place(self, conn_id: str) -> Target:
-        """Return what an Airflow connection's id, a libpq connection string or a URI leads to.
+        """Return the target of an Airflow connection's id, a libpq connection string or a URI.
 
         :raises UsageError: 08001 if it is none of them.
         """
-        # A string with a password is not for the connection store to see.
+        # A secrets backend must not see a connection string, which may hold a password.
         if conn_id and not is_conninfo(conn_id):
             try:
                 return self.target(conn_id)
@@ -147,7 +148,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         try:
             target = target_from_conninfo(conn_id, self._given_options(conn_id))
         except UsageError as error:
-            hint = "give host=... dbname=..., or a URI (percent-encode what is special in the password)"
+            hint = "give host=... dbname=..., or a URI (percent-encode the password's special characters)"
             if not is_conninfo(conn_id):
                 hint = f"there is no Airflow connection {conn_id!r} either; {self.links.open_names(conn_id)}"
             raise UsageError(error.message, None, error.sqlstate, error.detail, hint) from None
@@ -167,7 +168,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         return f"{name!r} is an Airflow connection: open a link to it with connect()"
 
     def open_direct(self, conn_id: str) -> LinkConnection:
-        """Return a new connection to *conn_id*, in autocommit mode, around a pooler where that can be.
+        """Return a new connection to *conn_id*, in autocommit mode, around a pooler if possible.
 
         For jobs; the caller closes it.
 
@@ -184,7 +185,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
 
     @property
     def _sent_names(self) -> list[str]:
-        """The names of the jobs that the running try of the task has sent, by whichever hook."""
+        """The names of the jobs that the running try of the task has sent, by any hook."""
         try:
             ti = get_current_context()["ti"]
         except RuntimeError:
@@ -192,10 +193,12 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         return _sent_names.setdefault((ti.dag_id, ti.task_id, ti.run_id, ti.map_index, ti.try_number), [])
 
     def submission(self, conn_id: str, name: str | None = None, *, cancels: bool = True) -> Submission:
-        """Return what sends a job of the running task, once across its tries; outside of a task, once.
+        """Return the submission of one job of the running task, which sends it once across the task's tries.
 
-        :param name: tells jobs of one task apart; ``None`` for a task's only one.
-        :param cancels: cancel a job that still goes on when its task had ended and is cleared.
+        Outside of a task it sends the job at each call.
+
+        :param name: distinguishes the jobs of one task; ``None`` for a task's only job.
+        :param cancels: whether a cleared task cancels its running job; otherwise the job is taken over.
         """
         schema = self.target(conn_id).job_schema
         try:
@@ -222,22 +225,22 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
 
         :param connname: any text; cut to 63 bytes with a warning. ``None``: the unnamed link, which
             is replaced after the new one is open.
-        :param conn_id: an Airflow connection's id or, as dblink has it, a libpq connection string
-            or URI. The former keeps passwords out of code.
+        :param conn_id: an Airflow connection's id or, as in dblink, a libpq connection string or URI. An id
+            keeps passwords out of code.
         :returns: ``OK``.
-        :raises UsageError: 42710 if a link of that name is open; or a field of the connection is wrong.
-        :raises CredentialError: 2F003 unless the credential comes from the Airflow connection and
-            was asked for by the server.
-        :raises TransientError: 08001 where the server can't be reached or refuses.
+        :raises UsageError: 42710 if a link of that name is open; if a field of the connection is wrong.
+        :raises CredentialError: 2F003 unless the credential comes from the Airflow connection and the server
+            asked for it.
+        :raises TransientError: 08001 if the server can't be reached, or refuses.
 
         Model: ``dblink_connect``.
         """
         return self._open_link(connname, conn_id, own_identity=False)
 
     def connect_u(self, connname: str | None, conn_id: str) -> str:
-        """Open a link as :meth:`connect` does, where the worker's own identity may be used.
+        """Open a link as :meth:`connect` does, but allow the worker's own identity.
 
-        Its OS user, ``.pgpass``, ``PGPASSWORD`` and service files then count.
+        That is its OS user, ``.pgpass``, ``PGPASSWORD`` and service files.
 
         :returns: ``OK``.
         :raises UsageError: as :meth:`connect`.
@@ -253,7 +256,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
         try:
             target = self._place(given_text("conn_id", conn_id))
         except UsageError:
-            self.links.demand_new_name(connname)  # of the two mistakes dblink tells this one
+            self.links.demand_new_name(connname)  # of two mistakes dblink reports this one
             raise
         return self.links.connect(connname, target, own_identity=own_identity)
 
@@ -270,7 +273,7 @@ class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
     def get_connections(self) -> list[str]:
         """Return the names of the open named links, dead ones included.
 
-        Model: ``dblink_get_connections``, which gives NULL where this gives an empty list.
+        Model: ``dblink_get_connections``, which returns NULL instead of an empty list.
         """
         return self.links.names()
 
@@ -280,7 +283,7 @@ _sent_names: dict[tuple[object, ...], list[str]] = {}
 
 
 class _NoStore:
-    """What keeps nothing: outside of a task there is no next try."""
+    """A store that keeps nothing: outside of a task there is no next try."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return *default*."""

@@ -9,8 +9,8 @@ from psycopg import sql
 # FirstGenbkiObjectId: types below have the same oid on every server. Those from here to 16383
 # are PostgreSQL's own too, but another version numbers them anew (information_schema's domains).
 _FIRST_VARYING_OID = 10000
-# Types whose binary output PostgreSQL can't always read again: an empty vector's; xml's, which has an encoding
-# of its own, or lacks the declaration.
+# Types whose binary output PostgreSQL can't always read again: an empty vector's; and xml's, which has an
+# encoding of its own, or lacks the declaration.
 _UNRECEIVED = {"int2vector", "oidvector", "xml"}
 _STRING = "S"  # pg_type.typcategory
 # Types whose values are identical, byte for byte, if they are "=".

@@ -18,7 +18,7 @@ from airflow_dblink.hooks.parts.task import report, task_name
 
 
 class AttachSide(ABC):
-    """Remote sets on a link; :class:`DblinkHook` says where connections lead."""
+    """Remote sets on a link; :class:`DblinkHook` finds the connections."""
 
     _check: Check | None
 
@@ -28,7 +28,7 @@ class AttachSide(ABC):
 
     @abstractmethod
     def target(self, conn_id: str | None = None) -> Target:
-        """Return where and how *conn_id* connects."""
+        """Return the target of *conn_id*."""
 
     def attach(
         self,
@@ -37,11 +37,11 @@ class AttachSide(ABC):
         connname: str | None = None,
         analyze: bool = True,
     ) -> dict[str, int]:
-        """Make the results of remote queries temporary tables of a link, to be joined with its tables.
+        """Copy the results of remote queries into temporary tables of a link, to join them with its tables.
 
         The remotes are read at the same time, each in one read-only transaction, and so from one snapshot;
-        servers have no common snapshot. The end of your transaction drops the tables; without one they
-        last as long as the link is open.
+        the servers have no common snapshot. The end of your transaction drops the tables; if you began none,
+        they last as long as the link is open.
 
         :param remotes: remote sets by the name of the table, which is read as in SQL: it becomes lower case
             unless in double quotes. Values are :class:`~airflow_dblink.core.remote_sets.remote.Remote`, or

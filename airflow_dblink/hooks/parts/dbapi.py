@@ -23,7 +23,7 @@ class DbApiSide(EngineSide):
 
     @property
     def schema(self) -> str | None:
-        """The database, if it isn't the connection's: stock operators set it by this name."""
+        """The database, if it isn't the connection's: Airflow's own operators set it by this name."""
         return self.database
 
     @schema.setter
@@ -117,5 +117,5 @@ class DbApiSide(EngineSide):
                 if info.parameter_status("is_superuser") == "on":
                     message += " (a superuser: jobs need none)"
                 return True, message
-        except Exception as error:  # noqa: BLE001 - whatever it is, the form wants it as text
+        except Exception as error:  # noqa: BLE001 - the form shows any error as text
             return False, str(error)

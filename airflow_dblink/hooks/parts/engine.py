@@ -1,4 +1,4 @@
-"""What SQLAlchemy's users get of the hook: a URL, and engines that connect under the credential rule."""
+"""The hook's side for users of SQLAlchemy: a URL, and engines that connect under the credential rule."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from airflow_dblink.hooks.parts.task import task_name
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Dialect, Engine
 
-# SQLAlchemy's drivers that are made from libpq, and take its parameters. "" is the one it chooses itself.
+# SQLAlchemy's drivers that use libpq, and take its parameters. "" is the driver that SQLAlchemy chooses.
 _OF_LIBPQ = ("", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi")
-# Without these of libpq's parameters a driver reaches the same server in as safe a way.
+# Parameters of libpq without which a driver reaches the same server, and just as safely.
 _DISPENSABLE = ("application_name", "fallback_application_name", "connect_timeout", "client_encoding")
 _DISPENSABLE_VALUES = {
     "sslmode": ("disable", "allow", "prefer"),
@@ -46,14 +46,14 @@ _DISPENSABLE_VALUES = {
 
 
 class EngineSide(PostgresHook):
-    """SQLAlchemy's URL and engines; :class:`DblinkHook` says where connections lead."""
+    """SQLAlchemy's URL and engines; :class:`DblinkHook` finds the connections."""
 
-    #: Whether :attr:`sqlalchemy_url` is for an engine, which holds the rule when it connects.
+    #: Whether :attr:`sqlalchemy_url` is for an engine, which applies the credential rule when it connects.
     _rule_holds_later = False
 
     @abstractmethod
     def target(self, conn_id: str | None = None) -> Target:
-        """Return where and how *conn_id* connects."""
+        """Return the target of *conn_id*."""
 
     @property
     @abstractmethod
@@ -68,12 +68,12 @@ class EngineSide(PostgresHook):
     def sqlalchemy_url(self) -> URL:
         """The URL for SQLAlchemy, with every libpq option of the connection that its driver takes.
 
-        Several hosts, and sockets, are in the query. So that text of the URL, in logs, shows no secret, the
-        password apart, which SQLAlchemy masks itself, ``sslpassword`` and ``oauth_client_secret`` aren't in
-        it: :meth:`get_uri` and engines of the hook have them.
+        Its query holds several hosts, and sockets. The URL leaves out ``sslpassword`` and
+        ``oauth_client_secret``, so that its text in a log shows no secret: SQLAlchemy masks only the
+        password. :meth:`get_uri` and the hook's engines have them.
 
-        :raises CredentialError: 2F003 where the connection brings no credential; see :meth:`connect`.
-        :raises UsageError: where the driver isn't libpq's, and would leave out what the connection asks for.
+        :raises CredentialError: 2F003 if the connection brings no credential; see :meth:`connect`.
+        :raises UsageError: if the driver doesn't use libpq, and would ignore a parameter that matters.
         """
         from sqlalchemy.engine import URL
 
@@ -88,7 +88,7 @@ class EngineSide(PostgresHook):
         where: dict[str, str] = {}
         if not _is_one_host(host) or "," in (port or ""):
             where = {"host": host} if host else {}
-            if port:  # libpq's rule: one port is all hosts'
+            if port:  # as in libpq, one port is meant for all hosts
                 hosts = (host or "").count(",") + 1
                 where["port"] = port if "," in port else ",".join([port] * hosts)
             host = port = None
@@ -114,7 +114,7 @@ class EngineSide(PostgresHook):
         return more
 
     def _leave_out(self, scheme: str, params: Mapping[str, str], more: Mapping[str, Any]) -> None:
-        """Say which libpq parameters the driver of *scheme* won't get; refuse to where one matters."""
+        """Log the libpq parameters that the driver of *scheme* won't get; raise if one of them matters."""
         says_tls = any(name.startswith("ssl") for name in more)
         matters = [
             name
@@ -128,11 +128,11 @@ class EngineSide(PostgresHook):
             raise UsageError(
                 f"field {sorted(matters)[0]!r} of the connection is libpq's, which {scheme!r} doesn't use",
                 self.conn_id,
-                hint="say the same in the driver's own words in the field 'sqlalchemy_query'"
+                hint="set the driver's own parameter for it in the field 'sqlalchemy_query'"
                 " (TLS: a name that begins with ssl), or use postgresql+psycopg",
             )
         if params:
-            self.log.warning("%s gets none of these of the connection: %s", scheme, ", ".join(sorted(params)))
+            self.log.warning("%s gets none of these parameters: %s", scheme, ", ".join(sorted(params)))
 
     def get_uri(self) -> str:
         """Return :attr:`sqlalchemy_url` as text, with all secrets.
@@ -147,16 +147,16 @@ class EngineSide(PostgresHook):
     def get_sqlalchemy_engine(self, engine_kwargs: dict[str, Any] | None = None) -> Engine:
         """Return an engine as PostgresHook does, with the connection's session settings.
 
-        The credential rule holds when it connects: for what the connection, ``sqlalchemy_query``,
-        ``connect_args`` and listeners to ``do_connect`` say together. Whether the server asked for the
-        credential can be seen with the drivers of libpq (psycopg, psycopg2). The rule doesn't hold for a
-        connection that somebody else makes: a ``creator``, a ``pool``, or a listener to ``do_connect``
-        that returns one.
+        The credential rule is applied when the engine connects, to the final parameters: those of the
+        connection, ``sqlalchemy_query``, ``connect_args`` and listeners to ``do_connect`` together. Only
+        drivers that use libpq (psycopg, psycopg2) show whether the server asked for the credential. The rule
+        isn't applied to connections that somebody else makes: a ``creator``, a ``pool``, or a listener to
+        ``do_connect`` that returns a connection.
 
-        As with :meth:`connect` a server that lets us in and then doesn't answer to the session settings is
-        left after ``connect_timeout``, with the drivers of libpq.
+        With drivers that use libpq, ``connect_timeout`` also limits the wait for the session settings, as in
+        :meth:`connect`.
 
-        :param engine_kwargs: of :func:`sqlalchemy.create_engine`.
+        :param engine_kwargs: arguments of :func:`sqlalchemy.create_engine`.
         :raises UsageError: as :attr:`sqlalchemy_url`.
         """
         maker = copy(self)
@@ -167,7 +167,7 @@ class EngineSide(PostgresHook):
         password = engine.url.password
 
         def target_of(cparams: dict[str, Any]) -> Target:
-            target = self.target()  # a token is asked for anew
+            target = self.target()  # with a new token, if it has one
             if password is not None and cparams.get("password") == password:
                 cparams["password"] = target.params.get("password")
             return target
@@ -221,7 +221,7 @@ class EngineSide(PostgresHook):
 
 
 def _is_one_host(host: str | None) -> bool:
-    """Whether *host* can stand in a URL's authority: no list, and no directory of sockets."""
+    """Return whether *host* can stand in a URL's authority: no list, and no directory of sockets."""
     return host is None or not ("," in host or host.startswith(("/", "@")))
 
 
@@ -230,16 +230,16 @@ def _driver_of(scheme: str) -> str:
 
 
 def _merged(target: Target, cargs: tuple[Any, ...], cparams: Mapping[str, Any]) -> Target:
-    """Return *target* with what SQLAlchemy would hand to the driver in place of its own parameters."""
+    """Return *target* with the parameters that SQLAlchemy would hand to the driver, instead of its own."""
     given = {**(conninfo_to_dict(cargs[0]) if cargs else {}), **cparams}
     secrets = {name: value for name, value in target.params.items() if name in SECRETS}
     return replace(target, params={**secrets, **given})
 
 
 def _connected(target: Target, connect: Any, *cargs: Any, **cparams: Any) -> Any:
-    """Return a driver's connection; a certificate that nobody asked for is the rule's error.
+    """Return a driver's connection.
 
-    :raises CredentialError: then.
+    :raises CredentialError: 2F003 if the server didn't ask for the client certificate.
     """
     try:
         return connect(*cargs, **cparams)
@@ -250,7 +250,7 @@ def _connected(target: Target, connect: Any, *cargs: Any, **cparams: Any) -> Any
 
 
 def _check_used(target: Target, connection: Any) -> None:
-    """Hold the second half of the rule with the drivers that tell: the server asked for the credential."""
+    """Raise unless the server asked for the credential, if the driver shows that."""
     theirs = getattr(connection, "driver_connection", connection)
     pgconn = getattr(theirs, "pgconn", None)
     if pgconn is None:
@@ -260,10 +260,10 @@ def _check_used(target: Target, connection: Any) -> None:
 
 
 def _apply_settings(target: Target, connection: Any, dbapi: Any) -> None:
-    """Apply ``session_settings`` by the driver *dbapi*, with the same patience as for the login.
+    """Apply ``session_settings`` by the driver *dbapi*, with the same time limit as for the login.
 
     :raises RemoteError: the server's errors.
-    :raises OperationalError: the driver's, which SQLAlchemy makes its own, if the server says nothing.
+    :raises OperationalError: the driver's error, which SQLAlchemy wraps, if the server doesn't answer.
     """
     statement = set_config(target.session_settings.items(), local=False).as_string(None)
     with _ended_after(settings_patience_s(target), connection) as is_over:

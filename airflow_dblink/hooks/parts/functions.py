@@ -154,7 +154,7 @@ class Vocabulary(ABC):
         and are committed with it.
 
         :param batch_rows: rows per list, at least 1; the last list may be shorter.
-        :returns: nothing for an empty result.
+        :returns: an iterator, without any list for an empty result.
         :raises UsageError: as :meth:`open`; if *batch_rows* is below 1.
         :raises TransientError: if the connection is lost. Batches already yielded stay valid, but you can't
             go on in the same snapshot.
@@ -252,7 +252,7 @@ class Vocabulary(ABC):
         :returns: tuples ``(notify_name, be_pid, extra)``: channel, process id of the backend that
             notified, payload or ``""``.
         :raises UsageError: 08003 if no link of that name is open.
-        :raises TransientError: if the connection is lost, and with it what it listened to.
+        :raises TransientError: if the connection is lost; its LISTENs are lost, too.
 
         Model: ``dblink_get_notify``.
         """
@@ -267,8 +267,8 @@ class Vocabulary(ABC):
             ``search_path`` unless qualified.
         :returns: tuples ``(position, colname)``, position from 1; none for a relation without key.
         :raises UsageError: 08003 if no link of that name is open.
-        :raises RemoteError: 42P01 if there is no such relation, 3F000 no such schema, 42602 or 42601 if
-            it is no name, 42809 for an index, 42501 without SELECT on it.
+        :raises RemoteError: 42P01 if there is no such relation, 3F000 if there is no such schema, 42602 or
+            42601 if *relname* is no name, 42809 for an index, 42501 without SELECT on the relation.
 
         Model: ``dblink_get_pkey``.
         """

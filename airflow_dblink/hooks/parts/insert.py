@@ -15,7 +15,7 @@ from airflow_dblink.core.server.parameters import Structure, structures_of_param
 if TYPE_CHECKING:
     from airflow.providers.postgres.hooks.postgres import PostgresHook
 
-# Only for these does it matter what the column is.
+# Only values of these types are sent by the column's type.
 _DEPENDS = (list, dict, int, float)
 
 _NAME = r'(?:[^\W\d][\w$]*|"(?:[^"\0]|"")+")'
@@ -100,7 +100,7 @@ class Insert:
         except psycopg.Error:
             if connection.closed:
                 raise
-            return ()  # the INSERT itself says what is wrong, as ever
+            return ()  # the INSERT itself will raise the error
 
 
 class Row(tuple[Any, ...]):
@@ -109,14 +109,14 @@ class Row(tuple[Any, ...]):
     insert: Insert
 
     def __new__(cls, cells: Iterable[Any], insert: Insert) -> Self:
-        """Make one of *cells*."""
+        """Make a row of *cells*."""
         row = super().__new__(cls, cells)
         row.insert = insert
         return row
 
 
 class _Cells(tuple[Any, ...]):
-    """The values of a row, as they are sent. They don't show: Airflow logs them when an INSERT fails."""
+    """The values of a row, as they are sent. Their repr hides them: Airflow logs it when an INSERT fails."""
 
     __slots__ = ()
 

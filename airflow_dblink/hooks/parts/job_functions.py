@@ -30,7 +30,7 @@ from airflow_dblink.hooks.parts.names_params import names_params
 
 log = logging.getLogger(__name__)
 
-#: What stands for a job where dblink has the name of a connection.
+#: A job's handle, which these functions take in the place of a link's name.
 Handle = JobHandle | Mapping[str, str]
 
 _POLL_S = 5.0
@@ -41,15 +41,15 @@ class JobVocabulary(Vocabulary):
 
     @abstractmethod
     def target(self, conn_id: str | None = None) -> Target:
-        """Return where and how *conn_id* connects."""
+        """Return the target of *conn_id*."""
 
     @abstractmethod
     def open_direct(self, conn_id: str) -> LinkConnection:
-        """Return a new connection, around a pooler where that can be."""
+        """Return a new connection, around a pooler if possible."""
 
     @abstractmethod
     def submission(self, conn_id: str, name: str | None = None, *, cancels: bool = True) -> Submission:
-        """Return what sends a job of the running task."""
+        """Return the submission of one job of the running task."""
 
     _check: Check | None
     _submissions: list[Submission]
@@ -71,22 +71,24 @@ class JobVocabulary(Vocabulary):
         statement_timeout: timedelta | None = None,
         name: str | None = None,
     ) -> dict[str, str]:
-        """Send *sql* as a job of the server's own, and return its handle as soon as it is running.
+        """Send *sql* as a job, which the server runs by itself; return its handle as soon as it is running.
 
-        It goes on whatever becomes of the task. A retry of the task that comes by here finds it:
-        still running or succeeded, it is taken; failed, cancelled or lost, it is sent anew. So is it
-        when the task is cleared, if the hook's ``with`` block had been left without an error.
+        The job goes on whatever becomes of the task. When a retry of the task makes this call again, it takes
+        the job over if that still runs or has succeeded; it sends a new one if the job failed, was cancelled
+        or lost. A cleared task also sends a new one, if it had left the hook's ``with`` block without an
+        error.
 
         :param sql: one or several statements, which are one transaction.
-        :param conn_id: Airflow connection of the database; the hook's own by default.
-        :param keep_result: of one query: :meth:`get_result` gives its rows, until :meth:`drop_result`.
+        :param conn_id: Airflow connection of the database; by default the hook's own.
+        :param keep_result: keep the rows of *sql*, one query, for :meth:`get_result`, until
+            :meth:`drop_result`.
         :param session_settings: run-time parameters, local to the job's transaction.
-        :param statement_timeout: the server ends the job after it.
-        :param name: what tells this job from others of the task, across its tries. By default the
-            statement itself does: give one if that differs from try to try.
-        :returns: ``conn_id``, ``job_id`` and ``schema``: what the sensor, the operators, and the functions
-            here take.
-        :raises UsageError: for what can't be a job, before it is sent; if this try has sent *name* before.
+        :param statement_timeout: time after which the server ends the job.
+        :param name: distinguishes this job from others of the task, across its tries. By default the
+            statement itself does: give a name if the statement differs from try to try.
+        :returns: the handle: ``conn_id``, ``job_id`` and ``schema``. The sensor, the operators and the
+            functions here take it.
+        :raises UsageError: if *sql* can't be a job, before it is sent; if this try has sent *name* before.
         :raises InstallationError: if the database isn't ready for jobs, and this role can't make it so.
         :raises OutcomeUnknownError: if the server doesn't know the job that an earlier try has sent.
         :raises RemoteError: the server's errors.
@@ -118,7 +120,7 @@ class JobVocabulary(Vocabulary):
         return JobHandle(conn_id, str(sent.job_id), submission.schema).as_dict()
 
     def job(self, handle: Handle) -> Job:
-        """Return a job as it is now.
+        """Return the current state of a job.
 
         :raises UsageError: if there is no such job, or it is another role's.
         """
@@ -126,7 +128,7 @@ class JobVocabulary(Vocabulary):
             return jobs.get(known.uuid)
 
     def cancel_job(self, handle: Handle) -> Job:
-        """Cancel a job, wait up to three seconds for its end, and return it as it is then.
+        """Cancel a job, wait up to three seconds for its end, and return its state then.
 
         :raises UsageError: if there is no such job, or it is another role's.
         :raises TransientError: if it still runs; the server was told to end its session.
@@ -135,11 +137,11 @@ class JobVocabulary(Vocabulary):
         with self._jobs(handle) as (jobs, known):
             job = jobs.cancel(known.uuid)
         if not job.has_ended:
-            raise TransientError(f"job {job.id} was told to end, and still runs", known.conn_id)
+            raise TransientError(f"job {job.id} was told to end, but still runs", known.conn_id)
         return job
 
     def drop_result(self, handle: Handle) -> None:
-        """Drop the kept rows of a job; harmless where there are none.
+        """Drop the kept rows of a job, if there are any.
 
         :raises UsageError: if there is no such job, or it is another role's.
         """
@@ -147,14 +149,14 @@ class JobVocabulary(Vocabulary):
             jobs.drop_result(jobs.get(known.uuid))
 
     def prune_jobs(self, older_than: timedelta, *, conn_id: str | None = None) -> int:
-        """Delete jobs that ended longer ago, with their results; returns how many.
+        """Delete jobs that ended longer ago, with their results; return the number of deleted jobs.
 
-        A job that can't be deleted keeps no others.
+        If a job can't be deleted, the others are deleted all the same.
 
-        :param conn_id: Airflow connection of the database; the hook's own by default.
-        :raises RemoteError: for jobs that can't be deleted: how many were, which couldn't, and why.
-        :raises InstallationError: if not all of the job schema is trusted.
-        :raises TransientError: if the connection is lost; what was deleted before stays so.
+        :param conn_id: Airflow connection of the database; by default the hook's own.
+        :raises RemoteError: if some jobs can't be deleted: how many were deleted, and which weren't and why.
+        :raises InstallationError: if a part of the job schema isn't trusted.
+        :raises TransientError: if the connection is lost; earlier deletions stay.
         """
         target = self.target(conn_id)
         with closing(self.open_direct(target.conn_id)) as connection:
@@ -191,15 +193,15 @@ class JobVocabulary(Vocabulary):
         fail_on_error: bool = True,
         batch_rows: int | None = None,
     ) -> list[Row] | Iterator[list[Row]]:
-        """Return the rows of the next result of :meth:`send_query`, or those of a job; waits for its end.
+        """Return the rows of the next result of :meth:`send_query`, or the rows of a job; wait for its end.
 
-        A link's: see :meth:`Vocabulary.get_result`. A job's can be read again and again. One that keeps
-        no result gives one tuple with its command tag, ``OK`` where there is none.
+        For a link, see :meth:`Vocabulary.get_result`. A job's rows can be read again and again. A job that
+        keeps no result gives one tuple with its command tag, or ``OK`` if it has none.
 
         :param connname: a link, or a job's handle.
         :raises UsageError: if there is no such job, or its rows were dropped.
-        :raises RemoteError: what the job failed with; with ``fail_on_error=False`` a warning in the log
-            and no rows instead. 08006 if it was lost, 57014 if it was cancelled.
+        :raises RemoteError: the job's error; with ``fail_on_error=False`` a warning in the log and no rows
+            instead. 08006 if it was lost, 57014 if it was cancelled.
 
         Model: ``dblink_get_result``.
         """
@@ -222,13 +224,13 @@ class JobVocabulary(Vocabulary):
         return self._kept(known, job, batch_rows)
 
     def cancel_query(self, connname: str | Handle | None = None) -> str:
-        """Ask the server to cancel what the link is running, or a job.
+        """Ask the server to cancel the link's running query, or a job.
 
-        :param connname: a link, or a job's handle. A link's error is still to be read. A job's end is
-            waited for, up to three seconds; one that has ended stays as it is.
-        :returns: ``OK``; of a link's that the server couldn't be asked, what went wrong.
+        :param connname: a link, whose error you still have to read; or a job's handle. For a job this waits
+            up to three seconds for its end; a job that has ended stays as it is.
+        :returns: ``OK``; for a link whose server couldn't be asked, the reason as text.
         :raises UsageError: 08003 if no link of that name is open; if there is no such job.
-        :raises RemoteError: of a job: the server's errors; if it still runs.
+        :raises RemoteError: for a job: the server's errors; if the job still runs.
 
         Model: ``dblink_cancel_query``.
         """
@@ -238,7 +240,7 @@ class JobVocabulary(Vocabulary):
         return "OK"
 
     def error_message(self, connname: str | Handle | None = None) -> str:
-        """Return the last message of the link or what a job failed with, ``OK`` if there is none.
+        """Return the last message of the link, or the error of a job; ``OK`` if there is none.
 
         :param connname: a link, or a job's handle.
         :raises UsageError: 08003 if no link of that name is open; if there is no such job.
@@ -260,9 +262,9 @@ class JobVocabulary(Vocabulary):
         return "\n".join(lines)
 
     def wait_for_job(self, handle: Handle, *, poll_s: float = _POLL_S) -> Job:
-        """Wait until a job has ended, and return it; a server that is away for a while is waited for.
+        """Wait until a job has ended, and return it; also wait for a server that is away for a while.
 
-        :param poll_s: seconds after which it is looked at without being told.
+        :param poll_s: seconds after which the job's row is read without a notification.
         :raises UsageError: if there is no such job, or it is another role's.
         :raises RemoteError: the server's errors.
         """
@@ -281,7 +283,7 @@ class JobVocabulary(Vocabulary):
 
     @contextmanager
     def result_link(self, handle: JobHandle, job: Job) -> Iterator[tuple[Link, pgsql.Composed]]:
-        """Give a link for reading a kept result in its rows' order, in forms of ours; and the query for it.
+        """Give a link that reads a kept result in the order of its rows and in our text forms, and its query.
 
         Nobody can replace the result meanwhile.
 
@@ -292,7 +294,7 @@ class JobVocabulary(Vocabulary):
         connection = self.open_direct(handle.conn_id)
         link = Link(None, self.target(handle.conn_id), connection)
         try:
-            # A scan that begins in the middle of a big table would turn the order around.
+            # A synchronized scan begins in the middle of a big table, and would change the rows' order.
             link.exec("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
             settings = {"synchronize_seqscans": "off", "idle_in_transaction_session_timeout": "0"}
             set_local(Side(connection, handle.conn_id), settings)
@@ -303,9 +305,9 @@ class JobVocabulary(Vocabulary):
 
     @contextmanager
     def counted_result_query(self, handle: JobHandle, job: Job) -> Iterator[str]:
-        """Give the query of a job's kept rows, for another connection; all rows are there, and stay.
+        """Give the query for a job's kept rows, for another connection; meanwhile all rows stay in the table.
 
-        :raises UsageError: if it kept none, or they were dropped.
+        :raises UsageError: if the job kept no rows, or they were dropped.
         :raises RemoteError: if somebody has changed them.
         """
         with self.result_link(handle, job) as (link, query):
@@ -330,11 +332,11 @@ class JobVocabulary(Vocabulary):
     def _job_name(self, conn_id: str, sql: str, params: Params | None, name: str | None) -> str:
         """Return the name by which the next try finds this job again."""
         if name is None:
-            # The order may differ from try to try, the statements hardly do.
+            # The order of jobs may differ from try to try; their statements hardly do.
             digest = sha256(repr((conn_id, sql, params)).encode(errors="replace")).hexdigest()[:16]
             name = f"{digest}_{sum(sent.startswith(digest) for sent in self._sent_names)}"
         elif name in self._sent_names:
-            raise UsageError(f"this try has sent a job named {name!r} already", conn_id)
+            raise UsageError(f"this try has already sent a job named {name!r}", conn_id)
         self._sent_names.append(name)
         return name
 
@@ -342,7 +344,7 @@ class JobVocabulary(Vocabulary):
 def demand_kept_rows(handle: JobHandle, job: Job) -> None:
     """Raise if there are no rows of *job* to read.
 
-    :raises UsageError: if it kept none, or they were dropped.
+    :raises UsageError: if it kept no rows, or they were dropped.
     """
     if job.result_table is None:
         why = "its result was dropped" if job.keep_result else "send it with keep_result=True"
@@ -357,9 +359,9 @@ def demand_kept_rows(handle: JobHandle, job: Job) -> None:
 
 
 def demand_all_rows(handle: JobHandle, job: Job, rows: int) -> None:
-    """Raise if *rows* is not what the job wrote.
+    """Raise unless *rows* is the number of rows that the job wrote.
 
-    :raises RemoteError: says how many there should be.
+    :raises RemoteError: names both numbers.
     """
     if rows != job.row_count:
         raise RemoteError(

@@ -13,15 +13,15 @@ R = TypeVar("R")
 
 
 def names_params(function: Callable[P, R]) -> Callable[P, R]:
-    """Say what to write where a function that takes *params* is given *parameters*."""
+    """Make *function*, which takes *params*, refuse *parameters* with a hint."""
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         if "parameters" in kwargs:
             raise UsageError(
                 f"{function.__name__} takes params, not parameters",
-                hint="params=[...] for %s, or params={...} for %(name)s; parameters is what the operators,"
-                " run() and get_records() have for it",
+                hint="params=[...] for %s, or params={...} for %(name)s; parameters is the name in operators,"
+                " run() and get_records()",
             )
         return function(*args, **kwargs)
 

@@ -13,13 +13,13 @@ from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.target import Target, is_libpq_option, target_from_extra
 
-# Of PostgresHook and what it is made from.
+# Arguments of PostgresHook and its bases.
 _PASSED_ON = {
     *("connection", "database", "options", "schema", "sqlalchemy_scheme"),
     *("enable_log_db_messages", "log_sql"),
     *("escape_column_names", "escape_word_format", "insert_statement_format", "replace_statement_format"),
 }
-# The others say where the hook's own connection leads.
+# The other options only describe the hook's own connection.
 _OF_EVERY_LINK = ("password_required", "session_settings", "job_schema")
 _AIRFLOWS = {name: getattr(BaseHook, name).__func__ for name in ("get_connection", "aget_connection")}
 
@@ -37,19 +37,19 @@ class TargetSide(PostgresHook):
     _conn_id: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The base would drop them. Airflow's own SQL operators pass on what the connection's Extra has.
+        # The base class ignores unknown names. Airflow's own SQL operators pass on the fields of Extra.
         known = _PASSED_ON | self.ignored_extra_options | {self.conn_name_attr}
         if unknown := sorted(name for name in kwargs if name not in known and not is_libpq_option(name)):
             raise TypeError(
                 f"DblinkHook takes no {', '.join(unknown)}; the connection is {self.conn_name_attr}, and"
                 " run-time parameters such as statement_timeout are session_settings"
             )
-        database = kwargs.pop("schema", None)  # DbApiHook's word
+        database = kwargs.pop("schema", None)  # DbApiHook's name for it
         given = kwargs.get("connection")
         super().__init__(*args, **kwargs)
         self.database = self.database or database
         if given is not None and not args and self.conn_name_attr not in kwargs:
-            # Jobs, errors and metrics name it.
+            # Jobs, errors and metrics show the connection's id.
             self.conn_id = getattr(given, "conn_id", None) or self.conn_id
 
     @property
@@ -89,11 +89,11 @@ class TargetSide(PostgresHook):
         return self._connection if self._looked_up in (None, self.conn_id) else None
 
     def target(self, conn_id: str | None = None) -> Target:
-        """Return where and how *conn_id* connects (default: the hook's connection).
+        """Return the target of *conn_id* (default: the hook's connection).
 
-        :raises UsageError: names the field of the connection whose value is wrong.
-        :raises AirflowNotFoundException: if no secrets backend has *conn_id*. Airflow raises this also
-            while a secrets backend is away, so a retry may help.
+        :raises UsageError: names the field of the connection with a wrong value.
+        :raises AirflowNotFoundException: if no secrets backend has *conn_id*. Airflow also raises this while
+            a secrets backend is away, so a retry may help.
         """
         if conn_id is None or conn_id == self.conn_id:
             return self._target(self.conn_id, self.connection)
@@ -109,7 +109,7 @@ class TargetSide(PostgresHook):
         elif (connection := self._known) is None:
             connection = await self._alook_up(conn_id)
             self._connection, self._looked_up = connection, conn_id
-        if connection.extra_dejson.get("iam", False):  # asks a cloud for a token, and blocks
+        if connection.extra_dejson.get("iam", False):  # asking a cloud for a token blocks
             return await asyncio.to_thread(self._target, conn_id, connection)
         return self._target(conn_id, connection)
 
@@ -134,12 +134,12 @@ class TargetSide(PostgresHook):
             del connection
 
     def _read(self, conn_id: str, connection: Connection) -> Target:
-        # One made in code may have none.
+        # A connection that was made in code may have no type.
         if connection.conn_type and connection.conn_type not in ("postgres", "postgresql", "dblink"):
             raise UsageError(
                 f"the connection is of type {connection.conn_type!r}",
                 conn_id,
-                hint="make it one of type postgres or dblink",
+                hint="give it the type postgres or dblink",
             )
         extra = connection.extra_dejson
         login, password, port = connection.login, connection.password, connection.port
@@ -151,7 +151,7 @@ class TargetSide(PostgresHook):
             "user": login,
             "password": password,
             "dbname": connection.schema,
-            # As in PostgresHook they come before the fields.
+            # As in PostgresHook, Extra overrides the fields.
             **{k: v for k, v in extra.items() if k not in self.ignored_extra_options and v not in (None, "")},
         }
         if conn_id == self.conn_id:
@@ -162,7 +162,7 @@ class TargetSide(PostgresHook):
         return target_from_extra(conn_id, params, extra, self._given_options(conn_id))
 
     def _given_options(self, conn_id: str) -> dict[str, Any]:
-        """Our own options from the constructor, which override those of a connection.
+        """Return our own options from the constructor, which override those of a connection.
 
         A direct address belongs to the hook's own connection only.
         """
@@ -181,6 +181,6 @@ def _what_to_do(conn_id: str) -> Iterator[None]:
     except AirflowNotFoundException as error:
         variable = f"AIRFLOW_CONN_{conn_id.upper()}"
         raise AirflowNotFoundException(
-            f"{error}: create it under Admin > Connections, or set {variable}; if it is there, look whether"
+            f"{error}: create it under Admin > Connections, or set {variable}; if it is there, check whether"
             " the secrets backend that has it answers"
         ) from None
