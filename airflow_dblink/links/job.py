@@ -21,7 +21,7 @@ class DblinkJobLink(BaseOperatorLink):
     name = "Remote job"
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
-        """Return the page's address, empty where the task has sent no job or the page is off."""
+        """Return the page's address; empty if the task has sent no job, or the page is off."""
         handle = getattr(operator, "job_handle", None)
         return job_url(operator.dag_id, handle) if isinstance(handle, JobHandle) else ""
 
@@ -29,7 +29,7 @@ class DblinkJobLink(BaseOperatorLink):
 def job_url(dag_id: str, handle: JobHandle) -> str:
     """Return the address of a job's page, under Airflow's own (``[api] base_url``, its path included).
 
-    Empty, which makes no link, where the page is off.
+    It is empty, so that no link appears, if the page is off.
     """
     if not job_page_is_on():
         return ""
@@ -38,13 +38,13 @@ def job_url(dag_id: str, handle: JobHandle) -> str:
 
 
 def page_note(dag_id: str, handle: JobHandle) -> str:
-    """Return the address for the end of a log line, nothing where the page is off."""
+    """Return the address for the end of a log line; an empty text if the page is off."""
     url = job_url(dag_id, handle)
     return f" (page: {url})" if url else ""
 
 
 def job_path(dag_id: str, handle: JobHandle) -> str:
-    """Return the part of that address which is ours."""
+    """Return our part of that address."""
     path = "/".join(quote(part, safe="") for part in (dag_id, handle.conn_id, handle.job_id))
     query = "" if handle.schema == SCHEMA else f"?schema={quote(handle.schema, safe='')}"
     return f"dblink/jobs/{path}{query}"

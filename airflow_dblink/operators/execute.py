@@ -30,16 +30,16 @@ from airflow_dblink.operators.common.once import ExactlyOnceOperator
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-#: What an adopted statement returns: its own tag went to the worker that died.
+#: The result of an adopted statement: its own tag went to the worker that died.
 ADOPTED = "COMMIT"
 
 
 class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
     """Run one statement or a script, exactly once across retries and killed workers.
 
-    The script and its COMMIT travel as one message, so PostgreSQL finishes what it has begun
-    even if the worker dies; the next try finds the transaction by its id and waits for its end
-    instead of running it again. Rows are read and thrown away: fetch is for rows.
+    The script and its COMMIT travel as one message, so PostgreSQL finishes them even if the worker dies; the
+    next try finds the transaction by its id and waits for its end instead of running the script again. Rows
+    are discarded: use :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator` for them.
 
     A user's kill or mark, and ``execution_timeout``, cancel the statement on the server. A worker
     that is only restarted leaves it running for the next try, if the task has one left.
@@ -51,24 +51,24 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
     :param transaction: ``False`` for statements that can't run in a transaction (VACUUM, CREATE INDEX
         CONCURRENTLY, procedures that commit): each is sent by itself, and a retry runs all of
         them again.
-    :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
-        cancelled and run again.
-    :param client_min_messages: what the server says to the task log. A NOTICE that is raised after
-        the worker has died ends the statement, which is then run again: ``error`` for long
+    :param orphan_timeout: time that a try waits for the transaction of a killed try, before it cancels that
+        and runs the script again.
+    :param client_min_messages: level from which the server's messages go to the task log. A NOTICE that is
+        raised after the worker has died ends the statement, which is then run again: use ``error`` for long
         statements that raise many.
-    :param deferrable: run it as a remote job and wait in the triggerer, as
+    :param deferrable: run the script as a remote job and wait in the triggerer, as
         :class:`~airflow_dblink.operators.jobs.DblinkJobOperator` does. It needs the job table in that
         database, and so is off by default; *orphan_timeout* and *client_min_messages* don't matter then.
-    :param kwargs: of the base operators; with *deferrable*, also ``poll_interval`` (seconds),
+    :param kwargs: arguments of the base operators; with *deferrable*, also ``poll_interval`` (seconds),
         ``grace_period``, ``cancel_on_kill`` and ``job_schema``.
 
-    :returns: (XCom) the command tag of the last statement; ``COMMIT`` where an earlier try's transaction
-        was found committed and its tags are lost. All tags are in XCom ``command_tags``.
+    :returns: (XCom) the command tag of the last statement; ``COMMIT`` if an earlier try's transaction was
+        found committed and its tags are lost. All tags are in XCom ``command_tags``.
     :raises AirflowFailException: for mistakes found before anything is sent (no retry helps), and if
         the server can't tell whether an earlier try has committed.
     :raises RemoteError: the server's errors; nothing is changed then (with *transaction*).
-    :raises TransientError: the same, where a retry may help.
-    :raises AirflowTaskTimeout: after ``execution_timeout``; it says whether all was rolled back.
+    :raises TransientError: the same, if a retry may help.
+    :raises AirflowTaskTimeout: after ``execution_timeout``; it tells whether everything was rolled back.
     :raises DblinkTaskKilledError: after a kill.
     """
 
@@ -79,7 +79,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         "parameters": "json",
         "session_settings": "json",
     }
-    # Of a mapped task Airflow takes the class's, before deferrable is known.
+    # Airflow uses the class's links for a mapped task, before deferrable is known.
     operator_extra_links: Collection[BaseOperatorLink] = (DblinkJobLink(),)
     ui_color = "#e0dcf3"
 
@@ -155,7 +155,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         if not statements:
             raise UsageError("sql holds no statement", self.conn_id)
         for statement in statements:
-            if statement.is_copy_with_client:  # now, before those that stand before it are run
+            if statement.is_copy_with_client:  # now, before the statements in front of it are run
                 raise UsageError(
                     f"sql contains COPY with the client (line {statement.line})",
                     self.conn_id,
@@ -180,7 +180,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         return tags
 
     def _timed_out(self, once: Once) -> str:
-        """Cancel what runs, within two seconds; returns what has become of it."""
+        """Cancel the running statement, within two seconds; return the text that tells the outcome."""
         pgconn = once.connection.pgconn
         with suppress(psycopg.Error):
             once.connection.cancel_running()
@@ -208,7 +208,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         more = {"client_min_messages": self.client_min_messages}
         settings = self._settings(link.connection, self.conn_id, **more)
         settings.pop("transaction_timeout", None)
-        settings["standard_conforming_strings"] = "on"  # what the script is taken apart by
+        settings["standard_conforming_strings"] = "on"  # our lexer splits the script by this setting
         Side(link.connection, self.conn_id).run(set_config(settings.items(), local=False), "setting up")
         tags: list[str] = []
         for statement in parts(script.text):
@@ -224,8 +224,8 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
 
 
 def _explained(error: RemoteError) -> RemoteError:
-    """Add what to do where PostgreSQL's own message doesn't say it."""
-    # 25001 is also SET TRANSACTION's, which is no matter of transaction=False.
+    """Add a hint to an error that transaction=False would avoid."""
+    # SET TRANSACTION also raises 25001, and transaction=False would not help there.
     if error.hint or error.sqlstate not in ("2D000", "25001") or "SET TRANSACTION" in error.message:
         return error
     hint = "use transaction=False; it is then run at least once, not exactly once"

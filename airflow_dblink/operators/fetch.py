@@ -19,9 +19,9 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
     """Fetch the rows of a query in batches: constant memory, one snapshot.
 
     Values are written in the same forms whatever the database's settings are (ISO dates, all digits of
-    floats, ...); *session_settings* may say otherwise.
+    floats, ...), unless *session_settings* change them.
 
-    Exactly one of *handler*, *path* and *max_xcom_rows* says where the rows go.
+    Exactly one of *handler*, *path* and *max_xcom_rows* takes the rows.
 
     :param conn_id: Airflow connection of type ``postgres`` or ``dblink``. (templated)
     :param sql: the query, or the path of a ``.sql`` file. (templated)
@@ -31,21 +31,21 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
         from the first batch.
     :param path: URL of a file on Airflow's object storage (``file:///...``, ``s3://...``), written as CSV
         by PostgreSQL itself; compressed if it ends in ``.gz``. The file appears when it is complete,
-        and replaces what was there. (templated)
+        and replaces an older one. (templated)
     :param path_conn_id: Airflow connection of the object storage. (templated)
     :param header: whether the file begins with the column names.
-    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
-    :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
-        PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
+    :param csv_options: options of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param max_xcom_rows: push the rows as a list of lists, if there are at most this many. Values that JSON
+        lacks are PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
     :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
-    :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
+    :param kwargs: arguments of the base operators; also ``base_path``, a folder that *path* must be in, and
         ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 
     :returns: (XCom) ``rows``; a file adds ``path``, a handler ``batches``, XCom ``batches`` and ``data``.
     :raises AirflowFailException: for mistakes found before anything is sent, for more rows than
         *max_xcom_rows*, and for more bytes than *max_xcom_bytes*.
-    :raises RemoteError: the server's errors; the file is then not there, or the old one.
-    :raises TransientError: the same, where a retry may help.
+    :raises RemoteError: the server's errors; the file is then missing, or still the old one.
+    :raises TransientError: the same, if a retry may help.
     :raises DblinkTaskKilledError: after a kill; the query was cancelled.
     """
 
@@ -82,7 +82,7 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
             with self._hook(self.conn_id) as hook:
                 link = hook.link()
                 side = Side(link.connection, self.conn_id)
-                # What a query deletes would be gone, and its rows lost to a retry.
+                # Otherwise a query could delete the rows that it returns, and a retry would not find them.
                 side.run("BEGIN READ ONLY", "beginning the transaction")
                 set_local(side, self._settings(link.connection, self.conn_id, **HANDED_ON))
                 result = sink.deliver(link, self.sql, self.parameters)

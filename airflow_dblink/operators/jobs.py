@@ -32,27 +32,27 @@ _RENDERERS = {"sql": "postgresql", "parameters": "json", "session_settings": "js
 
 
 class DblinkSendQueryOperator(JobSendingOperator):
-    """Send SQL to a database as a job of its own, and go on as soon as it is running.
+    """Send SQL to a database as a remote job, and succeed as soon as it is running.
 
     The job belongs to the server: it survives this task, its worker, and Airflow. A retry of this
-    task finds the job that an earlier try has sent, and sends none beside it. The server runs all of
+    task finds the job that an earlier try has sent, and sends no second one. The server runs all of
     *sql* in one transaction; a sensor or :class:`DblinkGetResultOperator` waits for it.
 
-    :param conn_id: Airflow connection of the database that it runs in. (templated)
+    :param conn_id: Airflow connection of the database in which the job runs. (templated)
     :param sql: one statement, several, or the path of a ``.sql`` file; without BEGIN, COMMIT, VACUUM and
         the like. (templated)
     :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
-    :param keep_result: of one query: its rows stay on the server, in a table, until they are dropped.
-    :param statement_timeout: the server ends the job after it.
-    :param kwargs: of the base operators: ``job_schema``, ``cancel_on_kill``, ``session_settings``,
+    :param keep_result: keep the rows of *sql*, one query, in a table on the server until they are dropped.
+    :param statement_timeout: time after which the server ends the job.
+    :param kwargs: arguments of the base operators: ``job_schema``, ``cancel_on_kill``, ``session_settings``,
         ``password_required``.
 
     :returns: (XCom) the job's handle: ``conn_id``, ``job_id``, ``schema``.
     :raises AirflowFailException: for mistakes found before anything is sent, for a database that isn't
-        ready for jobs (the message says what a DBA has to run), and if the server can't tell whether
+        ready for jobs (the message tells how to get the SQL for a DBA), and if the server can't tell whether
         an earlier try's job has run. No retry helps.
     :raises RemoteError: the server's errors.
-    :raises TransientError: the same, where a retry may help; it finds the job, if it was sent.
+    :raises TransientError: the same, if a retry may help; it finds the job, if it was sent.
     :raises DblinkTaskKilledError: after a kill; the job is cancelled, if it was a user's.
 
     Model: ``dblink_send_query``.
@@ -87,40 +87,40 @@ class DblinkSendQueryOperator(JobSendingOperator):
 
 
 class DblinkJobOperator(RowDestination, JobWaitingOperator):
-    """Run SQL in a database as a job of its own, wait for its end, and hand on its rows: in one task.
+    """Run SQL in a database as a remote job, wait for its end, and hand on its rows: in one task.
 
-    The job survives the worker, the triggerer and the scheduler; a retry waits on for a job that still
-    runs, takes the result of one that has succeeded, and sends a new one only where it failed, was
-    cancelled, or lost (its session ended before it could commit). So its effects are there once.
+    The job survives the worker, the triggerer and the scheduler. A retry waits for a job that still runs,
+    and takes the result of one that has succeeded; it sends a new job only if the earlier one failed, was
+    cancelled, or lost (its session ended before it could commit). So the job's effects are there once.
 
     With *handler*, *path* or *max_xcom_rows* the rows of a query are kept on the server until they are
-    handed on, then dropped; without, rows are thrown away on the server.
+    handed on, then dropped; without them the server discards the rows.
 
-    :param conn_id: Airflow connection of the database that it runs in. (templated)
+    :param conn_id: Airflow connection of the database in which the job runs. (templated)
     :param sql: one statement, several, or the path of a ``.sql`` file; without BEGIN, COMMIT, VACUUM and
         the like. (templated)
     :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
-    :param deferrable: wait in the triggerer; by default what ``[operators] default_deferrable`` says.
+    :param deferrable: wait in the triggerer; by default Airflow's ``[operators] default_deferrable``.
     :param handler: called with each batch of rows, a list of tuples.
     :param path: URL of a CSV file on Airflow's object storage. (templated)
     :param path_conn_id: Airflow connection of the object storage. (templated)
     :param header: whether the file begins with the column names.
-    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
-    :param max_xcom_rows: push the rows as a list of lists, at most so many.
+    :param csv_options: options of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param max_xcom_rows: push the rows as a list of lists, if there are at most this many.
     :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
     :param batch_rows: rows per batch.
-    :param keep_result: leave the rows of a query on the server, for others.
-    :param kwargs: of the base operators: ``poll_interval`` (seconds), ``grace_period``, ``job_schema``,
-        ``cancel_on_kill``, ``session_settings``, ``statement_timeout``, ``password_required``,
-        ``base_path``, ``file_mode``.
+    :param keep_result: leave the rows of a query on the server, for other readers.
+    :param kwargs: arguments of the base operators: ``poll_interval`` (seconds), ``grace_period``,
+        ``job_schema``, ``cancel_on_kill``, ``session_settings``, ``statement_timeout``,
+        ``password_required``, ``base_path``, ``file_mode``.
 
-    :returns: (XCom) the job's handle (``conn_id``, ``job_id``, ``schema``), ``command_tag`` (``None`` where
-        the last statement has no row count) and ``row_count``; and what became of the rows, as of
+    :returns: (XCom) the job's handle (``conn_id``, ``job_id``, ``schema``), ``command_tag`` (``None`` if the
+        last statement has no row count) and ``row_count``; if the rows are handed on, also the fields of
         :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`.
     :raises AirflowFailException: as :class:`DblinkSendQueryOperator`.
-    :raises RemoteError: what the job failed with, by the server's own SQLSTATE, message, detail, hint and
-        context; 57014 if somebody cancelled it. A retry sends a new job.
-    :raises TransientError: the same, where a retry may help; 08006 if the job was lost.
+    :raises RemoteError: the job's error, with the server's own SQLSTATE, message, detail, hint and context;
+        57014 if somebody cancelled the job. A retry sends a new job.
+    :raises TransientError: the same, if a retry may help; 08006 if the job was lost.
     :raises AirflowTaskTimeout: after ``execution_timeout``; the job is cancelled.
     :raises DblinkTaskKilledError: after a kill; the job is cancelled, if it was a user's.
     """
@@ -176,41 +176,41 @@ class DblinkJobOperator(RowDestination, JobWaitingOperator):
 class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
     """Wait for a job, and hand on the rows that it kept: to a function, a file, a table, or XCom.
 
-    Exactly one of *handler*, *path*, *max_xcom_rows* and *destination_table* says where they go. Rows come
-    in the order in which the query gave them. Into a table they go by COPY, exactly once; a function
-    is called again from the first batch by a retry.
+    Exactly one of *handler*, *path*, *max_xcom_rows* and *destination_table* takes the rows. They come in the
+    order in which the query returned them. COPY loads them into a table exactly once; a retry calls a
+    function again from the first batch.
 
-    :param handle: what :class:`DblinkSendQueryOperator` returned, or a job's id with *conn_id*. (templated)
+    :param handle: return value of :class:`DblinkSendQueryOperator`, or a job's id with *conn_id*. (templated)
     :param conn_id: Airflow connection of the job's database: needed for an id alone, and for a handle that a
         template gives; a handle of another connection is refused. (templated)
     :param job_schema: schema of the job table; a handle of another schema is refused. For an id alone, and
         for a handle from a template, the default is the connection's schema.
     :param handler: called with each batch, a list of tuples typed by psycopg.
-    :param path: URL of a CSV file on Airflow's object storage; as of
+    :param path: URL of a CSV file on Airflow's object storage, as in
         :class:`~airflow_dblink.operators.fetch.DblinkFetchOperator`. (templated)
     :param path_conn_id: Airflow connection of the object storage. (templated)
     :param header: whether the file begins with the column names.
-    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
-    :param max_xcom_rows: push the rows as a list of lists, at most so many.
+    :param csv_options: options of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param max_xcom_rows: push the rows as a list of lists, if there are at most this many.
     :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
     :param batch_rows: rows per batch.
     :param destination_conn_id: Airflow connection of the destination. (templated)
-    :param destination_table: table that gets the rows, as in SQL. (templated)
+    :param destination_table: table for the rows, its name as in SQL. (templated)
     :param mode: ``append`` (only adds rows, so a second load of the same keys fails), ``replace``, ``upsert``
-        or ``create``, as of :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`. (templated)
+        or ``create``, as in :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`. (templated)
     :param key: columns of a unique index for ``upsert``. (templated)
     :param allow_empty_source: let a result without rows empty the destination in mode ``replace``.
         (templated)
     :param drop_result: drop the rows on the server once they are handed on.
-    :param poll_interval: seconds after which the job is looked at without being told of its end.
-    :param orphan_timeout: how long a try waits for the load of a killed one.
-    :param kwargs: of the base operator; ``base_path`` and ``file_mode`` as of the fetch operator.
+    :param poll_interval: seconds after which the job's row is read without a notification.
+    :param orphan_timeout: time that a try waits for the load of a killed try.
+    :param kwargs: arguments of the base operator; ``base_path`` and ``file_mode`` as in the fetch operator.
 
-    :returns: (XCom) as of the fetch operator, or the transfer operator with *destination_table*.
+    :returns: (XCom) the fetch operator's fields, or the transfer operator's with *destination_table*.
     :raises AirflowFailException: if there is no such job, it kept no rows, or they were dropped; for
         mistakes found before anything is read.
-    :raises RemoteError: what the job failed with, by the server's own SQLSTATE; what a server says.
-    :raises TransientError: the same, where a retry may help; 08006 if the job was lost.
+    :raises RemoteError: the job's error, with the server's own SQLSTATE; a server's errors.
+    :raises TransientError: the same, if a retry may help; 08006 if the job was lost.
     :raises DblinkTaskKilledError: after a kill; the job goes on.
 
     Model: ``dblink_get_result``.
@@ -294,7 +294,7 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
             )
 
     def _to_table(self, context: Context, hook: DblinkHook, handle: JobHandle, job: Job) -> dict[str, Any]:
-        """Load the rows into the destination; one that an earlier try has loaded may be dropped already."""
+        """Load the rows into the destination; if an earlier try has loaded them, they may be dropped."""
         table, conn_id = self.destination_table, self.destination_conn_id
         if table is None or conn_id is None:
             raise UsageError("no destination", handle.conn_id)
@@ -318,18 +318,18 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
 class DblinkCancelQueryOperator(DblinkBaseOperator, TakesHandle):
     """Cancel jobs that still run, and leave alone those that have ended; made for teardown.
 
-    A running job gets ``pg_cancel_backend`` and, if that doesn't end it within seconds,
-    ``pg_terminate_backend``; one that hasn't begun never will.
+    A running job's session gets ``pg_cancel_backend`` and, if that doesn't end the job within seconds,
+    ``pg_terminate_backend``. A job that hasn't begun never will.
 
-    :param handle: what :class:`DblinkSendQueryOperator` returned, a list of these, or a job's id with
-        *conn_id*; nothing to do for ``None``, which a task gives that has sent nothing. (templated)
-    :param conn_id: as of :class:`DblinkGetResultOperator`. (templated)
-    :param job_schema: as of :class:`DblinkGetResultOperator`.
-    :param kwargs: of the base operator.
+    :param handle: return value of :class:`DblinkSendQueryOperator`, a list of these, or a job's id with
+        *conn_id*; ``None``, the output of a task that has sent nothing, is fine, too. (templated)
+    :param conn_id: as in :class:`DblinkGetResultOperator`. (templated)
+    :param job_schema: as in :class:`DblinkGetResultOperator`.
+    :param kwargs: arguments of the base operator.
 
-    :returns: (XCom) the state of each job by its id, as it is then.
-    :raises AirflowFailException: if there is no such job; of several, the others have been cancelled then.
-    :raises RemoteError: the server's errors; TransientError where a retry may help, or a job still runs.
+    :returns: (XCom) the state of each job after that, by the job's id.
+    :raises AirflowFailException: if there is no such job; the other jobs have been cancelled then.
+    :raises RemoteError: the server's errors; TransientError if a retry may help, or a job still runs.
 
     Model: ``dblink_cancel_query``.
     """
@@ -349,7 +349,7 @@ class DblinkCancelQueryOperator(DblinkBaseOperator, TakesHandle):
                         job = hook.cancel_job(handle)
                 except StoppedError:
                     raise
-                except DblinkError as error:  # the others are to be cancelled all the same
+                except DblinkError as error:  # the other jobs must be cancelled all the same
                     self.log.warning("%s", error)
                     failures.append(error)
                 else:

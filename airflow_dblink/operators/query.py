@@ -34,7 +34,7 @@ _REPORT_EVERY_S = 5.0
 _MB = 1e6
 _BEFORE_CTE = ("AS", "MATERIALIZED")
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
-# Not alone: it may stand in a string. Nor the words alone: AS delete may name a column.
+# Used together with the words: this pattern may match in a string, and the words AS delete may name a column.
 _CHANGING_CTE = re.compile(rf"\bAS\s+((NOT\s+)?MATERIALIZED\s*)?\(\s*({'|'.join(_CHANGES)})\b", re.IGNORECASE)
 _ALTERNATIVE = "DblinkExecOperator with transaction=False"
 
@@ -42,15 +42,15 @@ _ALTERNATIVE = "DblinkExecOperator with transaction=False"
 class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
     """Run SQL in one database, over tables there and the results of queries in other databases.
 
-    Each remote set is a temporary table while the SQL runs; its columns have the remote's types. All is one
-    transaction of the home database, done exactly once across retries and killed workers. The remotes
-    are read at the same time, each in one read-only transaction, hence from one snapshot; there is
-    none across servers.
+    Each remote set is a temporary table while the SQL runs; its columns have the remote's types. Everything
+    is one transaction of the home database, done exactly once across retries and killed workers. The remotes
+    are read at the same time, each in one read-only transaction, and so from one snapshot; the servers have
+    no common snapshot.
 
-    At most one of *handler*, *path* and *max_xcom_rows* says where the rows of the last statement go. With
-    none of them the statements and COMMIT travel as one message, which PostgreSQL finishes even if the
-    worker dies. Else the rows are delivered before the commit: a retry delivers them again if the worker
-    dies in between.
+    At most one of *handler*, *path* and *max_xcom_rows* takes the rows of the last statement. With none of
+    them the statements and COMMIT travel as one message, which PostgreSQL finishes even if the worker dies.
+    With one of them the rows are delivered before the commit: if the worker dies in between, a retry delivers
+    them again.
 
     :param conn_id: home: Airflow connection of type ``postgres`` or ``dblink``. (templated)
     :param sql: one statement, several, or the path of a ``.sql`` file; without BEGIN, COMMIT and the
@@ -66,13 +66,13 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         if it ends in ``.gz``. (templated)
     :param path_conn_id: Airflow connection of the object storage. (templated)
     :param header: whether the file begins with the column names.
-    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
-    :param max_xcom_rows: push the rows as a list of lists, at most so many. Values that JSON lacks are
-        PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
+    :param csv_options: options of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param max_xcom_rows: push the rows as a list of lists, if there are at most this many. Values that JSON
+        lacks are PostgreSQL's own text; see :mod:`airflow_dblink.core.streams.to_json`.
     :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
-    :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
-        cancelled and run again.
-    :param kwargs: of the base operators; also ``base_path``, a folder that *path* must be in, and
+    :param orphan_timeout: time that a try waits for the transaction of a killed try, before it cancels that
+        and runs the SQL again.
+    :param kwargs: arguments of the base operators; also ``base_path``, a folder that *path* must be in, and
         ``file_mode``, the permissions of a file on the worker's disk (``0600``).
 
     :returns: (XCom) ``sets``: number of rows by the name of the set; ``command_tags`` of the statements. If
@@ -83,7 +83,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         *max_xcom_rows* or bytes than *max_xcom_bytes*, and if the server can't tell whether an earlier
         try has committed.
     :raises RemoteError: a server's errors, naming its connection; home is unchanged then.
-    :raises TransientError: the same, where a retry may help.
+    :raises TransientError: the same, if a retry may help.
     :raises DblinkTaskKilledError: after a kill.
     """
 
@@ -126,7 +126,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         jinja_env: jinja2.Environment,
         seen_oids: set[int],
     ) -> None:
-        """Do as the base does, and read the files of the remote sets that are dicts."""
+        """Do the same as the base class, and read the files of the remote sets that are dicts."""
         files: dict[str, str] = {}
         if parent is self and isinstance(self.remotes, dict):
             for name, remote in self.remotes.items():
@@ -167,7 +167,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
                 return result
 
     def _sink(self) -> RowSink | None:
-        """Return where the rows go, if anywhere, after a look at what can be seen to be wrong at once."""
+        """Return the sink of the rows, ``None`` if they have none; raise for mistakes in the arguments."""
         self._demand_values("conn_id", "sql")
         demand_script(self.sql, self.conn_id, alternative=_ALTERNATIVE)
         sink = self._row_sink(self.conn_id)
@@ -179,14 +179,14 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
             raise UsageError(
                 f"the last statement (line {last.line}) {why}, but {sink.given[0]} wants a query's rows",
                 self.conn_id,
-                hint="end the script with SELECT, VALUES or TABLE; what changes data comes before it",
+                hint="end the script with SELECT, VALUES or TABLE; put statements that change data before it",
             )
         return sink
 
     def _fetch(
         self, hook: DblinkHook, once: Once, remotes: Mapping[str, Remote], *, for_cursor: bool
     ) -> dict[str, int]:
-        """Begin the transaction and bring the remote sets into it; returns their rows."""
+        """Begin the transaction and bring the remote sets into it; return their numbers of rows."""
         more = HANDED_ON if for_cursor else {}
         settings = self._settings(once.connection, self.conn_id, **more)
         home = Side(once.connection, self.conn_id)
@@ -220,7 +220,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
     def _deliver(
         self, link: Link, once: Once, script: UserText, sets: Mapping[str, int], sink: RowSink
     ) -> dict[str, Any]:
-        """Run what stands before the last statement, deliver the rows of that, and commit."""
+        """Run the statements before the last one, deliver the last one's rows, and commit."""
         statements = parts(script.text)
         last = statements[-1]
         tags = once.execute(script.part(0, last.start)) if len(statements) > 1 else []
@@ -246,7 +246,7 @@ def _why_no_cursor(part: Part) -> str | None:
 
 
 class _Progress:
-    """Says every few seconds how far the sets are."""
+    """Logs every few seconds how many rows of the sets have come."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
@@ -254,7 +254,7 @@ class _Progress:
         self._sets: dict[str, tuple[int, int]] = {}
 
     def report(self, name: str, rows: int, size: int) -> None:
-        """Take note of how far one set is."""
+        """Note how many rows and bytes of one set have come."""
         self._sets[name] = (rows, size)
         if (now := time.monotonic()) - self._said < _REPORT_EVERY_S:
             return

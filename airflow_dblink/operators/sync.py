@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-# Arguments that a template may have made texts.
+# Arguments that a template may have turned into text.
 _FLAGS = ("insert", "update", "delete", "allow_empty_source", "reset_sequences")
 _NUMBERS = ("replace_above", "max_delete_fraction", "max_change_fraction")
 
@@ -27,83 +27,84 @@ _NUMBERS = ("replace_above", "max_delete_fraction", "max_change_fraction")
 class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFileOperator):
     """Make a table equal to a table or query of another database, moving only the difference.
 
-    Compare: both servers reckon checksums of groups of keys, at the same time; only groups that differ
-    are looked into, and only rows that differ are moved. Plan: the rows that are missing, differ or are
-    there alone; guards may refuse it. Apply: in one destination transaction, exactly once, with the
-    table locked against writers. Verify: what was looked into is compared again before the commit.
+    Compare: both servers compute checksums of groups of keys, at the same time; only groups that differ are
+    compared row by row, and only rows that differ are moved. Plan: the rows that are missing, changed or
+    extra in the destination; guards may refuse it. Apply: in one destination transaction, exactly once, with
+    the table locked against writers. Verify: all rows that were compared one by one are compared again before
+    the commit.
 
-    At the commit the destination is what the source was in its snapshot (one REPEATABLE READ
-    transaction). Rows whose values are equal, byte for byte, are never rewritten.
+    At the commit the destination equals the source's snapshot (one REPEATABLE READ transaction). Rows whose
+    values are equal, byte for byte, are never rewritten.
 
-    :param source_conn_id: Airflow connection that is read. (templated)
-    :param destination_conn_id: Airflow connection that is written. (templated)
-    :param destination_table: table name as in SQL, partitioned tables too. (templated)
-    :param source_table: table or view that is read; or (templated)
-    :param source_sql: the query that is read, or the path of a ``.sql`` file. It is run two to four times in
-        one snapshot, so it must give the same rows each time. (templated)
+    :param source_conn_id: Airflow connection of the source. (templated)
+    :param destination_conn_id: Airflow connection of the destination. (templated)
+    :param destination_table: table to write, its name as in SQL; also a partitioned table. (templated)
+    :param source_table: table or view to read; or (templated)
+    :param source_sql: query to read, or the path of a ``.sql`` file. It runs two to four times in one
+        snapshot, so it must give the same rows each time. (templated)
     :param source_parameters: values for ``%s`` or ``%(name)s`` in *source_sql*. (templated)
-    :param key: destination columns that tell rows apart: a unique index, on any columns and types; by
+    :param key: destination columns that identify a row. They need a unique index, and may have any types. By
         default the primary key. (templated)
-    :param columns: which columns, as a list; or as a mapping from source to destination names. By default
-        all: then neither side may have a column that the other has not. (templated)
-    :param where: a condition, in the destination's column names, for the rows of both sides that
-        count; rows outside of it are left alone, unless they are in the way (*on_conflict*). (templated)
+    :param columns: columns to keep equal, as a list; or as a mapping from source to destination names. By
+        default all: then neither side may have a column that the other lacks. (templated)
+    :param where: condition that selects the rows to keep equal on both sides, in the destination's column
+        names. Other rows stay as they are, unless they are in the way (*on_conflict*). (templated)
     :param where_parameters: values for ``%s`` or ``%(name)s`` in *where*. (templated)
     :param insert: insert rows that are missing in the destination. (templated)
     :param update: update rows that differ. (templated)
-    :param delete: delete rows that the source has not. (templated)
-    :param method: ``difference``: compare checksums first. ``reload``: fetch all rows, and find in the
-        destination which differ. ``replace``: TRUNCATE, and load all; readers wait meanwhile. ``auto``:
-        ``difference``, or ``reload`` for an empty table and where most groups differ. (templated)
+    :param delete: delete rows that the source lacks. (templated)
+    :param method: ``difference``: compare checksums first. ``reload``: fetch all rows, and compare them in
+        the destination. ``replace``: TRUNCATE, and load all rows; readers wait meanwhile. ``auto``:
+        ``difference``, or ``reload`` for an empty table and if most groups differ. (templated)
     :param replace_above: lets ``auto`` take ``replace`` if groups with a larger part of the rows differ. It
-        tells no rows apart: no guards, no *where*, all columns. (templated)
+        doesn't know single rows: no guards, no *where*, all columns. (templated)
     :param apply: ``set``: all changes as one statement. ``statements``: dblink's statements, one by one.
-    :param lock: ``apply``: writers of the destination wait from when the differing groups are known, while
-        rows are fetched and written; if anybody has written on that server since the compare, all
-        begins again under the lock, with a new snapshot. ``compare``: they wait for the compare, too;
-        better where there is always somebody. Readers wait only for ``replace``.
-    :param plan_only: a dry run: change nothing, and return what would be done, with a ``plan``, and what
-        the guards would refuse. (templated)
-    :param plan: what a dry run returned (``plan_task.output``): exactly that is done, or the task fails
-        because the data moved on. (templated)
-    :param statements_path: URL of a file on Airflow's object storage to which the plan is written as
-        dblink's statements, row values and all; also in a dry run. (templated)
+    :param lock: ``apply``: writers of the destination wait as soon as the differing groups are known, while
+        rows are fetched and written. If anybody has written on that server since the comparison, the sync
+        begins again under the lock, with a new snapshot. ``compare``: writers wait for the comparison, too;
+        better if somebody always writes. Readers wait only for ``replace``.
+    :param plan_only: a dry run: change nothing, and return the changes that the sync would make, with a
+        ``plan``, and the guards that would refuse them. (templated)
+    :param plan: result of a dry run (``plan_task.output``): make exactly these changes, or fail because the
+        data moved on. (templated)
+    :param statements_path: URL of a file on Airflow's object storage. The plan is written to it as dblink's
+        statements, with row values; also in a dry run. (templated)
     :param statements_conn_id: Airflow connection of the object storage. (templated)
     :param max_delete_fraction: fail, with nothing changed, if a larger part of the destination's rows
         would be deleted; ``None`` for no limit. (templated)
-    :param max_change_fraction: likewise for all changes together. (templated)
+    :param max_change_fraction: the same for all changes together. (templated)
     :param allow_empty_source: let an empty source empty the destination, within *max_delete_fraction*.
         (templated)
-    :param on_conflict: a row of the source has the value of another unique key that another row of the
-        destination still has. ``error``: fail, naming the constraint. ``replace``: delete that row; if it
-        is to be updated itself, it is inserted anew.
+    :param on_conflict: for a source row with the value of another unique key that another destination row
+        still has. ``error``: fail, naming the constraint. ``replace``: delete that destination row; if the
+        plan updates it, it is inserted anew.
     :param triggers: ``fire``, or ``disable`` the destination table's own triggers meanwhile, as its owner;
         foreign keys are checked in any case.
     :param watermark_column: source column that grows with every change: only rows from the last run's
         highest value on are read, inserted and updated; nothing is deleted. The watermark is kept in
         Airflow's asset state store, and advanced after the commit. (templated)
-    :param watermark_overlap: read again from so far below the watermark (timedelta, or a number): for
-        transactions that commit later than they began.
-    :param watermark_until: read below this value only. (templated)
+    :param watermark_overlap: distance below the watermark from which rows are read again (timedelta, or a
+        number): for transactions that commit later than they began.
+    :param watermark_until: read only rows below this value. (templated)
     :param watermark_asset: the inlet or outlet that has the watermark; by default the task's only one.
-    :param sample_keys: how many keys of each kind the result names; 0 for none.
+    :param sample_keys: number of keys of each kind that the result names; 0 for none.
     :param reset_sequences: move the sequences of serial and identity columns beyond inserted values.
-    :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
-        cancelled and done again.
-    :param kwargs: of the base operators; also ``base_path``, a folder that *statements_path* must be in, and
-        ``file_mode``, the permissions of that file on the worker's disk (``0600``).
+    :param orphan_timeout: time that a try waits for the transaction of a killed try, before it cancels that
+        and does the work again.
+    :param kwargs: arguments of the base operators; also ``base_path``, a folder that *statements_path* must
+        be in, and ``file_mode``, the permissions of that file on the worker's disk (``0600``).
 
     :returns: (XCom) ``source_rows`` and ``destination_rows`` that were compared; ``missing``, ``changed``
         and ``extra`` rows found; ``inserted``, ``updated``, ``deleted`` and ``displaced`` (to make way,
         *on_conflict*); ``groups``, ``groups_differing``, ``first_keys``, ``bytes`` that came to the worker,
         ``seconds``, ``method``, ``row_security`` (sides where policies hide rows), ``xid``; ``plan`` of a
-        dry run, and what its guards would have ``refused``; ``watermark``. ``method`` is ``load`` where the
-        table was empty.
+        dry run, and the guards' refusals as ``refused``; ``watermark``. ``method`` is ``load`` if the table
+        was empty.
     :raises AirflowFailException: for mistakes, guards and a plan that no longer holds (no retry helps), and
         if the server can't tell whether an earlier try has committed. Nothing is changed then.
-    :raises VerificationError: if the destination was not right after the changes; all is rolled back.
+    :raises VerificationError: if the destination isn't right after the changes; everything is rolled back.
     :raises RemoteError: a server's errors, naming its connection; nothing is changed then.
-    :raises TransientError: the same, where a retry may help.
+    :raises TransientError: the same, if a retry may help.
     :raises DblinkTaskKilledError: after a kill; nothing is changed then.
     """
 
@@ -243,15 +244,15 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
         return Spec.of({**given, **flags, **numbers, "plan": self._given_plan(), "watermark_from": watermark})
 
     def _given_plan(self) -> Mapping[str, Any] | None:
-        """Return the plan, ``None`` only if none was asked for.
+        """Return the plan; ``None`` only if the argument wasn't given.
 
-        :raises UsageError: if it has no value.
+        :raises UsageError: if a template left it without a value.
         """
         found = plan_of(self.plan)
         if found is None and self._has_plan:
             raise UsageError(
-                "plan has no value, and without one all that differs would be done",
-                hint="look whether the task that makes the plan has run, and returned it",
+                "plan has no value, and a sync without a plan would make all changes",
+                hint="check whether the task that makes the plan has run, and returned it",
             )
         return found
 
@@ -259,7 +260,7 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
 
     @property
     def watermark_key(self) -> str:
-        """Where the watermark is in the asset's state; see :func:`watermark_key`."""
+        """The watermark's key in the asset's state; see :func:`watermark_key`."""
         work = (
             *(self.destination_conn_id, self.destination_table, self.source_conn_id, self.source_table),
             *(self.source_sql, self.source_parameters, self.where, self.where_parameters),
@@ -267,7 +268,7 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
         )
         return watermark_key(work, (self.insert, self.update, self.delete))
 
-    # -- what is told
+    # -- the log
 
     def _report(self, result: Mapping[str, Any], title: str) -> None:
         for side in result["row_security"]:
@@ -298,7 +299,7 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
             self.log.warning("A guard would refuse it: %s", refused)
 
     def _counts(self, result: Mapping[str, Any]) -> list[int]:
-        """Return what was done or, by a dry run, would be."""
+        """Return the numbers of changes; of a dry run, those that a sync would make."""
         if not self._is_dry:
             return [result[name] for name in ("inserted", "updated", "deleted")]
         found = zip(("missing", "changed", "extra"), ("insert", "update", "delete"), strict=True)

@@ -1,4 +1,4 @@
-"""What all our sensors do: look once, wait as the mode says, and fail alike in all modes."""
+"""The base of our sensors: they poke once, wait as their mode says, and fail in the same way in all modes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class DblinkBaseSensor(BaseSensorOperator):
     """Base of the sensors that wait for something in a database; not one itself.
 
-    A subclass looks in :meth:`poke`, and raises :attr:`failure` for what will never come.
+    A subclass checks its event in :meth:`poke`, and raises :attr:`failure` if it will never come.
 
-    :param deferrable: wait in the triggerer, after one look; by default what
-        ``[operators] default_deferrable`` says.
-    :param cancel_on_kill: end what is waited for when a user kills the deferred sensor, marks or clears it.
+    :param deferrable: wait in the triggerer, after one poke; by default Airflow's
+        ``[operators] default_deferrable``.
+    :param cancel_on_kill: cancel the awaited work when a user kills the deferred sensor, marks or clears it.
     :param password_required: dblink's credential rule, ``None``: the connection's setting.
     """
 
@@ -49,23 +49,23 @@ class DblinkBaseSensor(BaseSensorOperator):
 
     @abstractmethod
     def poke(self, context: Context) -> PokeReturnValue:
-        """Return whether it has come.
+        """Return whether the awaited event has come.
 
         :raises AirflowFailException: :attr:`failure`, if it never will.
         """
 
     @abstractmethod
     def _trigger(self) -> DblinkBaseTrigger:
-        """Return who waits in the triggerer; its event's ``state`` is ``error`` where waiting can't help."""
+        """Return the trigger that waits; its event's ``state`` is ``error`` if waiting can't help."""
 
     def execute(self, context: Context) -> Any:
-        """Look once, then wait as the mode says."""
+        """Poke once, then wait as the mode says."""
         if not self.deferrable:
             return super().execute(context)
         return self._look_or_defer(context, time.time() + self.timeout)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any], until: float) -> Any:
-        """Go on after the triggerer's event, with a look of its own."""
+        """Go on after the triggerer's event, and poke again."""
         if event["state"] == "error":
             raise self.failure(str(event.get("message")))
         return self._look_or_defer(context, until)
@@ -73,7 +73,7 @@ class DblinkBaseSensor(BaseSensorOperator):
     def _look_or_defer(self, context: Context, until: float) -> Any:
         try:
             done = self.poke(context)
-        except self.failure as error:  # as the base does it in the other modes
+        except self.failure as error:  # as the base class does in the other modes
             if self.soft_fail or self.never_fail:
                 why = "soft_fail" if self.soft_fail else "never_fail"
                 raise AirflowSkipException(f"Skipping due to {why} is set to True.") from error

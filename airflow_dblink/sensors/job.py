@@ -22,22 +22,24 @@ if TYPE_CHECKING:
 class DblinkJobSensor(DblinkBaseSensor, TakesHandle):
     """Wait until a job has succeeded.
 
-    A job that has failed, was cancelled or lost fails the sensor at once and for good: no retry of
-    the sensor can change that, clear the task that sends the job. ``soft_fail``, ``never_fail`` and
-    ``timeout`` are Airflow's, and mean the same in all modes. A server that can't be reached is waited for.
+    If the job has failed, was cancelled or lost, the sensor fails at once and for good: no retry of the
+    sensor can change that, so clear the task that sends the job. ``soft_fail``, ``never_fail`` and
+    ``timeout`` are Airflow's, and mean the same in all modes. The sensor waits for a server that can't be
+    reached.
 
-    The sensor only looks on: the job goes on when the sensor is killed or times out.
+    The sensor only watches: the job goes on when the sensor is killed or times out.
 
-    :param handle: what :class:`~airflow_dblink.operators.jobs.DblinkSendQueryOperator` returned, or a job's
+    :param handle: return value of :class:`~airflow_dblink.operators.jobs.DblinkSendQueryOperator`, or a job's
         id with *conn_id*. (templated)
-    :param conn_id: as of :class:`~airflow_dblink.operators.jobs.DblinkGetResultOperator`. (templated)
-    :param job_schema: as of :class:`~airflow_dblink.operators.jobs.DblinkGetResultOperator`.
-    :param deferrable: wait in the triggerer, after one look; by default what
-        ``[operators] default_deferrable`` says.
+    :param conn_id: as in :class:`~airflow_dblink.operators.jobs.DblinkGetResultOperator`. (templated)
+    :param job_schema: as in :class:`~airflow_dblink.operators.jobs.DblinkGetResultOperator`.
+    :param deferrable: wait in the triggerer, after one poke; by default Airflow's
+        ``[operators] default_deferrable``.
     :param cancel_on_kill: cancel the job when a user kills the deferred sensor, marks or clears it.
     :param password_required: dblink's credential rule, ``None``: the connection's setting.
-    :param kwargs: of :class:`~airflow.sdk.BaseSensorOperator`. ``poke_interval`` is that of looking without
-        being told: the triggerer is told at once, where the server can be listened to.
+    :param kwargs: arguments of :class:`~airflow.sdk.BaseSensorOperator`. ``poke_interval``: seconds after
+        which the job's row is read without a notification. If a session can listen to the server, it notifies
+        the triggerer at once.
 
     :returns: (XCom) the job's handle (``conn_id``, ``job_id``, ``schema``), ``command_tag``, ``row_count``.
     :raises DblinkJobError: if the job has failed (with the server's SQLSTATE, message, detail, hint and

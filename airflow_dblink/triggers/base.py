@@ -1,4 +1,4 @@
-"""What all our triggers need: the connection, its database's listener, and whether the task still waits."""
+"""The base of our triggers: the connection, its listener, and the question whether the task still waits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.hooks.dblink import DblinkHook
 
-#: What ``pg_stat_activity`` shows of a triggerer's sessions.
+#: Name of a triggerer's sessions in ``pg_stat_activity``.
 APPLICATION_NAME = "airflow-dblink triggerer"
-_FIRST_LOOK_S = 5.0  # of a server that is away
+_FIRST_LOOK_S = 5.0  # longest wait for the first look, if the server is away
 _EVENT_S = 3.0  # until Airflow has an event: the triggerer's two loops run about once a second
 
 _warmed_up: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
@@ -55,13 +55,13 @@ class DblinkBaseTrigger(BaseTrigger):
     @property
     @abstractmethod
     def waits_for(self) -> str:
-        """What the task waits for, for the log."""
+        """The awaited work, for the log."""
 
     @abstractmethod
     async def cancel(self) -> None:
-        """End what is waited for.
+        """Cancel the awaited work.
 
-        :raises DblinkError: why it can't be ended.
+        :raises DblinkError: if it can't be cancelled.
         """
 
     # -- the database
@@ -78,11 +78,11 @@ class DblinkBaseTrigger(BaseTrigger):
         return listener
 
     async def target(self) -> Target:
-        """Return where the connection leads.
+        """Return the connection's target.
 
-        :raises UsageError: what is wrong in the connection.
+        :raises UsageError: names the mistake in the connection.
         :raises RemoteError: if Airflow knows no such connection; or says so, while a secrets backend is away.
-        :raises TransientError: if Airflow gives none now.
+        :raises TransientError: if Airflow can't return the connection now.
         """
         hook = DblinkHook(dblink_conn_id=self.conn_id, password_required=self.password_required)
         try:
@@ -98,16 +98,16 @@ class DblinkBaseTrigger(BaseTrigger):
     # -- is it still wanted?
 
     async def on_kill(self) -> None:
-        """End what is waited for, unless the task is still waiting for it elsewhere."""
+        """Cancel the awaited work, unless the task still waits for it in another triggerer."""
         if self.cancel_on_kill:
-            # Airflow repeats the kill every second, which cancels what awaits here: not the task itself.
+            # Airflow repeats the kill every second, and so cancels this await; the shield keeps the task.
             await asyncio.shield(kept(self._kill()))
 
     async def _kill(self) -> None:
-        # A triggerer that was cut off for a while is told the same when another one has taken over.
+        # A triggerer that was cut off for a while also gets a kill when another one has taken over.
         try:
             state = await self._task_state()
-        except Exception as error:  # noqa: BLE001 - whatever keeps the answer away: a restart never cancels
+        except Exception as error:  # noqa: BLE001 - any error: it may be a restart, which never cancels
             self.log.warning(
                 "No answer whether the task still waits: %s goes on (%s).", self.waits_for, error
             )
@@ -133,10 +133,10 @@ class DblinkBaseTrigger(BaseTrigger):
         return next((state for run in states.values() for state in run.values()), None)
 
     async def _warm_up(self, listener: Listener) -> None:
-        """Ask once for a task's state: the first answer in a triggerer takes seconds, and a kill has few.
+        """Ask once for a task's state: a triggerer's first answer takes seconds, and a kill has only a few.
 
-        After the first look and its event, since Airflow answers one question after the other, and takes no
-        event meanwhile. Not if nobody waits any more: the next who waits asks.
+        It asks after the first look and its event, since Airflow answers one question after the other, and
+        takes no event meanwhile. If nobody waits any more, it leaves the question to the next waiter.
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(listener.has_looked.wait(), _FIRST_LOOK_S)

@@ -19,24 +19,24 @@ from airflow_dblink.triggers.base import APPLICATION_NAME, DblinkBaseTrigger
 class DblinkJobTrigger(DblinkBaseTrigger):
     """Wait until a job has ended, and fire one small event: its id and its state.
 
-    All that wait in one triggerer for jobs of one connection share one session there, which listens for
-    their ends and looks at all of them with one query every *poll_interval* seconds. A server that can't be
-    reached is tried again and again, and nothing fails meanwhile. A restart of the triggerer, or
-    its move to another one, changes nothing: whoever waits next looks first.
+    All triggers that wait in one triggerer for jobs of one connection share one session there. It listens for
+    the jobs' ends, and reads all their rows with one query every *poll_interval* seconds. A server that can't
+    be reached is asked again and again, and nothing fails meanwhile. The triggerer may be restarted, or the
+    trigger moved to another one: the new trigger first reads the job's row.
 
-    :param conn_id: Airflow connection of the database that the job runs in.
+    :param conn_id: Airflow connection of the database in which the job runs.
     :param job_id: the job's id.
     :param schema: schema of the job table.
-    :param poll_interval: seconds.
+    :param poll_interval: seconds after which the job's row is read without a notification.
     :param cancel_on_kill: cancel the job when a user marks the waiting task as failed or success, or
         clears it.
     :param password_required: dblink's credential rule, ``None``: the connection's setting.
-    :param deadline: seconds since 1970, when the task's ``execution_timeout`` is over: the job is then
-        cancelled, and the event's state is ``timeout``.
+    :param deadline: the moment when the task's ``execution_timeout`` is over, in seconds since 1970: the job
+        is then cancelled, and the event's state is ``timeout``.
 
     The event has ``job_id`` and ``state``: ``succeeded``, ``failed``, ``cancelled``, ``lost``; ``missing`` if
-    there is no such job, ``timeout``, or ``error`` where waiting can't help, with a ``message``, and
-    ``is_mistake`` if it is the user's.
+    there is no such job; ``timeout``; or ``error`` if waiting can't help. An ``error`` has a ``message``, and
+    ``is_mistake``: whether it is the user's mistake.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class DblinkJobTrigger(DblinkBaseTrigger):
 
     @property
     def waits_for(self) -> str:
-        """The job."""
+        """The job, for the log."""
         return f"job {self.job_id}"
 
     async def cancel(self) -> None:
         """Cancel the job.
 
-        :raises DblinkError: why it can't be cancelled.
+        :raises DblinkError: if it can't be cancelled.
         """
         job = await acancel(await self.target(), APPLICATION_NAME, self.schema, UUID(self.job_id))
         state = job.state if job else "missing"

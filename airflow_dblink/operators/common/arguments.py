@@ -1,4 +1,4 @@
-"""Arguments that a template may have made a text, or nothing; and those of a wrong type."""
+"""Checks of arguments that a template may have turned into text, or emptied, or that have a wrong type."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_dblink.core.errors import UsageError
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return a bool that a template may have made a text.
+    """Return a bool that a template may have turned into text.
 
     :raises UsageError: for anything else.
     """
@@ -22,9 +22,9 @@ def flag(name: str, value: Any) -> bool:
 
 
 def number(name: str, value: Any) -> float | None:
-    """Return a number that a template may have made a text; what renders to nothing is no number.
+    """Return a number that a template may have turned into text; ``None`` for ``None`` and its text.
 
-    :raises UsageError: for anything else.
+    :raises UsageError: for anything else, also for an empty text.
     """
     if value is None or str(value).strip().lower() == "none":
         return None
@@ -35,7 +35,7 @@ def number(name: str, value: Any) -> float | None:
 
 
 def whole_number(name: str, value: Any, *, least: int) -> int:
-    """Return an integer that a template may have made a text.
+    """Return an integer that a template may have turned into text.
 
     :raises UsageError: for anything else, and for less than *least*.
     """
@@ -48,29 +48,29 @@ def whole_number(name: str, value: Any, *, least: int) -> int:
 
 
 def demand_text(name: str, value: Any) -> None:
-    """Refuse an argument that was given, and of which a template has left no text.
+    """Raise unless an argument that was given is a text with a value, also after its template is rendered.
 
-    Jinja writes ``None`` for what isn't there, and that would be taken for a table, a file or a condition.
+    Jinja writes ``None`` for a missing value, which could be taken for a table, a file or a condition.
 
-    :raises UsageError: says whether it has no value, one of the wrong type, or a NUL character.
+    :raises UsageError: tells whether it has no value, a wrong type, or a NUL character.
     """
     if value is not None and not isinstance(value, str):
         raise UsageError(f"{name} must be text, got {type(value).__name__}")
     if value is not None and "\0" in value:
         raise UsageError(f"{name} holds a NUL character, which PostgreSQL can't take")
     text = "None" if value is None else value.strip()
-    if text == "None" or (not text and name != "sql"):  # of an empty script more can be said
+    if text == "None" or (not text and name != "sql"):  # an empty script gets a better error elsewhere
         raise UsageError(
             f"{name} has no value ({text or 'empty text'})",
-            hint="look what its template renders to, and whether the task that it comes from gave anything",
+            hint="check what its template renders to, and whether the task before it returned a value",
         )
 
 
 def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:
-    """Refuse what is no list of column names.
+    """Raise unless *value* is a list of column names, or ``None``.
 
-    :param or_mapping: it may be a mapping from names to names, too.
-    :raises UsageError: says what it is.
+    :param or_mapping: allow a mapping from names to names, too.
+    :raises UsageError: names the argument and the wrong type.
     """
     if value is None:
         return
@@ -93,7 +93,7 @@ def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:
 def plan_of(value: Any) -> Mapping[str, Any] | None:
     """Return the plan in a dry run's result, or in the text that a template made of it.
 
-    :raises UsageError: if there is none in it.
+    :raises UsageError: if *value* holds no plan.
     """
     if isinstance(value, str):
         try:

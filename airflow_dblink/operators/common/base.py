@@ -1,4 +1,4 @@
-"""What all operators share: connecting, limits, and what happens when the task is told to stop."""
+"""The base of all operators: connecting, time limits, and the end of a task that is told to stop."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ class DblinkBaseOperator(BaseOperator):
     """Base of the operators; not one itself.
 
     :param session_settings: run-time parameters by name, local to the task's transaction. (templated)
-    :param statement_timeout: the server ends each statement after it; by default what
-        ``execution_timeout`` says.
+    :param statement_timeout: time after which the server ends a statement; by default ``execution_timeout``.
     :param password_required: dblink's credential rule, ``None``: the connection's setting.
-    :param connname: refused, with the reason: a link ends with the task that opened it.
+    :param connname: always refused, since a link ends with the task that opened it.
     :raises UsageError: if *connname* is given, or *statement_timeout* is no timedelta.
     """
 
@@ -59,7 +58,7 @@ class DblinkBaseOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         dag = self.get_dag()
-        # Airflow has put the Dag's among them; those are for whatever task wants them.
+        # Airflow has added the Dag's params, which any task may use; they are no mistake.
         self._given_params = not set(kwargs.get("params") or ()) <= set(dag.params if dag else ())
         if connname is not None:
             raise UsageError(
@@ -77,25 +76,25 @@ class DblinkBaseOperator(BaseOperator):
     # -- templates
 
     def _note_given(self, **texts: object) -> None:
-        """Note which of these texts are given, whatever a template makes of them."""
+        """Note which of these texts are given, even if a template leaves them empty."""
         self._given = [*self._given, *(name for name, text in texts.items() if text is not None)]
 
     def _demand_values(self, *always: str) -> None:
-        """Refuse texts that are needed, and those that were given, if they have no value.
+        """Raise if a needed text, or one that was given, has no value.
 
-        :raises UsageError: names the first.
+        :raises UsageError: names the first one.
         """
         for name in (*always, *self._given):
             demand_text(name, getattr(self, name))
 
     def _check_early(self) -> None:
-        """Refuse mistakes that can be seen without a server or any other system.
+        """Raise for mistakes that can be seen without a server or any other system.
 
         :raises UsageError: names the argument.
         """
 
     def resolve_template_files(self) -> None:
-        """Read the files of the fields that hold SQL; in others ``.sql`` is the end of a name or a value."""
+        """Read the files of fields that hold SQL; in other fields ``.sql`` may end a name or a value."""
         for name in self.template_fields:
             path = getattr(self, name, None)
             if name in _FROM_FILES and isinstance(path, str) and path.endswith(tuple(self.template_ext)):
@@ -103,7 +102,7 @@ class DblinkBaseOperator(BaseOperator):
                 try:
                     if env.loader is not None:
                         setattr(self, name, env.loader.get_source(env, path)[0])
-                except Exception:  # as Airflow does it: the task will fail by it, and the Dag is shown
+                except Exception:  # as in Airflow: the Dag is shown all the same, and the task will fail
                     self.log.exception("Failed to resolve template field %r", name)
         self.prepare_template()
 
@@ -115,7 +114,7 @@ class DblinkBaseOperator(BaseOperator):
         jinja_env: jinja2.Environment,
         seen_oids: set[int],
     ) -> None:
-        """Do as Airflow does, field by field: whether a field may be a file depends on the field."""
+        """Do the same as Airflow, field by field, since only some fields may be files."""
         with_files, without = copy(self), copy(self)
         with_files.template_ext, without.template_ext = type(self).template_ext, ()
         for name in template_fields:
@@ -127,10 +126,10 @@ class DblinkBaseOperator(BaseOperator):
     # -- running
 
     def on_kill(self) -> None:
-        """Note that the task is to stop; what waits looks ten times a second.
+        """Note that the task is to stop; every wait checks this ten times a second.
 
-        Called inside a signal handler, and also by a worker that is only restarted: what is to
-        be cancelled is decided in :meth:`execute`.
+        It is called inside a signal handler, also by a worker that is only restarted. So :meth:`execute`
+        decides what to cancel.
         """
         self._killed = True
 
@@ -140,7 +139,7 @@ class DblinkBaseOperator(BaseOperator):
 
     @contextmanager
     def _errors_for_airflow(self) -> Iterator[None]:
-        """Turn the core's errors into what Airflow acts on: no retry where it can't help."""
+        """Turn the core's errors into Airflow's, which prevent a retry if it can't help."""
         try:
             yield
             if self._killed:  # stopped at the very end: never a success
@@ -168,10 +167,11 @@ class DblinkBaseOperator(BaseOperator):
         return settings
 
     def _is_marked_running(self, context: Context, *, without_answer: bool = False) -> bool:
-        """Return whether Airflow still has the task as running: it is told to stop, but by no user.
+        """Return whether Airflow still has the task as running: then no user has told it to stop.
 
-        Asked in a thread, since SIGKILL follows SIGTERM after 5 s and a kill must cancel in time;
-        without an answer in time it is *without_answer*.
+        A thread asks, since SIGKILL follows SIGTERM after 5 s, and a kill must cancel in time.
+
+        :param without_answer: the result if no answer comes in time.
         """
         ti = context["ti"]
         with_index = None if ti.map_index is None or ti.map_index < 0 else ti.map_index
@@ -185,7 +185,7 @@ class DblinkBaseOperator(BaseOperator):
         executor = ThreadPoolExecutor(1, thread_name_prefix="task-state")
         try:
             return executor.submit(ask).result(timeout=_STATE_ANSWER_S)
-        except Exception as error:  # noqa: BLE001 - whatever keeps the answer away
+        except Exception as error:  # noqa: BLE001 - any error means "no answer"
             self.log.warning("No answer whether the task is still wanted (%s).", type(error).__name__)
             return without_answer
         finally:

@@ -39,12 +39,12 @@ class FileWritingOperator(DblinkBaseOperator):
 
 
 def demand_file(name: str, path: str, conn_id: str | None, base_path: str | None = None) -> None:
-    """Raise unless *path* can be a file's; to be called before anything is done.
+    """Raise unless *path* can be a file's; call this before any work is done.
 
-    :param name: of the argument.
-    :param base_path: folder that it must be in.
-    :raises UsageError: if it is a directory, ends in a slash, has a scheme that nothing stands for, holds a
-        NUL character, or leads out of *base_path*; if *base_path* is no text, or empty.
+    :param name: the argument's name.
+    :param base_path: folder that the file must be in.
+    :raises UsageError: if *path* is a directory, ends in a slash, has an unknown scheme, holds a NUL
+        character, or leads out of *base_path*; if *base_path* is no text, or empty.
     """
     if "\0" in path:
         raise UsageError(f"{name} holds a NUL character")
@@ -57,14 +57,14 @@ def demand_file(name: str, path: str, conn_id: str | None, base_path: str | None
     except ValueError as error:
         raise UsageError(f"{name} is no URL on Airflow's object storage: {error}") from None
     if is_directory:
-        # What is moved to a directory lands in it, under the name of the unfinished file.
+        # A file that is moved to a directory lands in it, under its unfinished name.
         raise UsageError(f"{name} must be a file, got the directory {path!r}", hint="add the file's name")
 
 
 def demand_mode(value: object) -> int:
-    """Return the permissions that *value*, octal digits, says.
+    """Return the permissions in *value*, octal digits as text.
 
-    :raises UsageError: if it is something else.
+    :raises UsageError: if it is anything else.
     """
     if not isinstance(value, str) or not _MODE.fullmatch(value):
         raise UsageError(f'file_mode must be octal digits as text, such as "0640", got {value!r}')
@@ -82,7 +82,7 @@ def _demand_within(name: str, path: str, base_path: str, conn_id: str | None) ->
 
 
 def _place(path: ObjectStoragePath) -> tuple[str, str | None, str]:
-    """Return where *path* leads: the storage, its connection, and the way without ``..`` and links."""
+    """Return the place of *path*: the storage, its connection, and the path without ``..`` and links."""
     if path.protocol in _LOCAL:
         return "file", None, os.path.realpath(path.path)
     return path.protocol, path.conn_id, posixpath.normpath("/" + path.path)
@@ -90,9 +90,9 @@ def _place(path: ObjectStoragePath) -> tuple[str, str | None, str]:
 
 @contextmanager
 def new_file(path: str, conn_id: str | None, mode: int) -> Iterator[IO[bytes]]:
-    """Give a file to write to; it becomes *path*, replacing what was there, when the block ends well.
+    """Give a file to write to; if the block ends well, it becomes *path*, and replaces an older file.
 
-    :param path: URL on Airflow's object storage; what is written is compressed if it ends in ``.gz``.
+    :param path: URL on Airflow's object storage; if it ends in ``.gz``, the content is compressed.
     :param conn_id: Airflow connection of the object storage.
     :param mode: permissions of a file on this machine's disk.
     """
@@ -100,7 +100,7 @@ def new_file(path: str, conn_id: str | None, mode: int) -> Iterator[IO[bytes]]:
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if partial.protocol in _LOCAL:  # made before a row is in it
+        if partial.protocol in _LOCAL:  # the mode is set before a row is in the file
             os.close(os.open(partial.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
             os.chmod(partial.path, mode)
         with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""Which job a handle may lead an operator to.
+"""The jobs that a handle may lead an operator to.
 
-A template can be filled in by whoever triggers the Dag (``dag_run.conf``, params). What it gives picks a
-job, but neither the connection nor the schema: those are for the Dag's author to say, by ``conn_id`` and
+Whoever triggers the Dag can fill in a template (``dag_run.conf``, params). Such a handle may choose a job,
+but neither the connection nor the schema: only the Dag's author chooses these, by ``conn_id`` and
 ``job_schema``, or by handing on the output of a task.
 """
 
@@ -21,7 +21,7 @@ from airflow_dblink.hooks.dblink import DblinkHook
 
 
 def is_rendered(given: Any, value: Any) -> bool:
-    """Return whether a template has made *value* of what the author has *given*."""
+    """Return whether *value* comes from a template in the argument that the author has *given*."""
     if isinstance(given, XComArg):
         return False
     if isinstance(given, list | tuple) and isinstance(value, list | tuple) and len(given) == len(value):
@@ -30,9 +30,9 @@ def is_rendered(given: Any, value: Any) -> bool:
 
 
 class TakesHandle(BaseOperator):
-    """Mixin of the operators and the sensor that a job's handle leads to a database.
+    """Mixin of the operators and the sensor that take a job's handle.
 
-    :param handle: what a sending task returned, or a job's id. (templated)
+    :param handle: return value of a sending task, or a job's id. (templated)
     :param conn_id: Airflow connection of the job's database. (templated)
     :param job_schema: schema of the job table.
     """
@@ -53,16 +53,16 @@ class TakesHandle(BaseOperator):
         return self._handle_of(self.handle, rendered=is_rendered(self.given_handle, self.handle))
 
     def _handle_of(self, value: Any, *, rendered: bool) -> JobHandle:
-        """Return the handle that *value* is, if it leads where the author of the task lets it.
+        """Return the handle in *value*, if it leads to the database and schema that the author allows.
 
-        :param rendered: a template has made *value*: then *conn_id* is needed, and the schema must be
+        :param rendered: whether a template has made *value*: then *conn_id* is needed, and the schema must be
             *job_schema*, or the connection's.
         :raises UsageError: if it leads elsewhere; names both places.
         """
         if rendered and self.conn_id is None:
             raise UsageError(
-                "handle comes from a template, which may be filled in by whoever runs the Dag: conn_id has to"
-                " say which database it may be of",
+                "handle comes from a template, which whoever runs the Dag may fill in: conn_id has to name"
+                " its database",
                 hint="give conn_id; or the output of the sending task itself: handle=send.output",
             )
         known = JobHandle.read(value, self.conn_id)
@@ -84,12 +84,12 @@ class TakesHandle(BaseOperator):
 
 
 def handles_of(given: Any, value: Any) -> list[tuple[Any, bool]]:
-    """Return each handle of one or a list of them, and whether a template has made it."""
+    """Return the handles in *value*, one or a list, each with whether a template has made it."""
     if not isinstance(value, list | tuple):
         is_one = value is None or isinstance(value, Mapping | str | UUID | JobHandle)
         if is_one:
             return [(value, is_rendered(given, value))]
-        value = list(value)  # a lazy one, of mapped tasks
+        value = list(value)  # a lazy list, the output of mapped tasks
     if isinstance(given, list | tuple) and len(given) == len(value):
         return [(b, is_rendered(a, b)) for a, b in zip(given, value, strict=True)]
     return [(each, is_rendered(given, value)) for each in value]

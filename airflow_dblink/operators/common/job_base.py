@@ -1,4 +1,4 @@
-"""What operators share that send jobs, and wait for them."""
+"""The bases of operators that send jobs, and wait for them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 _CANCEL_S = 10.0  # of a server that doesn't answer
-# The trigger keeps the limit itself; Airflow's own is for when no triggerer runs.
+# The trigger applies the limit itself; Airflow's own limit is for the case that no triggerer runs.
 _TRIGGERER_GRACE = timedelta(seconds=30)
 
 
 class JobSendingOperator(SqlOperator):
     """Base of the operators that can send a job; not one itself.
 
-    :param job_schema: schema of the job table; by default what the connection says.
+    :param job_schema: schema of the job table; by default the connection's setting.
     :param cancel_on_kill: cancel the job when a user kills the task, marks or clears it.
     """
 
@@ -80,9 +80,9 @@ class JobSendingOperator(SqlOperator):
         keep_result: bool,
         ends_with_task: bool,
     ) -> Sent:
-        """Send the job, or find that of an earlier try.
+        """Send the job, or find the job of an earlier try.
 
-        :param ends_with_task: the task's ``execution_timeout`` is the job's, too.
+        :param ends_with_task: whether the task's ``execution_timeout`` also limits the job.
         """
         sent = submission.submit(
             lambda connection: self._draft(
@@ -97,7 +97,7 @@ class JobSendingOperator(SqlOperator):
             "taken over" if sent.job else "running",
             page_note(self.dag_id, self.job_handle),
         )
-        # Now, and not when the task has ended: who waits wants to look.
+        # Now, and not at the task's end: people want to see the job while they wait.
         context["ti"].xcom_push(DblinkJobLink().xcom_key, job_url(self.dag_id, self.job_handle))
         return sent
 
@@ -114,7 +114,7 @@ class JobSendingOperator(SqlOperator):
         target = hook.target(self.conn_id)
         if self.statement_timeout is not None or "statement_timeout" in (self.session_settings or {}):
             demand_session(target, "statement_timeout of a job")
-        elif not listens_to(target):  # it is only execution_timeout's, which is looked after here as well
+        elif not listens_to(target):  # the limit is only execution_timeout, which is also applied here
             limit = None
         return draft(
             connection,
@@ -130,7 +130,7 @@ class JobSendingOperator(SqlOperator):
     def _cancelling(self, context: Context, hook: DblinkHook, submission: Submission) -> Iterator[None]:
         """Cancel the job on a user's kill and on ``execution_timeout``, and on nothing else.
 
-        Not on a worker's restart; nor on an ordinary error, which may be that of a superseded try.
+        A worker's restart doesn't cancel it; nor does an ordinary error, which may be a superseded try's.
         """
         try:
             yield
@@ -138,7 +138,7 @@ class JobSendingOperator(SqlOperator):
             job_id = submission.job_id
             if job_id is None:
                 raise
-            # A user's wish came by Airflow's API; if that gives no answer now, it is an outage that stops us.
+            # A user's kill comes through Airflow's API. If the API doesn't answer now, an outage stops us.
             if not self.cancel_on_kill or self._is_marked_running(context, without_answer=True):
                 raise DblinkTaskKilledError(
                     f"the task was told to stop; job {job_id} goes on, and the next try takes it over"
@@ -150,12 +150,12 @@ class JobSendingOperator(SqlOperator):
             raise
 
     def _cancel(self, hook: DblinkHook, submission: Submission) -> None:
-        """Cancel the job within some seconds; never raises."""
+        """Cancel the job within a few seconds; never raises."""
         job_id = submission.job_id
         if job_id is None:
             return
         try:
-            # Not a connection that asks whether it should stop.
+            # A new connection, since the hook's would stop by its check.
             with connect(
                 hook.target(),
                 application_name="airflow-dblink cancel",
@@ -167,7 +167,7 @@ class JobSendingOperator(SqlOperator):
                     raise UsageError("it is another task's", self.conn_id)
                 job = jobs.cancel(job_id)
             self.log.info("Cancelled job %s on %s: %s", job_id, self.conn_id, job.state)
-        except Exception as error:  # noqa: BLE001 - what has ended the task is what counts
+        except Exception as error:  # noqa: BLE001 - the error that ended the task matters more
             self.log.warning("Cancelling job %s failed: %s", job_id, without_credentials(str(error)))
 
 
@@ -175,8 +175,8 @@ class JobWaitingOperator(JobSendingOperator):
     """Base of the operators that can send a job and wait for its end; not one itself.
 
     :param deferrable: wait in the triggerer.
-    :param poll_interval: seconds after which the job is looked at without being told of its end.
-    :param grace_period: a job that ends within it never defers.
+    :param poll_interval: seconds after which the job's row is read without a notification.
+    :param grace_period: time that the worker waits for the job's end before the task defers.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class JobWaitingOperator(JobSendingOperator):
 
     @abstractmethod
     def _result(self, context: Context, hook: DblinkHook, job: Job) -> Any:
-        """Return what becomes the task's result, once the job has succeeded."""
+        """Return the task's result, once the job has succeeded."""
 
     def _send_and_wait(self, context: Context, *, keep_result: bool) -> Any:
         began = time.time()
@@ -218,9 +218,9 @@ class JobWaitingOperator(JobSendingOperator):
             return self._ended(context, hook, submission, job)
 
     def _demand_wanted(self, context: Context) -> None:
-        """Raise if a user has stopped the task: one that defers is not told of it any more.
+        """Raise if a user has stopped the task: while it defers, Airflow doesn't tell it any more.
 
-        :raises StoppedError: then.
+        :raises StoppedError: if a user has stopped it.
         """
         self._check()
         if not self._is_marked_running(context, without_answer=True):
@@ -263,13 +263,13 @@ class JobWaitingOperator(JobSendingOperator):
         )
 
     def execute_complete(self, context: Context, event: Mapping[str, Any], handle: Mapping[str, str]) -> Any:
-        """Go on after the triggerer's event; the job itself says how it ended."""
+        """Go on after the triggerer's event; the job's row tells how it ended."""
         self.job_handle = JobHandle.read(handle)
         state = event["state"]
         with self._errors_for_airflow(), self._hook(self.conn_id) as hook:
             submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
             if state == "timeout":
-                self._cancel(hook, submission)  # once more, should the triggerer have failed in it
+                self._cancel(hook, submission)  # once more, in case the triggerer failed to cancel it
                 raise AirflowTaskTimeout(
                     f"execution_timeout is over: job {self.job_handle.job_id} was cancelled"
                 )
@@ -285,7 +285,7 @@ class JobWaitingOperator(JobSendingOperator):
             return self._ended(context, hook, submission, job)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Cancel the job when waiting took longer than ``execution_timeout``, and nobody else did."""
+        """Cancel the job if waiting took longer than ``execution_timeout``, and no triggerer has done so."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:

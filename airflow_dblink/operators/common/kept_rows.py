@@ -1,4 +1,4 @@
-"""Handing on the rows that a job kept, and dropping them: a retry finds what was returned."""
+"""Handing on the rows that a job kept, and dropping them; a retry after that finds the stored result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def delivered(
     *,
     drop: bool,
 ) -> dict[str, Any]:
-    """Hand on the kept rows and, with *drop*, drop them; a retry after that is given what was returned."""
+    """Hand on the kept rows and, with *drop*, drop them; a retry after that returns the stored result."""
     tries = Tries(context["task_state_store"], context["ti"].max_tries)
     left = tries.left(_KEY)
     is_this_jobs = left is not None and left.facts.get("job_id") == handle.job_id and not left.is_cleared

@@ -1,7 +1,7 @@
-"""What an operator's constructor refuses: wrong values that are known when the DAG is parsed.
+"""The checks in an operator's constructor, of values that are known when the DAG is parsed.
 
-A template, a file of SQL and the result of another task become known in the task alone, where ``execute``
-makes the same checks again; but for that of ``params``, a guess about what is written in the Dag.
+Templates, files of SQL and results of other tasks only become known in the task. There ``execute`` makes the
+same checks again, except the one of ``params``, which guesses from the text of the Dag.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _STAND_INS: dict[str, Any] = {
 
 
 def is_known(value: Any, files: tuple[str, ...] = (), begins: tuple[str, ...] = _TEMPLATES) -> bool:
-    """Return whether *value* is what the task will have: no template, no task's result, no file.
+    """Return whether the task will have this *value*: it holds no template, no task's result, no file.
 
     :param files: endings of the names of files that are read.
-    :param begins: what a template begins with.
+    :param begins: marks at which templates begin.
     """
     if isinstance(value, str):
         return not any(begin in value for begin in begins) and not value.endswith(files)
@@ -50,27 +50,26 @@ def is_known(value: Any, files: tuple[str, ...] = (), begins: tuple[str, ...] = 
         return all(is_known(each, files, begins) for pair in value.items() for each in pair)
     if isinstance(value, list | tuple | set):
         return all(is_known(each, files, begins) for each in value)
-    return not hasattr(
-        value, "iter_references"
-    )  # as an XComArg, and what becomes of a mapped argument, has it
+    # An XComArg, and the form of a mapped argument, have this attribute.
+    return not hasattr(value, "iter_references")
 
 
 def _begins(operator: DblinkBaseOperator) -> tuple[str, ...]:
-    """Return what a template begins with: a Dag may have Jinja look for other marks."""
+    """Return the marks at which templates begin: a Dag may give Jinja other ones."""
     dag = operator.get_dag()
     given = (dag.jinja_environment_kwargs if dag else None) or {}
     if given.get("line_statement_prefix") or given.get("line_comment_prefix"):
-        return ("",)  # these have no mark of their own: any text may be a template
+        return ("",)  # these need no mark: any text may be a template
     names = ("variable_start_string", "block_start_string", "comment_start_string")
     return tuple(given.get(name, usual) for name, usual in zip(names, _TEMPLATES, strict=True))
 
 
 def check_known(operator: DblinkBaseOperator) -> None:
-    """Make the operator's early checks, of all arguments that are known.
+    """Make the operator's early checks of all arguments that are known.
 
-    To be called last in a constructor. A subclass from elsewhere may set more after it, and isn't checked.
+    Call this last in a constructor. A user's subclass isn't checked, since it may set more arguments later.
 
-    :raises AirflowFailException: what is wrong; in a mapped task no retry helps, either.
+    :raises AirflowFailException: names the mistake; in a mapped task, too, no retry helps.
     """
     kind = type(operator)
     if not kind.__module__.startswith("airflow_dblink."):
@@ -92,16 +91,16 @@ def check_known(operator: DblinkBaseOperator) -> None:
 
 
 def _stand_in(name: str, value: Any) -> Any:
-    if name.endswith("conn_id"):  # which errors name
+    if name.endswith("conn_id"):  # errors show this name
         return value if isinstance(value, str) else "(of another task)"
     return _STAND_INS.get(name)
 
 
 def _refuse_params(view: Any, operator: DblinkBaseOperator) -> None:
-    """Refuse ``params``, Airflow's own for templates, where they seem to be values for placeholders.
+    """Raise for ``params``, Airflow's argument for templates, if they seem to be values for placeholders.
 
-    :param view: what is known of *operator*; a value that isn't known yet is a value all the same.
-    :raises UsageError: names the argument that takes them.
+    :param view: *operator* with its known values. (An argument with an unknown value counts as given.)
+    :raises UsageError: names the argument for these values.
     """
     for name in ("sql", "source_sql", "where"):
         values = f"{name.removesuffix('sql')}parameters" if name != "where" else "where_parameters"

@@ -24,7 +24,7 @@ def transfer_lineage(
 
     A query's tables are found by OpenLineage's own SQL parser.
 
-    :param source_table: table name as in SQL; where it is missing, the tables of *source_sql* count.
+    :param source_table: table name as in SQL; without it, the tables in *source_sql* are the inputs.
     :param destination_table: table name as in SQL.
     """
     try:

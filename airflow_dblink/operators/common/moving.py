@@ -1,4 +1,4 @@
-"""Rows from one database into a table of another, by COPY and exactly once: what several operators do."""
+"""The base of operators that move rows into a table of another database, by COPY and exactly once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class MovingOperator(ExactlyOnceOperator):
 
 
 class Progress:
-    """Says every few seconds how much has been moved."""
+    """Logs every few seconds how much has been moved."""
 
     every_s = 5.0
 
@@ -73,10 +73,10 @@ class Progress:
         self._started = self._said = time.monotonic()
 
     def report(self, rows: int, size: int, total: int | None) -> None:
-        """Take note of how far it is.
+        """Note how many rows have been moved, and log it if the last line is old enough.
 
         :param size: bytes.
-        :param total: rows, where they can be estimated.
+        :param total: estimated number of all rows; ``None`` if there is no estimate.
         """
         now = time.monotonic()
         if now - self._said < self.every_s:

@@ -1,4 +1,4 @@
-"""What operators share whose work is one transaction, done exactly once across retries and killed workers."""
+"""The base of operators whose work is one transaction, done exactly once whatever is killed or retried."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _END_AWAITED_S = 10.0  # of a server that doesn't answer
 class ExactlyOnceOperator(DblinkBaseOperator):
     """Base of the operators whose work is one transaction; not one itself.
 
-    :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
-        cancelled and done again.
+    :param orphan_timeout: time that a try waits for the transaction of a killed try, before it cancels that
+        and does the work again.
     """
 
     def __init__(self, *, orphan_timeout: timedelta = timedelta(hours=1), **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ class ExactlyOnceOperator(DblinkBaseOperator):
         )
 
     def _recall(self, context: Context, hook: DblinkHook, once: Once) -> dict[str, Any] | None:
-        """Return what an earlier try committed; a kill while it still runs ends that, too."""
+        """Return the result that an earlier try committed; a kill while it still runs ends it, too."""
         try:
             return once.recall()
         except BaseException as error:
@@ -70,15 +70,12 @@ class ExactlyOnceOperator(DblinkBaseOperator):
             raise
 
     def _is_still_wanted(self, context: Context) -> bool:
-        """Return whether the task is to be tried again: a worker that stops, not a user's kill.
-
-        Without another try there is nobody to take over: no.
-        """
+        """Return whether a next try will take over: no user has killed the task, and it has a try left."""
         ti = context["ti"]
         return ti.try_number <= ti.max_tries and self._is_marked_running(context)
 
     def _run_as_one(self, context: Context, once: Once, script: UserText) -> list[str]:
-        """Run *script* and commit, as one message; a worker that only stops leaves it to the next try.
+        """Run *script* and commit, as one message; a worker that is only restarted leaves it to the next try.
 
         :returns: the command tags.
         """
@@ -86,7 +83,7 @@ class ExactlyOnceOperator(DblinkBaseOperator):
             return once.run(script)
         except StoppedError:
             if self._is_still_wanted(context):
-                once.connection.close()  # and no cancel: the next try adopts it
+                once.connection.close()  # without a cancel: the next try adopts the transaction
                 raise DblinkTaskKilledError(
                     f"the worker is stopping; transaction {once.xid} goes on, the next try takes it over"
                 ) from None

@@ -1,4 +1,4 @@
-"""Where an operator's rows go: to a function, a CSV file, or (few of them) XCom."""
+"""The place that an operator hands its rows to: a function, a CSV file, or (few of them) XCom."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from airflow_dblink.operators.common.arguments import flag, whole_number
 from airflow_dblink.operators.common.files import OWN, FileWritingOperator, demand_file, demand_mode, new_file
 
 Handler = Callable[[list[Row]], object]
-#: Rows in XCom take at most so many bytes, as JSON, unless the task says otherwise.
+#: Default limit for the rows in XCom, in bytes of their JSON.
 MAX_XCOM_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
 class RowSink:
-    """Exactly one of *handler*, *path* and *max_xcom_rows* says where the rows go.
+    """The place for rows: exactly one of *handler*, *path* and *max_xcom_rows* must be given.
 
     The fields are the arguments of :class:`RowDestination`.
 
@@ -53,22 +53,22 @@ class RowSink:
     def demand_one(self) -> None:
         """Raise unless exactly one place is given, its path can be a file's, and all CSV options exist.
 
-        :raises UsageError: says which.
+        :raises UsageError: names the argument.
         """
         self.demand_place()
         if self.path is not None:
             demand_file("path", self.path, self.path_conn_id, self.base_path)
 
     def demand_place(self) -> None:
-        """Raise as :meth:`demand_one` does, but without a look at the object storage.
+        """Raise as :meth:`demand_one` does, but don't ask the object storage.
 
-        :raises UsageError: says which.
+        :raises UsageError: names the argument.
         """
         if len(self.given) != 1:
             raise UsageError(
                 f"give exactly one of handler, path and max_xcom_rows, got {', '.join(self.given) or 'none'}",
                 self.conn_id,
-                hint="rows without a bound do not belong into XCom: use path or handler",
+                hint="any number of rows can go to path or handler; XCom is for a few",
             )
         if unknown := set(self.csv_options) - {"delimiter", "null", "quote", "escape"}:
             raise UsageError(f"csv_options has no {', '.join(sorted(map(str, unknown)))}", self.conn_id)
@@ -80,11 +80,11 @@ class RowSink:
     ) -> dict[str, Any]:
         """Read the rows of *statement* and hand them on.
 
-        :param expected: how many there must be; a file doesn't appear otherwise.
+        :param expected: number of rows that there must be; otherwise no file appears.
         :returns: ``rows``; a file adds ``path``, a handler ``batches``, XCom ``batches`` and ``data``.
         :raises UsageError: for more rows than *max_xcom_rows*, or more bytes than *max_xcom_bytes*; if there
             are not as many rows as *expected*.
-        :raises RemoteError: the server's errors; the file is then not there, or the old one.
+        :raises RemoteError: the server's errors; the file is then missing, or still the old one.
         """
         if self.path is not None:
             return self._to_file(link, statement, params, self.path, expected)
@@ -93,7 +93,7 @@ class RowSink:
         return result
 
     def told(self, result: Mapping[str, Any]) -> str:
-        """Return what :meth:`deliver` did, for the log: how many rows, and where they went."""
+        """Return the result of :meth:`deliver` for the log: the number of rows, and their place."""
         rows = f"{result['rows']:,} rows"
         if self.path is not None:
             return f"{rows} to {without_credentials(self.path)}"
@@ -115,7 +115,7 @@ class RowSink:
         rows = batches = size = 0
         batch_rows, values = self.batch_rows, None
         if self.max_xcom_rows is not None:
-            # One more than allowed is enough to refuse them.
+            # One row more than allowed is enough to refuse the rows.
             batch_rows, values = min(batch_rows, self.max_xcom_rows + 1), JsonValues(link.connection)
         for batch in link.batches(statement, params, batch_rows, values):
             self.check()
@@ -130,7 +130,7 @@ class RowSink:
                     hint="limit the query, or use path or handler",
                 )
             for row in map(list, batch):
-                size += len(json.dumps(row))  # not the text of all: one row may be large
+                size += len(json.dumps(row))  # row by row, since a few rows may already be large
                 if size > self.max_xcom_bytes:
                     raise UsageError(
                         f"the rows take more than max_xcom_bytes={self.max_xcom_bytes} bytes as JSON",
@@ -158,15 +158,15 @@ class RowSink:
 class RowDestination(FileWritingOperator):
     """Base of the operators that hand on rows; not one itself.
 
-    *handler*, *path* and *max_xcom_rows* say where the rows go: one of them at most.
+    At most one of *handler*, *path* and *max_xcom_rows* takes the rows.
 
     :param batch_rows: rows per batch, at least 1.
     :param handler: called with each batch, a list of tuples typed by psycopg.
     :param path: URL of a CSV file on Airflow's object storage. (templated)
     :param path_conn_id: Airflow connection of the object storage. (templated)
     :param header: whether the file begins with the column names.
-    :param csv_options: of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
-    :param max_xcom_rows: push the rows as a list of lists, at most so many.
+    :param csv_options: options of PostgreSQL's COPY: ``delimiter``, ``null``, ``quote``, ``escape``.
+    :param max_xcom_rows: push the rows as a list of lists, if there are at most this many.
     :param max_xcom_bytes: limit for the rows in XCom, as JSON; if they take more, the task fails.
     """
 
@@ -195,7 +195,7 @@ class RowDestination(FileWritingOperator):
         self._note_given(path=path)
 
     def _row_sink(self, conn_id: str) -> RowSink:
-        """Return where the rows go.
+        """Return the place for the rows.
 
         :param conn_id: for errors.
         :raises UsageError: for an argument of the wrong type.

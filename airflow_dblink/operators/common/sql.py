@@ -1,4 +1,4 @@
-"""What operators share that run SQL of the user's in one database."""
+"""The base of operators that run the user's SQL in one database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SqlOperator(DblinkBaseOperator):
     :param parameters: values for ``%s`` or ``%(name)s`` in *sql*. (templated)
     """
 
-    _sql_name: str | None = None  # of *sql* in errors, if other arguments are SQL, too
+    _sql_name: str | None = None  # name of *sql* in errors, if other arguments are SQL, too
 
     def __init__(
         self,

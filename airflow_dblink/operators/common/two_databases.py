@@ -1,4 +1,4 @@
-"""What operators share that bring a table or query of one database into a table of another."""
+"""The base of operators that bring a table or query of one database into a table of another."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 class TwoDatabasesOperator(ExactlyOnceOperator):
     """Base of the operators with a source and a destination; not one itself.
 
-    :param source_conn_id: Airflow connection that is read. (templated)
-    :param destination_conn_id: Airflow connection that is written. (templated)
-    :param destination_table: table name as in SQL. (templated)
-    :param source_table: table or view that is read; or (templated)
-    :param source_sql: the query that is read, or the path of a ``.sql`` file. (templated)
+    :param source_conn_id: Airflow connection of the source. (templated)
+    :param destination_conn_id: Airflow connection of the destination. (templated)
+    :param destination_table: table to write, its name as in SQL. (templated)
+    :param source_table: table or view to read; or (templated)
+    :param source_sql: query to read, or the path of a ``.sql`` file. (templated)
     :param source_parameters: values for ``%s`` or ``%(name)s`` in *source_sql*. (templated)
-    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
-    :param key: columns that tell the destination's rows apart; by default the primary key. (templated)
-    :param reset_sequences: move the destination's sequences beyond the values that came.
+    :param columns: columns to write, as a list; or as a mapping from source to destination names. (templated)
+    :param key: columns that identify the destination's rows; by default the primary key. (templated)
+    :param reset_sequences: move the destination's sequences beyond the written values.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ def secret_db(source: Database, add_connection: AddConnection) -> str:
 def test_a_template_picks_no_connection(kind: str, handle: dict[str, str], secret_db: str) -> None:
     filled_in = {**handle, "conn_id": secret_db}
 
-    with pytest.raises(REFUSED, match="conn_id has to say"):
+    with pytest.raises(REFUSED, match="conn_id has to name"):
         _run(kind, TEMPLATE, filled_in)
     with pytest.raises(REFUSED, match="connection 'secret_db', but conn_id is 'source'"):
         _run(kind, TEMPLATE, filled_in, conn_id="source")
@@ -78,7 +78,7 @@ def test_a_template_picks_no_schema(kind: str, handle: dict[str, str]) -> None:
 def test_parts_of_a_mapping_are_templates_too(kind: str, handle: dict[str, str]) -> None:
     written = {**handle, "conn_id": "{{ dag_run.conf['handle']['conn_id'] }}"}
 
-    with pytest.raises(REFUSED, match="conn_id has to say"):
+    with pytest.raises(REFUSED, match="conn_id has to name"):
         _run(kind, written, handle)
 
 
@@ -86,7 +86,7 @@ def test_nor_does_one_in_a_list(handle: dict[str, str], client: Client) -> None:
     running = client.send(SLEEP)
     mine = {**handle, "job_id": str(running)}
 
-    with pytest.raises(REFUSED, match="conn_id has to say"):
+    with pytest.raises(REFUSED, match="conn_id has to name"):
         _run("cancel", [mine, TEMPLATE], handle)
     assert client.jobs.get(running).state == "running"
     client.jobs.cancel(running)

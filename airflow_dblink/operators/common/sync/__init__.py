@@ -1,1 +1,1 @@
-"""What belongs to the sync operator alone."""
+"""Parts of the sync operator: its watermark and its file of statements."""

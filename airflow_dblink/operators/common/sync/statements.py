@@ -51,7 +51,7 @@ class StatementsFileOperator(FileWritingOperator):
         replaces = spec.method == "replace" or spec.replace_above is not None
         if replaces or spec.on_conflict == "replace":
             raise UsageError(
-                "statements_path doesn't go together with replacing rows: no statement would show that",
+                "statements_path doesn't go together with replacing rows, which no statement could show",
                 hint="leave one of them out",
             )
         demand_mode(self.file_mode)

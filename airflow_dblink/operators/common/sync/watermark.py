@@ -1,4 +1,4 @@
-"""Where a sync's watermark is kept: in the state of an asset, under a key of the work that it belongs to."""
+"""A sync's watermark in the state of an asset, under a key that is made from the sync's arguments."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 WATERMARK = "airflow_dblink_watermark"
-_HINT = "watermark_column needs an outlet: outlets=[Asset(...)], the destination's; with several, say which:"
+_HINT = "watermark_column needs an outlet: outlets=[Asset(...)], the destination's; with several, name one:"
 
 
 def watermark_key(work: Sequence[Any], operations: Sequence[object]) -> str:
     """Return the state key: a hash of all arguments that select rows, because tasks share assets.
 
-    Two tasks that bring other rows, or do other things with them, would lose what the other has read. Where
-    an argument changes from run to run, each run therefore has a new key, and reads everything.
+    With one key for two tasks that read different rows, or write them differently, each would skip rows that
+    only the other has read. So if an argument changes from run to run, each run has a new key, and reads
+    everything.
 
-    :param work: values of the arguments that say which rows come, and where to.
-    :param operations: whether rows are inserted, updated, deleted; a template makes them texts.
+    :param work: values of the arguments that select the rows and name their destination.
+    :param operations: whether rows are inserted, updated, deleted; a template turns these into text.
     """
     switches = [str(each).strip().lower() for each in operations]
     text = json.dumps([*work, *switches], default=_told_apart)
@@ -43,8 +44,9 @@ class WatermarkOperator(DblinkBaseOperator):
     """Base of the operator that keeps a watermark in the state of an asset; not one itself.
 
     :param watermark_column: source column that grows with every change. (templated)
-    :param watermark_overlap: read again from so far below the watermark (timedelta, or a number).
-    :param watermark_until: read below this value only. (templated)
+    :param watermark_overlap: distance below the watermark from which rows are read again (timedelta, or a
+        number).
+    :param watermark_until: read only rows below this value. (templated)
     :param watermark_asset: the inlet or outlet that has the watermark; by default the task's only one.
     """
 
@@ -67,12 +69,12 @@ class WatermarkOperator(DblinkBaseOperator):
     @property
     @abstractmethod
     def watermark_key(self) -> str:
-        """Where the watermark is in the asset's state; see :func:`watermark_key`."""
+        """The watermark's key in the asset's state; see :func:`watermark_key`."""
 
     def _watermark_store(self, context: Context) -> Store | None:
         """Return the state of the asset that has the watermark, ``None`` without a watermark.
 
-        :raises UsageError: if it can't be told whose the watermark is.
+        :raises UsageError: if the task has no such asset, or several.
         """
         if self.watermark_column is None:
             return None
@@ -97,8 +99,8 @@ class WatermarkOperator(DblinkBaseOperator):
 
 
 def _told_apart(value: Any) -> Any:
-    """Return what JSON can take of a parameter's value, and no other value has."""
-    if isinstance(value, Json | Jsonb):  # as text it is cut
+    """Return a form of a parameter's value that JSON can hold, a different one for each value."""
+    if isinstance(value, Json | Jsonb):  # str() would shorten it
         return value.obj
     return str(value)
 
@@ -108,8 +110,8 @@ def watermark_store(context: Context, asset: object, of_task: Sequence[object], 
 
     :param asset: an asset of the task; ``None`` for its only one.
     :param of_task: the task's inlets and outlets.
-    :param key: the watermark's.
-    :raises UsageError: if it can't be told whose the watermark is.
+    :param key: the watermark's key.
+    :raises UsageError: if the task has no such asset, or several.
     """
     if not isinstance(asset, Asset | AssetNameRef | AssetUriRef | None):
         raise UsageError(f"watermark_asset must be an Asset, got {type(asset).__name__}")
