@@ -63,7 +63,7 @@ _CONN_ID_OPTIONAL = _argument(
     metavar="CONN_ID",
     type=str,
     nargs="?",
-    help="Airflow connection that jobs are sent over: role and schema are its login and its job_schema",
+    help="Airflow connection that sends jobs: its login is the role, its job_schema the schema",
 )
 _JOB_ID = _argument("job_id", metavar="JOB_ID", type=str, help="Id of the job, a UUID")
 _ROLE = _argument(
@@ -84,7 +84,7 @@ _SCHEMA = _argument(
     type=_name,
     help="Schema of the job table (default: the connection's job_schema, or airflow_dblink)",
 )
-_DROP = _argument("--drop", action="store_true", help="Print the SQL that removes it all instead")
+_DROP = _argument("--drop", action="store_true", help="Print the SQL that removes all of it instead")
 _STATE = _argument(
     "--state",
     metavar="STATE",
@@ -101,7 +101,7 @@ _LIMIT = _argument(
     metavar="N",
     type=positive_int(allow_zero=False),  # type: ignore[no-untyped-call] # Airflow's
     default=100,
-    help="Not more than so many jobs, the newest (default: 100)",
+    help="Largest number of jobs; the newest are listed (default: 100)",
 )
 _STATEMENT = _argument(
     "--statement",
@@ -113,7 +113,7 @@ _OLDER_THAN = _argument(
     metavar="DAYS",
     type=_days,
     default=30.0,
-    help="Jobs that ended more than so many days ago, which may be a fraction (default: 30)",
+    help="Jobs that ended more than this number of days ago; it may have a fraction (default: 30)",
 )
 
 
@@ -143,30 +143,30 @@ def get_commands() -> list[CLICommand]:
                     "sql",
                     "Print the SQL that installs what remote jobs need, for a DBA to run",
                     *(_CONN_ID_OPTIONAL, _ROLE, _RESULTS, _SCHEMA, _DROP),
-                    more="It may be run again, and then upgrades. Nothing is connected to.",
+                    more="The SQL may be run again, and then upgrades. The command connects to no server.",
                 ),
                 _command(
                     "install",
                     "Install what remote jobs need in a database, or upgrade it",
                     *(_CONN_ID, _ROLE, _RESULTS),
-                    more="Where the connection's role may not, a DBA can: see airflow dblink sql.",
+                    more="If the connection's role may not do this, a DBA can: see airflow dblink sql.",
                 ),
                 _command(
                     "list-jobs",
                     "List the newest remote jobs of a database",
                     *(_CONN_ID, _STATE, _DAG_ID, _LIMIT, ARG_OUTPUT),
-                    more="Jobs are seen by the role that sent them, and by superusers.",
+                    more="Only the role that sent a job, and superusers, see it.",
                 ),
                 _command(
                     "show-job",
-                    "Show all that is known of a remote job",
+                    "Show everything that is known about a remote job",
                     *(_CONN_ID, _JOB_ID, _STATEMENT, ARG_OUTPUT),
                 ),
                 _command(
                     "cancel-job",
-                    "Cancel a remote job and wait some seconds for its end",
+                    "Cancel a remote job and wait a few seconds for its end",
                     *(_CONN_ID, _JOB_ID),
-                    more="One that has ended stays as it is.",
+                    more="A job that has ended stays as it is.",
                 ),
                 _command(
                     "prune-jobs",

@@ -1,13 +1,13 @@
 """A real Airflow of our own: api-server, scheduler and dag-processor in a temporary home on SQLite.
 
-All its processes are descendants of one keeper (``keeper.py``), which ends them and removes the home when
-:meth:`Airflow.stop` says so or the caller is gone, in whatever way it died.
+All its processes are descendants of one keeper (``keeper.py``). It ends them and removes the home when
+:meth:`Airflow.stop` is called or the caller is gone, in whatever way it died.
 
-Who executes a task, Airflow 3.3 with LocalExecutor: the scheduler forks ``parallelism`` worker processes.
-A worker that gets a task becomes its *supervisor* (heartbeats, log, API calls) and forks the *task
-process*, leader of a process group of its own, which runs the operator; its pid is the ``pid`` of the task
-instance. A killed task process is noticed by its supervisor at once. A stopped one is never noticed, since
-the supervisor goes on with the heartbeats; only a dead or stopped supervisor runs into
+The processes of a task, in Airflow 3.3 with LocalExecutor: the scheduler forks ``parallelism`` worker
+processes. A worker that gets a task becomes its *supervisor* (heartbeats, log, API calls) and forks the *task
+process*, which leads a process group of its own and runs the operator; its pid is the ``pid`` of the task
+instance. The supervisor notices at once if the task process is killed, but never if it is stopped (SIGSTOP):
+the heartbeats go on. Only a dead or stopped supervisor runs into
 ``[scheduler] task_instance_heartbeat_timeout``, and then the task process outlives the failure.
 """
 
@@ -37,11 +37,11 @@ from airflow_dblink.embedded.settings import SETTINGS
 class Airflow(AirflowApi):
     """One Airflow installation in a temporary home, running for real on 127.0.0.1.
 
-    :param dags_folder: where the Dags are; this package can be imported there.
+    :param dags_folder: directory of the Dags; they can import this package.
     :param connections: Airflow connection URI or JSON by connection id. They exist only in the
         environment of the processes, never on disk.
-    :param env: more environment variables, ``AIRFLOW__SECTION__KEY`` for settings; they win over ours.
-    :param triggerers: how many; without one deferred tasks wait for ever. Two need *database*.
+    :param env: more environment variables, ``AIRFLOW__SECTION__KEY`` for settings; they override ours.
+    :param triggerers: number of triggerers; without one deferred tasks wait for ever. Two need *database*.
     :param database: SQLAlchemy URL of an empty PostgreSQL database for Airflow itself, instead of SQLite.
     :param parallelism: tasks that can run at once, each in a forked worker.
     :param ui: ask for a login (:attr:`username`, :attr:`password`) instead of letting everyone in.
@@ -64,7 +64,7 @@ class Airflow(AirflowApi):
         self.dags_folder, self.connections, self.env = dags_folder, connections, env or {}
         self.triggerers, self.database, self.parallelism = triggerers, database, parallelism
         self.password = secrets.token_urlsafe(12) if ui else None
-        # A name first: what is made later can be removed wherever an interrupt comes.
+        # The name is fixed first, so that files can be removed whenever an interrupt comes.
         self.home = Path(tempfile.gettempdir(), f"airflow-dblink-{secrets.token_hex(8)}")
         self._environ: dict[str, str] = {}
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -82,8 +82,8 @@ class Airflow(AirflowApi):
         """Make the home and the database, start all components and wait until they are healthy.
 
         :raises RuntimeError: if a component ends; the message has the tail of its log.
-        :raises TimeoutError: if tasks aren't answered within :data:`START_TIMEOUT_S`, or the components are
-            not healthy so long after that.
+        :raises TimeoutError: if tasks aren't answered within :data:`START_TIMEOUT_S` seconds, or the
+            components aren't healthy as many seconds after that.
         """
         try:
             self._launch()
@@ -103,7 +103,7 @@ class Airflow(AirflowApi):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._environ = self._environment(port)
-        # No proxy for loopback; longer than SQLite's 30 s, so that the server's own answer comes first.
+        # No proxy for loopback. The limit is above SQLite's 30 s, so that the server can answer by itself.
         self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=90)
         components = ["api-server", "scheduler", "dag-processor", *self._triggerer_names()]
         (self.home / "airflow.cfg").touch(mode=0o600)  # or every process would write one with random keys
@@ -183,7 +183,7 @@ class Airflow(AirflowApi):
         return [process, *process.children(recursive=True)]
 
     def start_component(self, name: str) -> None:
-        """Start a component that :meth:`kill_component` has ended; returns at once."""
+        """Start a component that :meth:`kill_component` has ended; don't wait until it is healthy."""
         pid = (self.home / "components" / f"{name}.pid").read_text()
         (self.home / "components" / f"{name}.down").unlink()
 
@@ -205,9 +205,9 @@ class Airflow(AirflowApi):
             raise RuntimeError(f"Airflow's {name} has ended; the end of its log:\n{tail}")
 
     def _answers_tasks(self) -> bool | None:
-        # The api-server builds what answers them at the first call, and answers nobody meanwhile. That takes
-        # seconds, on a busy machine minutes: as the first task's call it would fail the task. Any answer
-        # comes after that; below a path of its own (base_url) it is a 404.
+        # At the first call for tasks the api-server builds that part of its app, and answers nobody while it
+        # does. This takes seconds, on a busy machine minutes, and would fail the first task. Any answer shows
+        # that it is over; if base_url has a path, the answer is a 404.
         with suppress(httpx.TransportError):
             self._http.get("/execution/health")
             return True
@@ -229,7 +229,7 @@ class Airflow(AirflowApi):
         return str(answer.raise_for_status().json()["access_token"])
 
     def _environment(self, port: int) -> dict[str, str]:
-        """Return the environment of all processes: the caller's, but no Airflow setting of theirs."""
+        """Return the environment of all processes: the caller's, without its Airflow settings, and ours."""
         mine = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
         connections = {f"AIRFLOW_CONN_{conn_id.upper()}": uri for conn_id, uri in self.connections.items()}
         package_root = str(Path(__file__).parents[2])
@@ -244,7 +244,7 @@ class Airflow(AirflowApi):
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
-            # How long a writer waits for another one before "database is locked": 5 s is the default.
+            # A writer waits this long for another one before "database is locked"; the default is 5 s.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database
             or f"sqlite:///{self.home}/airflow.db?timeout=30",
             "PYTHONPATH": os.pathsep.join(filter(None, [package_root, mine.get("PYTHONPATH")])),

@@ -19,7 +19,7 @@ START_TIMEOUT_S = 300  # a slow CI machine; 9 s on two cores
 
 
 class AirflowApi(ABC):
-    """What a running Airflow is asked to do, and asked about."""
+    """Calls to a running Airflow: they start and change runs, and read their state."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -67,7 +67,7 @@ class AirflowApi(ABC):
         return self._until(f"the end of {dag_id} {run_id}", final_state, timeout_s)
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """Return the task instances of a run as Airflow's API gives them.
+        """Return the task instances of a run, as in Airflow's API.
 
         :raises httpx.HTTPStatusError: if there is no such run.
         """
@@ -156,15 +156,15 @@ class AirflowApi(ABC):
         return self._until(f"{text!r} in the log of {task_id}", found, 120)
 
     def api(self, method: str, path: str, **kwargs: Any) -> Any:
-        """Return what Airflow's public API says, as the web interface asks it.
+        """Call Airflow's public API, as the web interface does, and return the answer.
 
-        :param path: after ``/api/v2``.
-        :param kwargs: of ``httpx.Client.request``.
+        :param path: path below ``/api/v2``.
+        :param kwargs: arguments of ``httpx.Client.request``.
         :raises httpx.HTTPStatusError: if Airflow refuses; a note has its answer.
         """
         for tries_left in reversed(range(_DATABASE_TRIES)):
             response = self._http.request(method, f"/api/v2{path}", **kwargs)
-            # SQLite lets none write that has read before another's write; nothing is done then.
+            # SQLite refuses the write of a transaction that has read before another's write; nothing is done.
             if response.status_code != 500 or "Database error" not in response.text or not tries_left:
                 break
             time.sleep(0.5)
@@ -175,7 +175,7 @@ class AirflowApi(ABC):
             raise
 
     def _until(self, what: str, ready: Callable[[], T | None], timeout_s: float) -> T:
-        """Call *ready* until it gives a value, with an eye on the components; a slow answer is none yet."""
+        """Call *ready* until it returns a value, and raise if a component ends; a time-out isn't an error."""
         deadline = time.monotonic() + timeout_s
         while True:
             with suppress(httpx.TimeoutException):
@@ -204,7 +204,7 @@ class AirflowApi(ABC):
         return None
 
 
-# Of a log event: what comes first in the line, and what every event of one task repeats.
+# Fields of a log event that begin the line, or that every event of one task repeats.
 _NO_DETAILS = {"timestamp", "level", "event", "logger", "filename", "lineno"} | {
     *("ti_id", "dag_id", "run_id", "task_id", "map_index", "try_number")
 }

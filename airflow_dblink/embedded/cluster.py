@@ -15,7 +15,7 @@ _TAIL_BYTES = 4_000
 
 
 def new_password() -> str:
-    """Return a password that nobody guesses."""
+    """Return a random password."""
     return secrets.token_urlsafe(24)
 
 
@@ -95,7 +95,7 @@ class Cluster:
 
 
 def make_clusters(made: Sequence[Cluster]) -> None:
-    """Run initdb for all clusters at once: its time is what starting them costs.
+    """Run initdb for all clusters at the same time, since it takes most of the time of a start.
 
     :raises ServerError: if it fails, with the tail of its log.
     """

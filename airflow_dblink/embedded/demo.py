@@ -1,7 +1,7 @@
 """``make demo`` and ``make ui``: the flagship Dag on a real Airflow and two real PostgreSQL servers.
 
-Everything lives in temporary directories and ends with this process, on Ctrl-C too. Passwords are made
-for each run and exist only in the environment of its processes.
+Everything lives in temporary directories and ends with this process, also on Ctrl-C. Each run has new
+passwords, which exist only in the environment of its processes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def connections(source: Server, warehouse: Server) -> dict[str, str]:
 def environment(source: Server, files: Path) -> dict[str, str]:
     """Return the environment variables that ``dags_examples`` need in Airflow's processes.
 
-    :param files: directory for what the Dags export.
+    :param files: directory for the files that the Dags export.
     """
     return {PGBENCH: os.environ.get(PGBENCH) or source.tool("pgbench"), "TMPDIR": str(files)}
 
@@ -101,7 +101,7 @@ def _installation(*, ui: bool) -> Iterator[Airflow]:
 
 
 def _wait_in_ui(airflow: Airflow) -> int:
-    """Say where to log in, and wait until the user or Airflow ends it."""
+    """Print address and login, and wait until the user or Airflow ends."""
     _say(f"\n  {airflow.url}\n  login: {airflow.username}   password: {airflow.password}\n")
     _say(f"Today's run of {DAG_ID} begins by itself. Trigger another one: the form has its parameters.")
     _say("Ctrl-C ends everything.")
@@ -114,7 +114,7 @@ def _wait_in_ui(airflow: Airflow) -> int:
 
 
 def _run(airflow: Airflow, scale: int) -> int:
-    """Run the Dag, show its progress, and print the table or why it failed."""
+    """Run the Dag, show its progress, and print the table or the reason of its failure."""
     started = time.monotonic()
     run_id = airflow.trigger(DAG_ID, {"scale": scale, "transactions": 1_000 * scale})
     _say(f"{DAG_ID} runs: scale {scale}, that is {100_000 * scale:,} accounts.\n")
@@ -147,7 +147,7 @@ class _Progress:
 
 
 def _moves(airflow: Airflow, run_id: str) -> list[dict[str, Any]]:
-    """Return what each task says of itself, in the order in which they began."""
+    """Return name, time and result of each task, in the order in which they began."""
     found = []
     for ti in sorted(airflow.task_instances(DAG_ID, run_id), key=lambda ti: str(ti["start_date"])):
         move: dict[str, Any] = {"task": ti["task_id"], "task_s": ti["duration"] or 0.0}
@@ -162,7 +162,7 @@ def _moves(airflow: Airflow, run_id: str) -> list[dict[str, Any]]:
 def table(moves: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of the closing table.
 
-    :param moves: per task ``task`` and ``task_s``, and ``rows``, ``bytes``, ``seconds`` where it moved rows.
+    :param moves: per task ``task`` and ``task_s``, and ``rows``, ``bytes``, ``seconds`` if it moved rows.
     """
     lines = [f"{'task':<20} {'rows':>12} {'MB':>9} {'s':>8} {'MB/s':>8} {'whole task, s':>14}"]
     lines.append("-" * len(lines[0]))
@@ -179,7 +179,7 @@ def table(moves: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _say_why(airflow: Airflow, run_id: str) -> None:
-    """Print the end of the log of every task that failed by itself."""
+    """Print the end of the log of each failed task; tasks that did not run because of it have none."""
     for ti in airflow.task_instances(DAG_ID, run_id):
         if ti["state"] == "failed":
             log = airflow.log(DAG_ID, run_id, ti["task_id"], ti["try_number"]).splitlines()

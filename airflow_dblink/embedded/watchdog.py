@@ -2,7 +2,7 @@
 
 A Python process that is killed runs no clean-up code. So ``server.py`` starts this file as a script: it
 sees its parent disappear, ends the servers and removes their directory. It imports only the standard
-library and works without the package, to start in a few milliseconds and to need nothing at the end.
+library, so that it starts in a few milliseconds, and works even if the package is gone at the end.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ _GRACE_S = 6.0  # PostgreSQL's own limit for an immediate shutdown is 5 s
 def start(directory: Path) -> subprocess.Popen[bytes]:
     """Start the process that calls :func:`clean_up` on *directory* once this process is gone.
 
-    It asks who its parent is instead of waiting for the end of a pipe: a pipe's write end would live on in
-    every forked child. It has its own session, so Ctrl-C does not reach it, and holds no file of ours open.
+    That process asks for its parent's pid instead of waiting for the end of a pipe, since each forked child
+    would keep the pipe's write end open. It has its own session, so Ctrl-C does not reach it, and holds no
+    file of ours open.
 
     :raises OSError: if Python cannot be started.
     """
@@ -44,8 +45,8 @@ def start(directory: Path) -> subprocess.Popen[bytes]:
 def processes(token: str) -> list[int]:
     """Return the pids of initdb, postmasters and backends that carry *token*.
 
-    The postmaster has it in ``-D``, its children in their title, by way of ``cluster_name``. Command lines
-    are readable for everybody; a working directory is not, even for root in a container.
+    The postmaster has the token in ``-D``; its children have it in their title, through ``cluster_name``.
+    Everybody may read command lines; a working directory is closed even to root in a container.
     """
     return [pid for pid, command in _commands() if _PROGRAM.match(command) and token in command]
 
@@ -83,7 +84,7 @@ def end(token: str, signum: signal.Signals, *, timeout_s: float) -> bool:
             told.add(pid)
             try:
                 os.kill(pid, signum)
-            except OSError:  # it has ended, or is another user's that only looks like ours
+            except OSError:  # it has ended, or it is another user's process that only looks like ours
                 continue
         time.sleep(0.02)
     return True
@@ -92,7 +93,7 @@ def end(token: str, signum: signal.Signals, *, timeout_s: float) -> bool:
 def clean_up(directory: Path) -> None:
     """End every server below *directory*, then remove it.
 
-    SIGQUIT first: PostgreSQL then also gives its shared memory back.
+    SIGQUIT comes first, since PostgreSQL then frees its shared memory.
     """
     token = f"{directory.name}/"
     deadline = time.monotonic() + 4 * _GRACE_S
@@ -100,7 +101,7 @@ def clean_up(directory: Path) -> None:
         if not end(token, signal.SIGQUIT, timeout_s=_GRACE_S):
             end(token, signal.SIGKILL, timeout_s=_GRACE_S)
         shutil.rmtree(directory, ignore_errors=True)
-        # Both again where a program that was just being started has written a file meanwhile.
+        # Both again if a program that was just starting has written a file meanwhile.
         if not directory.exists() and not processes(token):
             return
         time.sleep(_POLL_S)

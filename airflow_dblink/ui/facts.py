@@ -1,4 +1,4 @@
-"""The contents of a job's page, as text; templates give them their looks."""
+"""The contents of a job's page, as text; templates format them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def facts(job: Job, handle: JobHandle, root: str) -> list[Fact]:
 
 
 def task_path(job: Job, root: str) -> str | None:
-    """Return the path of the task instance's page, at the try that sent the job; ``None`` where unknown."""
+    """Return the path of the task instance's page, at the try that sent the job; ``None`` if unknown."""
     if job.dag_id is None or job.run_id is None or job.task_id is None:
         return None
     path = f"{root}dags/{_quoted(job.dag_id)}/runs/{_quoted(job.run_id)}/tasks/{_quoted(job.task_id)}"
@@ -70,7 +70,7 @@ def task_path(job: Job, root: str) -> str | None:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as people say it, two units at most: ``2 h 5 min``."""
+    """Return a duration for readers, in two units at most: ``2 h 5 min``."""
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"
     if seconds < 60:

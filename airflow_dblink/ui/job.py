@@ -6,8 +6,8 @@ documentation pages. Airflow's middlewares and dependencies identify the user.
 The answer is the same in all these cases: the job belongs to another Dag; its connection, schema or row is
 missing; the Dag has nothing to do with the connection. So it tells a user nothing about other Dags.
 
-Servers are not trusted. Each is asked in READ ONLY transactions, within some seconds and some megabytes, and
-only few are asked at the same time, so that the threads of Airflow's API stay free.
+Servers are not trusted. A server is asked in READ ONLY transactions, for a few seconds and a few megabytes,
+and only a few are asked at the same time, so that the threads of Airflow's API stay free.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 
-# Meanwhile a thread of the api-server waits, which has 40 threads for all requests.
+# Each page makes a thread of the api-server wait, which has 40 threads for all requests.
 _AT_ONCE = 4
 _places = BoundedSemaphore(_AT_ONCE)
 _CONNECT_S = 5
@@ -67,7 +67,7 @@ _MESSAGES = {
     HTTPStatus.FORBIDDEN: ("Not allowed", "You may not read the task logs of this Dag."),
     HTTPStatus.NOT_FOUND: (
         "No such job",
-        "This Dag has no such job there. It may have been pruned, or the connection may be gone. Where no"
+        "This Dag has no such job there. It may have been pruned, or the connection may be gone. If no"
         " task of the Dag names the connection, the page is only for users who may read connections.",
     ),
 }
@@ -93,7 +93,7 @@ def job_page(dag_id: str, conn_id: str, job_id: UUID, user: GetUserDep, schema: 
     handle = JobHandle(conn_id, str(job_id), schema)
     if not _places.acquire(blocking=False):
         return PlainTextResponse(
-            "Servers are being asked for other pages of jobs. Try again in some seconds.\n",
+            "Other pages of jobs are waiting for their servers. Try again in a few seconds.\n",
             HTTPStatus.SERVICE_UNAVAILABLE,
             {"Retry-After": "5", "Cache-Control": "no-store"},
         )
@@ -162,7 +162,7 @@ def _not_found_out(conn_id: str, error: DblinkError, *, may_read: bool) -> HTMLR
         "message.html",
         status,
         title=title,
-        text=f"Only the database of connection {conn_id!r} knows what became of the job.",
+        text=f"Only the database of connection {conn_id!r} knows the state of the job.",
         reason=str(error) if may_read else "The reason is in the log of Airflow's api-server.",
         login=None,
     )

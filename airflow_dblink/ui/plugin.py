@@ -26,7 +26,7 @@ class Pages:
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request. The first one imports the app, in a thread. If the page is off, there is none."""
+        """Answer a request; the first one imports the app, in a thread. If the page is off, answer 404."""
         if scope["type"] == "http" and not job_page_is_on():
             await _off(send)
             return

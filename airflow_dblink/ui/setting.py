@@ -1,4 +1,4 @@
-"""Whether there are pages. It imports next to nothing, since every task asks."""
+"""The setting that switches the pages on or off. It imports almost nothing, since every task reads it."""
 
 from __future__ import annotations
 
