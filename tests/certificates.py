@@ -16,7 +16,7 @@ from airflow_dblink.embedded.server import Server
 
 
 def use_tls(server: Server, home: Path, *hba: str) -> Path:
-    """Restart *server* with TLS and the lines *hba* as its pg_hba.conf; returns what clients trust."""
+    """Restart *server* with TLS and the lines *hba* as its pg_hba.conf; return the clients' sslrootcert."""
     trusted = _self_signed(server, home)
     with (server.data / "postgresql.conf").open("a") as settings:
         settings.write("ssl = on\n")
@@ -26,7 +26,7 @@ def use_tls(server: Server, home: Path, *hba: str) -> Path:
 
 
 def _self_signed(server: Server, home: Path) -> Path:
-    """Give *server* a certificate for its address; returns the file below *home* that clients trust."""
+    """Give *server* a certificate for its address; return the file below *home* that clients trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, server.name)])
     now = datetime.now(UTC)

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from tests.memory import use_memory
 
-# Databases are made by the thousand, in memory in a tenth of the time; where TMPDIR is given it is taken.
+# Tests make thousands of databases, ten times faster in memory. A TMPDIR that is set is used instead.
 use_memory()
-# Airflow reads it at its first import, and must not find the developer's own.
+# Airflow reads AIRFLOW_HOME at its first import, and must not find the developer's own home.
 _home = tempfile.TemporaryDirectory(prefix="airflow_dblink_home_")  # removed with this process
 os.environ["AIRFLOW_HOME"] = _home.name
 # A shell's background job begins with SIGINT ignored, and so would every program that tests interrupt.
@@ -98,7 +98,7 @@ def add_connection(monkeypatch: pytest.MonkeyPatch) -> AddConnection:
 
 @pytest.fixture
 def links(source: Database, warehouse: Database) -> Iterator[Links]:
-    """Give a registry of links, closed after the test and before the databases go."""
+    """Give a registry of links, closed after the test and before the databases are dropped."""
     with Links() as registry:
         yield registry
 
@@ -111,13 +111,13 @@ def store() -> MemoryStore:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run if CI skipped a test: it must have all that the tests need."""
+    """Fail the run if CI skipped a test: its machine must have all programs that the tests need."""
     if os.environ.get("CI") and _skip_reasons(session.config) and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say in one line what was not tested."""
+    """Print one line about the tests that were skipped."""
     reasons = _skip_reasons(config)
     if line := closing_line(reasons):
         terminalreporter.write_line(line, yellow=True)
@@ -126,7 +126,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _skip_reasons(config: pytest.Config) -> list[str]:
-    """Return why tests were skipped, as the process that reports them knows it; else nothing."""
+    """Return the reasons of the skips in the process that reports the tests; in others an empty list."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(config, "workerinput"):  # one of several processes that run tests
         return []

@@ -24,7 +24,7 @@ SELECT pid, application_name, state, query FROM pg_stat_activity
  WHERE datname = %s AND backend_type IN ('client backend', 'parallel worker')
 """
 _PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = %s"
-_LEAVES_S = 5.0  # a closed session is seen until its backend has ended
+_LEAVES_S = 5.0  # pg_stat_activity shows a closed session until its backend has ended
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Database:
     """One database, owned by the job role, which isn't superuser.
 
     :ivar conn_id: id of the Airflow connection that leads here (``AIRFLOW_CONN_...`` is set).
-    :ivar server: the server that it is on.
-    :ivar name: its name there.
+    :ivar server: its server.
+    :ivar name: its name on the server.
     """
 
     conn_id: str
@@ -57,7 +57,7 @@ class Database:
 
     @property
     def target(self) -> Target:
-        """What the core connects to."""
+        """The target for the core's connections."""
         return Target(self.conn_id, self.params)
 
     @property
@@ -67,7 +67,7 @@ class Database:
         return f"postgres://{role}:{password}@{self.server.host}:{self.server.port}/{self.name}"
 
     def execute(self, statement: str, *params: Any) -> str:
-        """Run *statement* as the job role, committed at once; returns the command tag."""
+        """Run *statement* as the job role, committed at once; return the command tag."""
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
             return connection.execute(statement.encode(), params or None).statusmessage or ""
 
@@ -77,7 +77,7 @@ class Database:
             return connection.execute(query.encode(), params or None).fetchall()
 
     def admin(self, statement: str, *params: Any) -> list[Row]:
-        """Run *statement* as the superuser, committed at once; returns its rows, if it has any."""
+        """Run *statement* as the superuser, committed at once; return its rows, if it has any."""
         with psycopg.connect(self.admin_conninfo, autocommit=True) as connection:
             cursor = connection.execute(statement.encode(), params or None)
             return cursor.fetchall() if cursor.description else []
@@ -88,7 +88,7 @@ class Database:
             return admin.execute(_LEFT_OVER, (self.name,)).fetchall()
 
     def wait_until_left(self, timeout_s: float = _LEAVES_S) -> list[Row]:
-        """Wait until no session is in this database; returns those that still are after *timeout_s*."""
+        """Wait until no session is in this database; return those that are left after *timeout_s*."""
         deadline = time.monotonic() + timeout_s
         while (left := self.sessions()) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -1,10 +1,10 @@
 """Programs that no Python package has: pgbouncer, and a second PostgreSQL with TLS, ICU and libxml.
 
-Where they are not installed, their Debian packages are fetched and only unpacked, without root, into
-``/var/cache/airflow-dblink/debian`` (root) or ``~/.cache/airflow-dblink/debian``. Where that can't be done
-either, the tests that need the program are skipped, and one closing line of the run says so; with ``CI`` set
-the run fails then, as for any skipped test (``conftest.py``). ``AIRFLOW_DBLINK_DEBIAN`` names another folder;
-nothing that is installed counts then.
+If they aren't installed, their Debian packages are fetched and only unpacked, without root, into
+``/var/cache/airflow-dblink/debian`` (root) or ``~/.cache/airflow-dblink/debian``. If that isn't possible
+either, the tests that need the program are skipped, and the run ends with one line about them; with ``CI``
+set the run fails, as for any skipped test (``conftest.py``). ``AIRFLOW_DBLINK_DEBIAN`` names another folder;
+then installed programs are ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOT_HERE = "not on this machine: "
 
 _TIMEOUT_S = 300
 _TAIL_CHARACTERS = 300
-# Of what a package depends on only libraries, and PostgreSQL itself; the C library is the machine's own.
+# The dependencies to fetch: only libraries, and PostgreSQL itself; the C library is the machine's own.
 _WANTED = re.compile(r"(lib.*|postgresql-(client-)?\d+)")
 _NEVER = frozenset({"libc6", "libc-bin", "libgcc-s1"})
 
@@ -38,8 +38,8 @@ _NEVER = frozenset({"libc6", "libc-bin", "libgcc-s1"})
 class Program:
     """A program that can be started.
 
-    :ivar path: where it is.
-    :ivar libraries: directories of its shared libraries, where they aren't the machine's own.
+    :ivar path: the program's file.
+    :ivar libraries: directories of its shared libraries, unless they are the machine's own.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Program:
 
 
 class _MissingError(Exception):
-    """A program is neither here nor to be had."""
+    """A program isn't installed, and can't be fetched."""
 
 
 def pgbouncer() -> Program:
@@ -75,7 +75,7 @@ def _or_skip(package: str, pattern: str) -> Program:
 
 
 def closing_line(reasons: list[str]) -> str | None:
-    """Return what says which programs were missing to skipped tests, and how to get them."""
+    """Return a line that names the programs which skipped tests lacked, and how to get them."""
     missing = [reason.partition(NOT_HERE)[2].split()[0] for reason in reasons if NOT_HERE in reason]
     if not missing:
         return None
@@ -133,7 +133,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _fetch(package: str, root: Path) -> None:
-    """Fetch the package and what it needs, and unpack all of it at *root*."""
+    """Fetch the package and its dependencies, and unpack all of them at *root*."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise _MissingError("no apt-get to fetch it with")
     with tempfile.TemporaryDirectory(prefix="airflow_dblink_debian_") as downloads:
@@ -151,7 +151,7 @@ def _fetch(package: str, root: Path) -> None:
         for file in Path(downloads).glob("*.deb"):
             _call(["dpkg-deb", "--extract", str(file), str(unpacked)])
     shutil.rmtree(root, ignore_errors=True)
-    unpacked.rename(root)  # whole or not there
+    unpacked.rename(root)  # so that *root* is complete, or missing
 
 
 def _download(package: str, directory: str, options: list[str]) -> None:
@@ -206,7 +206,7 @@ def _with_libraries(libraries: tuple[Path, ...]) -> dict[str, str]:
 def _starters(program: Program) -> Path:
     """Return a directory of scripts that start unpacked PostgreSQL programs with their own libraries.
 
-    PostgreSQL finds its files from where its program is, so the scripts lie beside what they start.
+    PostgreSQL finds its files by the place of its program, so the scripts lie beside the programs.
     """
     directory = program.path.parent
     starters = directory.with_name("starters") / "bin"

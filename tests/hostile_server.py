@@ -1,4 +1,4 @@
-"""A server that speaks PostgreSQL's login and then does as it likes: is silent, or never ends an answer."""
+"""A server that speaks PostgreSQL's login and then misbehaves: it is silent, or never ends an answer."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Answer = Callable[[socket.socket, bytes], None]
 
 
 class HostileServer:
-    """What a test sees of it.
+    """The running server, for a test.
 
-    :ivar port: on 127.0.0.1.
-    :ivar queries: what it was asked, as bytes of the messages.
+    :ivar port: its port on 127.0.0.1.
+    :ivar queries: the queries that it received, as the messages' bytes.
     """
 
     def __init__(self, port: int) -> None:
@@ -45,7 +45,7 @@ class HostileServer:
         self._changed = threading.Condition()
 
     def target(self, conn_id: str = "hostile", **params: Any) -> Target:
-        """Return what leads to it, with *params* of libpq changed."""
+        """Return its target, with *params* of libpq changed."""
         known = {"host": "127.0.0.1", "port": self.port, "user": "u", "password": PASSWORD, "dbname": "d"}
         return Target(conn_id, {**known, "sslmode": "disable", "gssencmode": "disable", **params})
 
@@ -55,7 +55,7 @@ class HostileServer:
         return f"postgres://u:{PASSWORD}@127.0.0.1:{self.port}/d?sslmode=disable&gssencmode=disable"
 
     def wait_until(self, what: Callable[[], bool], within_s: float = 30.0) -> None:
-        """Wait until *what* is true of it."""
+        """Wait until the condition *what* is true."""
         with self._changed:
             assert self._changed.wait_for(what, within_s), (self.queries, self.at_once)
 
@@ -100,7 +100,7 @@ def flood(client: socket.socket, query: bytes) -> None:
 
 @contextmanager
 def hostile_server(answer: Answer = silent) -> Iterator[HostileServer]:
-    """Run one that lets everybody in who knows a password and answers queries with *answer*."""
+    """Run a server that accepts any password, and answers queries with *answer*."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     server = HostileServer(listener.getsockname()[1])
     clients: list[socket.socket] = []
@@ -132,9 +132,9 @@ def _log_in(client: socket.socket) -> bool:
         if code not in (_SSL, _GSS):
             break
         client.sendall(b"N")
-    if code == _CANCEL:  # of which it takes no notice
+    if code == _CANCEL:  # ignored
         return False
-    client.sendall(_framed(b"R", struct.pack(">i", 3)))  # a password, as it is
+    client.sendall(_framed(b"R", struct.pack(">i", 3)))  # AuthenticationCleartextPassword
     _message(client)
     said = [_framed(b"R", struct.pack(">i", 0))]
     said += [_framed(b"S", name + b"\0" + value + b"\0") for name, value in _PARAMETERS.items()]

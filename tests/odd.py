@@ -1,4 +1,4 @@
-"""Ways to give a remote other settings than usual."""
+"""Ways to give a remote unusual settings."""
 
 from __future__ import annotations
 

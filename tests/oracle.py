@@ -1,7 +1,8 @@
-"""The same calls to this package and to PostgreSQL's own dblink, and what each of them answers.
+"""The same calls to this package and to PostgreSQL's own dblink, and the answers of both.
 
 :class:`Ours` and :class:`Dblinks` have the same methods, one per function of dblink. A scenario is a list of
-calls; :func:`outcome` makes one and returns what can be compared, :func:`after` what the calls left behind.
+calls. :func:`outcome` makes a call and returns its outcome for a comparison; :func:`after` returns the
+effects that the calls left behind.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ TAG = "tag text"
 CONNECT = ("connect", "x")
 TABLE = ("exec", "CREATE TABLE t (a int PRIMARY KEY)")
 
-TIMEOUT_S = 30.0  # nothing here takes so long, unless it hangs
+TIMEOUT_S = 30.0  # no call takes that long, unless it hangs
 LOG = "airflow_dblink"
-# What the server itself says is hidden by dblink and logged by us.
+# dblink hides the server's own notices, and we log them.
 _SERVERS_MESSAGES = "airflow_dblink.core.server.notices"
-# Errors of dblink's own and of libpq, to which we add what to do.
+# dblink's own errors and libpq's, to which we add a hint.
 _HINTED = ("08003", "08006", "22023", "2202E", "25P02", "42710", "2F003", "XX000")
-# Notices of dblink's own. Ours are warnings in the log, which have no SQLSTATE, or another.
+# dblink's own notices. Ours are warnings in the log, with no SQLSTATE or another one.
 _PLAIN_NOTICES = ("00000", "42622")
 
 
@@ -61,7 +62,7 @@ class _Heard(logging.Handler):
 
 
 class _Side(ABC):
-    """What is done behind both sides' back."""
+    """Events on the server that neither side causes: NOTIFY, the end of a session."""
 
     database: Database
     _pids: dict[int, str | None]
@@ -78,20 +79,20 @@ class _Side(ABC):
         return bool(ended) and all(row[0] for row in ended)
 
     def lose(self, name: str | None = "x") -> bool:
-        """End the link's session, and let the link notice it."""
+        """End the link's session, and wait until the link has noticed it."""
         self.terminate(name)
         with suppress(DblinkError, psycopg.Error):
             self.query("SELECT 1", ONE, name)
         return True
 
     def working(self, name: str = "x") -> bool:
-        """Wait until the server is about a statement of the link."""
+        """Wait until the server runs a statement of the link."""
         active = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s) AND state = 'active'"
         wait_until(lambda: self.database.admin(active, self._of(name)) == [(1,)])
         return True
 
     def left(self) -> bool:
-        """Wait until no link's session is there any more."""
+        """Wait until no link has a session any more."""
         wait_until(lambda: not self.database.admin(_REMOTE, self.database.server.role))
         return True
 
@@ -111,7 +112,7 @@ class _Side(ABC):
 
 
 class Ours(_Side):
-    """The vocabulary as this package has it."""
+    """dblink's functions in this package."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -183,7 +184,7 @@ class Ours(_Side):
         found = self.links.get(name).get_notify()
         return [(n.notify_name, self._pids.get(n.be_pid, "other"), n.extra) for n in found]
 
-    # -- of the table where the builders are: the link's here, the session's there
+    # -- keys and builders: of the link's table here, of the session's own in dblink
 
     def pkey(self, relname: str) -> list[Any]:
         return [tuple(field) for field in statements.get_pkey(self.links.get("x"), relname)]
@@ -193,7 +194,7 @@ class Ours(_Side):
         return str(build(self.links.get("x"), relname, attnums, *keys))
 
 
-# Not in public, which is emptied after every test.
+# Not in the schema public, which is emptied after every test.
 _EXTENSION = """
 SET client_min_messages = warning;
 CREATE SCHEMA IF NOT EXISTS extension;
@@ -204,7 +205,7 @@ SET search_path = public, extension
 
 
 class Dblinks(_Side):
-    """The vocabulary as the extension has it, called by SQL from a superuser's session."""
+    """dblink's functions in the extension, called by SQL from a superuser's session."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -302,7 +303,7 @@ Side = Ours | Dblinks
 
 
 def outcome(side: Side, call: Call) -> Outcome:
-    """Return what *call* gives: its value or its error, and the notices."""
+    """Make *call* and return its outcome: its value or its error, and the notices."""
     function, *arguments = call
     side.notices.clear()
     try:
@@ -323,7 +324,7 @@ def outcome(side: Side, call: Call) -> Outcome:
 
 
 def _once(message: str | None) -> str | None:
-    """Return libpq's *message* with each line once: it adds the same one for every call it refuses."""
+    """Return libpq's *message* with each line once: libpq adds the same line for every refused call."""
     return message and "\n".join(dict.fromkeys(message.splitlines()))
 
 
@@ -331,7 +332,7 @@ _REMOTE = "SELECT state FROM pg_stat_activity WHERE datname = current_database()
 
 
 def after(side: Side) -> Outcome:
-    """Return what the calls left behind: the rows of table t and the state of the remote sessions."""
+    """Return the effects that the calls left: the rows of table t and the state of the remote sessions."""
     database = side.database
     with psycopg.connect(database.admin_conninfo, autocommit=True) as admin:
         states = sorted(admin.execute(_REMOTE, (database.server.role,)).fetchall())
@@ -340,7 +341,7 @@ def after(side: Side) -> Outcome:
 
 
 def same(scenario: list[Call], ours: Ours, dblinks: Dblinks) -> None:
-    """Assert that both sides answer every call of *scenario* alike, and leave the same behind."""
+    """Assert that both sides answer every call of *scenario* alike, and leave the same effects."""
     for step, call in enumerate(scenario, 1):
         own, theirs = outcome(ours, call), outcome(dblinks, call)
         assert own == theirs, f"step {step}, {call}:\nours:   {own}\ndblink: {theirs}"
@@ -363,7 +364,7 @@ def state(database: Database) -> str:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for *condition*, which comes, sooner or later."""
+    """Wait until *condition* is true."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, "it never came"

@@ -1,4 +1,4 @@
-"""Code that a test runs in a process of its own, and the memory that it takes there."""
+"""Code that a test runs in a process of its own, and the memory of that process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROOT = Path(__file__).parents[1]
 
 
 def last_line(code: str, *arguments: str) -> str:
-    """Run *code* in a new Python process; returns the last line that it prints.
+    """Run *code* in a new Python process; return the last line that it prints.
 
     :param arguments: its ``sys.argv[1:]``.
     """
@@ -30,9 +30,9 @@ def last_line(code: str, *arguments: str) -> str:
 
 
 def peak() -> int:
-    """Return the most resident memory that this process has had, in bytes.
+    """Return the largest resident memory that this process has had, in bytes.
 
-    Not getrusage(), whose peak begins with what the parent had when it made the process.
+    It doesn't use getrusage(), whose peak begins with the parent's memory at the fork.
     """
     status = Path("/proc/self/status").read_text()
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024

@@ -1,4 +1,4 @@
-"""How the tests run the query operator: as a task would, home being database ``warehouse``."""
+"""Runs the query operator for tests as a task does; its home is the database ``warehouse``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Randomized kills on a real Airflow: ``make soak``, or ``python -m tests.soak --rounds 100``.
 
 A round is one job of one task, under one randomly chosen death. Rounds run in batches; while a batch runs,
-something that all of them need dies as well. In the end each effect must be there exactly once, and each
-task must have succeeded. The seed is printed: ``--seed`` runs the same again.
+a process that all rounds need dies, too. In the end each effect must be there exactly once, and each task
+must have succeeded. The seed is printed: ``--seed`` runs the same deaths again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH_TIMEOUT_S = 240.0
 
 
 def main() -> int:
-    """Run the command line and return its exit code: 0 if every round came out right."""
+    """Run the command line and return its exit code: 0 if every round ended right."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
@@ -64,7 +64,7 @@ def metadata_url(server: Any) -> str:
 
 
 def run_rounds(here: World, rounds: int, seed: int, *, say: Callable[[str], None]) -> list[str]:
-    """Run *rounds* rounds, and return what came out wrong."""
+    """Run *rounds* rounds, and return a text for each failure."""
     dice = random.Random(seed)  # noqa: S311 - the same again, not a secret
     here.prepare()
     wrong: list[str] = []
@@ -122,7 +122,7 @@ def restart_scheduler(here: World, dice: random.Random) -> None:
 
 
 def terminate_a_backend(here: World, dice: random.Random) -> None:
-    """``pg_terminate_backend`` of a session that runs a job."""
+    """Call ``pg_terminate_backend`` on a session that runs a job."""
     here.rows(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE query LIKE '/* CALL run(%' AND state = 'active' LIMIT 1"
@@ -137,7 +137,7 @@ def crash_server(here: World, dice: random.Random) -> None:
 
 
 def stop_a_worker(here: World, dice: random.Random) -> None:
-    """SIGTERM for one task's supervisor, as a worker's restart sends it."""
+    """Send SIGTERM to one task's supervisor, as a worker's restart does."""
     tasks = [process for process in psutil.process_iter(["cmdline"]) if _is_task(process)]
     if tasks:
         with suppress(psutil.NoSuchProcess):  # it may have ended by itself

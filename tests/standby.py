@@ -1,4 +1,4 @@
-"""A real streaming standby of a test server, asynchronous as PostgreSQL's default is."""
+"""A real streaming standby of a test server; asynchronous, which is PostgreSQL's default."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_dblink.embedded.server import Server, ServerError, _server_files
 def standby_of(primary: Server) -> Iterator[Server]:
     """Run a standby that follows *primary*, with the same roles and passwords.
 
-    It lies beside the primary's files, so that what ends those in the end ends it as well.
+    Its files lie beside the primary's, so the clean-up of the primary ends and removes it, too.
     """
     standby = _server_files(
         primary.data.parent.with_name(f"standby_{uuid4().hex[:8]}"), primary.bindir, primary.account
@@ -38,7 +38,7 @@ def standby_of(primary: Server) -> Iterator[Server]:
 
 
 def promote(standby: Server) -> None:
-    """Make *standby* a primary; from the moment that this returns it takes changes."""
+    """Make *standby* a primary, and return once it takes changes."""
     with psycopg.connect(standby.conninfo(superuser=True), autocommit=True) as admin:
         promoted = admin.execute("SELECT pg_promote(), pg_is_in_recovery()").fetchone()
     assert promoted == (True, False)

@@ -1,4 +1,4 @@
-"""Where a task keeps its state between tries, for tests: what Airflow's ``task_state_store`` does."""
+"""A store of a task's state between tries, for tests: it behaves as Airflow's ``task_state_store``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class StaleTryError(RuntimeError):
-    """What ``set`` raises for a superseded try; Airflow's API answers 404 then."""
+    """The error of ``set`` for a superseded try; Airflow's API answers 404."""
 
 
 class MemoryStore:
-    """A dict that keeps JSON text, as Airflow does, so that only JSON-able values pass.
+    """A dict that keeps JSON text, as Airflow does, so it takes only values for JSON.
 
-    :ivar refuse_at: the number of the ``set`` (from 1) that raises :class:`StaleTryError`, and all after
-        it; ``None`` refuses nothing.
+    :ivar refuse_at: number (from 1) of the first ``set`` that raises :class:`StaleTryError`; all later ones
+        do, too. ``None`` refuses nothing.
     :ivar history: each value that was set, in order.
     """
 
@@ -25,7 +25,7 @@ class MemoryStore:
         self._sets = 0
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value, or *default*; answers a superseded try too, as Airflow does."""
+        """Return the value, or *default*, also to a superseded try, as Airflow does."""
         return json.loads(self._texts[key]) if key in self._texts else default
 
     def set(self, key: str, value: Any) -> None:

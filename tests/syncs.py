@@ -1,4 +1,4 @@
-"""How the tests run the sync operator: as a task would, from database ``source`` to ``warehouse``."""
+"""Runs the sync operator for tests as a task does, from database ``source`` to ``warehouse``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.stores import MemoryStore
 
 
 def sync_operator(table: str = "item", **arguments: Any) -> DblinkSyncOperator:
-    """Return the operator: *table* on both sides unless *arguments* say otherwise."""
+    """Return the operator: *table* on both sides unless *arguments* name others."""
     given = {"source_conn_id": "source", "destination_conn_id": "warehouse", "destination_table": table}
     if "source_sql" not in arguments:
         given["source_table"] = table

@@ -1,4 +1,4 @@
-"""How the tests run the transfer operator: as a task would, from database ``source`` to ``warehouse``."""
+"""Runs the transfer operator for tests as a task does, from database ``source`` to ``warehouse``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.stores import MemoryStore
 
 
 def operator(**arguments: Any) -> DblinkTransferOperator:
-    """Return the operator, between the two databases unless *arguments* say otherwise."""
+    """Return the operator, between the two databases unless *arguments* name others."""
     given = {"source_conn_id": "source", "destination_conn_id": "warehouse", **arguments}
     return DblinkTransferOperator(task_id="move", **given)
 
@@ -28,7 +28,7 @@ def execute(task: DblinkTransferOperator, store: MemoryStore | None = None, max_
 
 
 def transfer(table: str = "item", **arguments: Any) -> Any:
-    """Execute the operator: from *table* to *table* unless *arguments* say otherwise."""
+    """Execute the operator: from *table* to *table* unless *arguments* name others."""
     if "source_sql" not in arguments:
         arguments.setdefault("source_table", table)
     arguments.setdefault("destination_table", table)
@@ -39,7 +39,7 @@ def transfer(table: str = "item", **arguments: Any) -> Any:
 def meanwhile(
     action: Callable[[], object], when: Callable[[], object], timeout_s: float = 120
 ) -> Iterator[None]:
-    """Do *action* in another thread, as soon as *when* gives something true; fails if it never does."""
+    """Do *action* in another thread, as soon as *when* returns a true value; fail if it never does."""
     happened: list[bool] = []
     failures: list[BaseException] = []
     left = threading.Event()
@@ -75,12 +75,12 @@ def sleeping(database: Database) -> list[tuple[Any, ...]]:
 
 
 class TimeIsUp(BaseException):
-    """What a signal handler raises: as AirflowTaskTimeout, it is no Exception."""
+    """The error that a signal handler raises; like AirflowTaskTimeout, it is no Exception."""
 
 
 @contextmanager
 def alarm(when: Callable[[], object], kind: type[BaseException] = TimeIsUp) -> Iterator[list[float]]:
-    """Raise that *kind* of error out of a signal handler as soon as *when* is true; gives when that was."""
+    """Raise an error of *kind* in a signal handler as soon as *when* is true; give the time of that."""
 
     def handler(*_: object) -> None:
         raise kind

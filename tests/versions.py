@@ -1,4 +1,4 @@
-"""Tests of what only later versions of PostgreSQL have."""
+"""Skips of tests for features that only later versions of PostgreSQL have."""
 
 from __future__ import annotations
 

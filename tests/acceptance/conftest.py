@@ -1,4 +1,4 @@
-"""One real Airflow with the example Dags, between two real servers, for all acceptance tests that want it."""
+"""One real Airflow with the example Dags, between two real servers, for all acceptance tests that use it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from airflow_dblink.embedded.server import Server
 
 @dataclass(frozen=True)
 class AirflowEnv:
-    """A running Airflow and what it works on.
+    """A running Airflow, and the servers and files that its Dags use.
 
     :ivar source: server of the connections ``source_db`` and ``shop_db``.
     :ivar warehouse: server of the connection ``warehouse_db``.
     :ivar dags: the Dags' folder, a copy of ``dags_examples``; a test may put more into it.
-    :ivar files: where the Dags' temporary directory is.
+    :ivar files: temporary directory of the Dags.
     """
 
     airflow: Airflow
@@ -51,13 +51,13 @@ class AirflowEnv:
 
 
 def rows(server: Server, query: str) -> list[tuple[Any, ...]]:
-    """Return what *query* gives on the server's default database."""
+    """Return the rows of *query* in the server's default database."""
     with psycopg.connect(server.conninfo(), autocommit=True) as connection:
         return connection.execute(query.encode()).fetchall()
 
 
 def not_over_midnight() -> None:
-    """Wait for the next day (UTC) if it is near: some Dags know days."""
+    """Wait for the next day (UTC) if it is near: the results of some Dags depend on the day."""
     left = 86_400 - time.time() % 86_400
     if left < 300:
         time.sleep(left + 1)

@@ -1,4 +1,4 @@
-"""How tasks die at exactly named moments, and jobs last, for the Dags of the acceptance tests."""
+"""For the Dags of the acceptance tests: tasks die at exactly named moments, and a gate keeps jobs running."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def die() -> None:
 
 
 def while_it_sleeps(conn_id: str, event: Callable[[], None]) -> None:
-    """Let *event* happen one second after a statement of this task has begun to sleep on a server."""
+    """Call *event* one second after a statement of this task has begun to sleep on a server."""
     connection, name = BaseHook.get_connection(conn_id), task_name()
     conninfo = make_conninfo(
         host=connection.host,

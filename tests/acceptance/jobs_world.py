@@ -1,4 +1,4 @@
-"""What the acceptance tests of jobs, and the soak command, share: a real Airflow and where jobs run."""
+"""A real Airflow and the servers of its jobs, for the acceptance tests of jobs and the soak command."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from airflow_dblink.embedded.server import Server
 from tests.acceptance.dying import GATE
 
 DAGS = Path(__file__).parent / "job_dags"
-# Seen by the scheduler after at most so long, then the task may be tried again.
+# Longest time until the scheduler notices a dead task; then the task may be tried again.
 HEARTBEAT_TIMEOUT_S = 20
 SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT_S),
-    # A triggerer that is gone for so long loses its triggers to another one.
+    # A triggerer without a heartbeat for six seconds loses its triggers to another one.
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
 }
@@ -36,9 +36,9 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class World:
-    """A real Airflow, and the servers that it works on.
+    """A real Airflow, and the servers of its Dags.
 
-    :ivar warehouse: where the jobs run, connection ``warehouse_db``.
+    :ivar warehouse: the jobs' server, connection ``warehouse_db``.
     """
 
     airflow: Airflow
@@ -46,7 +46,7 @@ class World:
     warehouse: Server
 
     def rows(self, query: str, *params: Any, server: Server | None = None) -> list[Row]:
-        """Return what *query* gives on the warehouse."""
+        """Return the rows of *query*, by default in the warehouse."""
         conninfo = (server or self.warehouse).conninfo(superuser=True)
         with psycopg.connect(conninfo, autocommit=True) as connection:
             cursor = connection.execute(query.encode(), params or None)
@@ -63,7 +63,7 @@ class World:
             holder.close()
 
     def prepare(self) -> None:
-        """Make the table of effects anew, and forget all jobs; those that a test has left running end."""
+        """Make the table of effects anew, and delete all jobs; jobs that a test has left running end."""
         self.rows(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE query LIKE '/* CALL run(%' AND state = 'active'"
@@ -73,7 +73,7 @@ class World:
             connection.execute("DROP SCHEMA IF EXISTS airflow_dblink CASCADE")
 
     def effects(self) -> dict[str, int]:
-        """Return how often each effect is there, by its name."""
+        """Return the number of rows of each effect, by its name."""
         return dict(Counter(task for (task,) in self.rows("SELECT task FROM effect")))
 
     def states(self, dag_id: str, run_id: str) -> dict[str, str]:
@@ -84,11 +84,11 @@ class World:
         }
 
     def tries(self, dag_id: str, run_id: str) -> dict[str, int]:
-        """Return how often each task was tried."""
+        """Return the number of tries of each task."""
         return {ti["task_id"]: ti["try_number"] for ti in self.airflow.task_instances(dag_id, run_id)}
 
     def job_states(self) -> dict[str, int]:
-        """Return how many jobs there are by state."""
+        """Return the number of jobs in each state."""
         return dict(Counter(state for (state,) in self.rows("SELECT state FROM airflow_dblink.job")))
 
     def active(self) -> list[Row]:
@@ -98,13 +98,13 @@ class World:
         )
 
     def wait_until_watched(self, dag_id: str, run_id: str, *tasks: str) -> None:
-        """Wait until the triggerer runs the triggers of *tasks*: of others Airflow tells it nothing."""
+        """Wait until the triggerer runs the triggers of *tasks*: only then Airflow tells it of a kill."""
         for task in tasks:
             self.airflow.wait_for_task(dag_id, run_id, task, {"deferred"}, timeout_s=60)
             self.airflow.wait_for_log(dag_id, run_id, task, " starting")
 
     def wait_until(self, what: str, ready: Any, within_s: float) -> float:
-        """Wait until *ready()* is true; returns the seconds it took."""
+        """Wait until *ready()* is true; return the seconds that this took."""
         started = time.monotonic()
         while not ready():
             assert time.monotonic() - started < within_s, f"waited {within_s} s until {what}; {self.active()}"
@@ -122,7 +122,7 @@ class World:
         )
 
     def succeed(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, timeout_s: float = 240) -> str:
-        """Run a Dag to its end and return the run's id; says why if it doesn't succeed."""
+        """Run a Dag to its end and return the run's id; if it doesn't succeed, fail with the logs."""
         run_id = self.airflow.trigger(dag_id, dict(conf or {}))
         state = self.airflow.wait(dag_id, run_id, timeout_s=timeout_s)
         assert state == "success", self.logs(dag_id, run_id)

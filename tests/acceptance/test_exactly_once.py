@@ -13,9 +13,9 @@ from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.server import Server
 
 DAGS = Path(__file__).parent / "dags"
-# Seen by the scheduler after at most so long, then the task may be tried again.
+# Longest time until the scheduler notices a dead task; then the task may be tried again.
 HEARTBEAT_TIMEOUT_S = 20
-ENDS_WITHIN_S = 5.0  # of SIGTERM, when the supervisor sends SIGKILL
+ENDS_WITHIN_S = 5.0  # after SIGTERM; then the supervisor sends SIGKILL
 # Until the supervisor learns that the task is no longer wanted, and sends SIGTERM: about a second, but
 # Airflow may be slow.
 HEARTBEAT_S = 15.0
@@ -67,7 +67,7 @@ class World:
         return found
 
     def wait_until_idle(self, within_s: float) -> float:
-        """Wait until no session of a task is busy; returns the seconds it took."""
+        """Wait until no session of a task is busy; return the seconds that this took."""
         started = time.monotonic()
         while busy := self.busy():
             assert time.monotonic() - started < within_s, busy
@@ -101,7 +101,7 @@ def test_a_task_killed_at_any_moment_has_its_effect_exactly_once(world: World) -
     assert world.effects() == dict.fromkeys(states, 1)
     assert set(world.tries("die", run_id).values()) == {2}, "every first try must have died"
     world.wait_until_idle(5)
-    # What was adopted was not begun again; what was rolled back was.
+    # Adopted work was not begun again; work that was rolled back was.
     adopted = ("exec_while_it_runs", "exec_after_commit", "exec_after_all")
     assert {world.airflow.xcom("die", run_id, task) for task in adopted} == {"COMMIT", "INSERT 0 1"}
     # before_commit and while_it_runs of the transfers were begun twice, everything else once.
@@ -168,7 +168,7 @@ def test_marked_failed_leaves_nothing_running_and_nothing_changed(world: World) 
         world.airflow.set_task_state("kill", run_id, task, "failed")
     world.wait_until_idle(ENDS_WITHIN_S + HEARTBEAT_S)
     assert world.airflow.wait("kill", run_id, timeout_s=30) == "failed"
-    time.sleep(ENDS_WITHIN_S)  # whatever still lives would now have written or succeeded
+    time.sleep(ENDS_WITHIN_S)  # a process that still lives would have written or succeeded by now
     assert set(world.states("kill", run_id).values()) == {"failed"}
     assert world.effects() == {}
     assert world.rows("SELECT count(*) FROM slow_effect") == [(0,)]

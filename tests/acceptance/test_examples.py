@@ -125,7 +125,7 @@ def test_async(airflow_env: AirflowEnv) -> None:
 
 
 def test_job_goes_to_a_table_and_a_file(airflow_env: AirflowEnv) -> None:
-    for _ in range(2):  # the second run finds the first one's rows, and doubles nothing
+    for _ in range(2):  # the second run finds the first run's rows, and adds none twice
         run = airflow_env.run("dblink_job", {"rows": 1_000, "seconds": 6})
     handle = airflow_env.airflow.xcom("dblink_job", run, "send")
 
@@ -180,7 +180,7 @@ def test_job_whose_waiting_task_never_came_is_cancelled(airflow_env: AirflowEnv)
         told = f"SELECT state FROM airflow_dblink.job WHERE id = '{job_id}'"  # noqa: S608
         assert rows(airflow_env.warehouse, told) == [(state,)]
     assert rows(airflow_env.warehouse, "SELECT run_id FROM report") == [(good,)]
-    deadline = time.monotonic() + 10  # a session is seen a moment longer than its job
+    deadline = time.monotonic() + 10  # pg_stat_activity shows a session a moment longer than its job
     while rows(airflow_env.warehouse, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '/* CALL run(%'"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -221,7 +221,7 @@ def test_no_password_is_in_any_log_or_file(airflow_env: AirflowEnv) -> None:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """Give a directory for all that the demo makes, which PostgreSQL's account can pass through."""
+    """Give a directory for all files of the demo, which PostgreSQL's account can pass through."""
     with tempfile.TemporaryDirectory(prefix="demo_") as name:
         path = Path(name)
         path.chmod(0o711)

@@ -1,4 +1,4 @@
-"""The embedded Airflow itself: what the acceptance tests and the demo rely on."""
+"""The embedded Airflow itself, on which the acceptance tests and the demo rely."""
 
 import os
 import signal
@@ -195,7 +195,7 @@ def _descendants(pid: int) -> set[psutil.Process]:
 
 
 def _left(processes: set[psutil.Process]) -> list[str]:
-    """Return the names of those that are still there, once none should be."""
+    """Return the names of the processes that are left, once all should have ended."""
     names = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):  # between the two questions

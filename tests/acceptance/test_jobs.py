@@ -15,8 +15,8 @@ from tests.acceptance.jobs_world import DAGS, SETTINGS, World
 
 CANCELLED_WITHIN_S = 5.0
 TIMEOUT_S = 20  # execution_timeout of job_timeout
-# Until supervisor or triggerer learn what a user did, and a new triggerer can ask whether the task is wanted:
-# seconds, but on a busy machine far more. The jobs would go on for longer.
+# Time until supervisor or triggerer learn of a user's action, and a new triggerer can ask whether the task is
+# wanted: seconds, but on a busy machine far more. The jobs would run for longer.
 HEARTBEAT_S = 90.0
 NOTHING_HAPPENS_S = 7.0
 IN_TIME = """
@@ -47,7 +47,7 @@ def test_whatever_dies_and_when_the_effect_is_there_exactly_once(world: World) -
     died = {task for task in states if not task.endswith("never")}
     assert {task: tries[task] for task in died} == dict.fromkeys(died, 2), "every first try must have died"
     world.wait_until("none runs", lambda: not world.active(), 10)
-    # One job each, but where it was lost with its sender before it began, and sent anew.
+    # One job for each task; a job that was lost with its sender before it began has been sent anew.
     assert world.job_states()["succeeded"] == len(states)
 
 
@@ -106,7 +106,7 @@ def test_a_user_who_marks_the_task_cancels_the_job(world: World, state: str) -> 
 
     world.wait_until("two are cancelled", lambda: len(world.active()) == 1, CANCELLED_WITHIN_S + HEARTBEAT_S)
     world.airflow.wait("job_kill", run_id, timeout_s=30)
-    time.sleep(CANCELLED_WITHIN_S)  # whatever still lives would now have written
+    time.sleep(CANCELLED_WITHIN_S)  # a process that still lives would have written by now
     assert set(world.states("job_kill", run_id).values()) == {state}
     assert world.job_states() == {"cancelled": 2, "running": 1}, "cancel_on_kill=False lets it go on"
     assert world.rows(IN_TIME, CANCELLED_WITHIN_S) == [(True,)]
@@ -156,7 +156,7 @@ def test_a_mark_that_no_triggerer_sees_leaves_the_job_to_the_command_line(world:
 def test_execution_timeout_cancels_the_job(world: World) -> None:
     run_id = world.airflow.trigger("job_timeout")
     world.wait_until("both run", lambda: len(world.active()) == 2, 60)
-    # The triggerer is the one that the test before has started.
+    # The test before has started this triggerer.
     world.wait_until("none runs", lambda: not world.active(), TIMEOUT_S + CANCELLED_WITHIN_S + 20)
     assert world.rows(IN_TIME, CANCELLED_WITHIN_S) == [(True,)]
     assert world.airflow.wait("job_timeout", run_id, timeout_s=60) == "failed"

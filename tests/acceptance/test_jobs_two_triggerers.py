@@ -1,4 +1,4 @@
-"""Remote jobs with two triggerers, and so with Airflow's own database on PostgreSQL; the soak's rounds."""
+"""Remote jobs with two triggerers, which need PostgreSQL as Airflow's own database; rounds of the soak."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_rounds_of_the_soak(here: World) -> None:
 
 
 def _watcher(here: World) -> str:
-    """Wait until a triggerer listens, and return which; it may begin to listen anew at any time."""
+    """Wait until a triggerer listens, and return its name; it may begin to listen anew at any time."""
     found: list[str] = []
 
     def watches() -> bool:
@@ -74,7 +74,7 @@ def _watcher(here: World) -> str:
 
 
 def _watchers(here: World) -> dict[int, str]:
-    """Return which triggerers listen for the ends of jobs, by the backend that each listens with."""
+    """Return the triggerers that listen for the ends of jobs, by the pid of the listening backend."""
     ports = here.rows(
         "SELECT pid, client_port FROM pg_stat_activity WHERE application_name = 'airflow-dblink triggerer'"
     )

@@ -79,7 +79,7 @@ def test_hook(shop: AirflowEnv, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE_DB", shop.warehouse.airflow_uri())
     execute(shop.source, "UPDATE orders SET day = '2026-01-03' WHERE id = 3")  # Python has no infinite date
     (script,) = [block for block in python_blocks(ROOT / "README.md") if "DblinkHook(" in block]
-    exec(compile(script, "README.md", "exec"), {})  # noqa: S102 - that is what is tested
+    exec(compile(script, "README.md", "exec"), {})  # noqa: S102 - the test is to run it
     lines = capsys.readouterr().out.splitlines()
     assert sorted(eval(lines[0])) == [("new", 1), ("paid", 2)]  # noqa: S307
     assert lines[1:] == ["DELETE 0", "3"]

@@ -14,7 +14,7 @@ from airflow_dblink.embedded.server import Server
 from tests.acceptance.conftest import execute, rows
 
 DAGS = Path(__file__).parent / "dags"
-ENDS_WITHIN_S = 5.0  # of SIGTERM, when the supervisor sends SIGKILL
+ENDS_WITHIN_S = 5.0  # after SIGTERM; then the supervisor sends SIGKILL
 # Until the supervisor learns that the task is no longer wanted, and sends SIGTERM: about a second, but
 # Airflow may be slow.
 HEARTBEAT_S = 15.0
@@ -34,7 +34,7 @@ ROWS = 1000
 def make(source: Server, warehouse: Server, name: str) -> None:
     """Make a table on both sides, with 20 rows each missing, changed and extra in the second.
 
-    What has changed it writes its transaction down; some tables' rows take their time.
+    A trigger records the transaction that changes the table; in some tables another one slows each row down.
     """
     table = f"sync_{name}"
     for server in (source, warehouse):
@@ -133,7 +133,7 @@ def test_a_sync_that_is_stopped_leaves_nothing_running_and_nothing_changed(world
     world.wait_until_idle("marked_failed", ENDS_WITHIN_S + HEARTBEAT_S)
     assert world.airflow.wait("sync_kill", run_id, timeout_s=60) == "failed"
     world.wait_until_idle("timed_out", ENDS_WITHIN_S)
-    time.sleep(ENDS_WITHIN_S)  # whatever still lives would now have written or succeeded
+    time.sleep(ENDS_WITHIN_S)  # a process that still lives would have written or succeeded by now
     states = {ti["task_id"]: ti["state"] for ti in world.airflow.task_instances("sync_kill", run_id)}
     assert states == {"marked_failed": "failed", "timed_out": "failed"}
     for name, kept in before.items():

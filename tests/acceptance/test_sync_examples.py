@@ -1,4 +1,4 @@
-"""The example Dags of syncs on a real Airflow, and a person who answers what they ask."""
+"""The example Dags of syncs on a real Airflow, and a person who answers their questions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_sync_of_tables_with_foreign_keys(airflow_env: AirflowEnv) -> None:
     }
     assert {("add_parents", "author"), ("add_parents", "publisher"), ("sync_children", "book")} <= names
 
-    # What is younger than minutes_behind is left alone on both sides.
+    # Rows that are younger than minutes_behind stay as they are on both sides.
     execute(airflow_env.source, "INSERT INTO publisher VALUES (100, 'young')")
     execute(airflow_env.warehouse, "INSERT INTO publisher VALUES (101, 'young')")
     airflow_env.run("dblink_sync_tables")
@@ -98,8 +98,8 @@ def wait_for_question(env: AirflowEnv, run: str) -> dict[str, Any]:
     asks = env.airflow.wait_for_task("dblink_sync_approval", run, "approve", ends, timeout_s=120)
     assert asks["state"] == "awaiting_input", env.failed_logs("dblink_sync_approval", run)
     found: dict[str, Any] = env.airflow.api("GET", question(run))
-    # Airflow 3.3.2 fails a task that is answered, and queued again, before its scheduler has heard of the
-    # end of the first process. A person is never that quick.
+    # Airflow 3.3.2 fails a task whose question is answered, and which is queued again, before its scheduler
+    # knows of the first process's end. A person is never that quick.
     heard = re.compile(
         rf"Received executor event with state success .*task_id='approve', run_id='{re.escape(run)}'"
     )
@@ -201,7 +201,7 @@ def test_incremental_sync_and_the_daily_one_that_finds_the_rest(airflow_env: Air
     assert rows(env.source, highest) == [(True,)]
 
     second = hourly()
-    assert second["source_rows"] < 100  # only what is new, and the overlap
+    assert second["source_rows"] < 100  # only new rows, and the overlap
     assert (second["inserted"], second["deleted"]) == (10, 0)
     assert 0 < second["updated"] <= 10
     gone = "SELECT count(*) FROM reading"

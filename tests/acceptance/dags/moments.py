@@ -1,8 +1,8 @@
 """Tasks that die, or are suspended, at exactly named moments of their first try; the next tries live.
 
-The moments are those at which the state of :class:`airflow_dblink.core.once.transaction.Once` is stored, and
-"while it sleeps". Every effect is a row of ``effect`` on the warehouse and a value of its sequence
-``runs``, which no rollback takes back: it counts how often the work was begun.
+The moments are the writes of the state of :class:`airflow_dblink.core.once.transaction.Once`, and "while it
+sleeps". Every effect is a row of ``effect`` in the warehouse, and a value of its sequence ``runs``. No
+rollback undoes the latter, so it counts how often the work was begun.
 """
 
 import os
@@ -31,7 +31,7 @@ def suspend() -> None:
 
 
 class FirstTryDies:
-    """Mixin: what happens to the first try."""
+    """Mixin that ends or stops the first try."""
 
     moment: Moment = ()
 

@@ -1,4 +1,4 @@
-"""Syncs whose first try dies at exactly named moments, or is stopped; every table is one of its own."""
+"""Syncs whose first try dies at exactly named moments, or is stopped; each has a table of its own."""
 
 import threading
 from datetime import timedelta

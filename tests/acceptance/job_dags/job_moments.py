@@ -1,6 +1,6 @@
 """Jobs whose senders and waiters die at exactly named moments of their first try; the next tries live.
 
-Every effect is a row of ``effect`` on the warehouse, a table without key: done twice, it is there twice.
+Every effect is a row of ``effect`` in the warehouse. The table has no key, so work done twice has two rows.
 """
 
 import threading
@@ -20,7 +20,7 @@ from airflow_dblink.operators.jobs import (
 from airflow_dblink.sensors.job import DblinkJobSensor
 from tests.acceptance.dying import GATE, Store, die
 
-# Tests hold the gate shut to have jobs run for as long as they like.
+# Tests hold the gate shut to keep jobs running.
 LASTS = f"pg_sleep(%(seconds)s), pg_advisory_xact_lock_shared({GATE})"
 EFFECT = f"INSERT INTO effect (task) SELECT %(task)s FROM {LASTS}"  # noqa: S608
 
@@ -43,7 +43,7 @@ class DyingCall(call.Call):
 
 
 class Moment(NamedTuple):
-    """When the first try dies: in which process, at which write or call, or after so many seconds."""
+    """The moment at which the first try dies: the process, and the write, the call or the seconds in it."""
 
     process: str = "nowhere"
     write: str = ""
@@ -66,7 +66,7 @@ MOMENTS = {
 
 
 class FirstTryDies:
-    """Mixin: what happens to the first try; ``moment`` is a name in MOMENTS."""
+    """Mixin that ends the first try at ``moment``, a name in MOMENTS."""
 
     moment = "never"
 
@@ -82,7 +82,7 @@ class FirstTryDies:
         moment = MOMENTS[self.moment]
         nth, where = moment.nth, moment.process
         if where == "end" and not getattr(self, "deferrable", False):
-            # One process does it all: its third write is the last one's first.
+            # Without a deferral one process makes all writes; the first one after the job's end is its third.
             nth, where = 3, "execute"
         if context["ti"].try_number != 1 or where != process:
             return
@@ -139,12 +139,12 @@ with DAG("job_moments", schedule=None):
                 task_id=label,
                 moment=name,
                 deferrable=deferrable,
-                # What is to die after it has deferred must have deferred before the job's end.
+                # A task that dies after its deferral must have deferred before the job's end.
                 parameters={
                     "task": label,
                     "seconds": 15 if deferrable and MOMENTS[name].process == "end" else 3,
                 },
-                # What is to die while the job runs must not have deferred by then.
+                # A task that dies while the job runs must not have deferred by then.
                 **{**COMMON, "grace_period": timedelta(seconds=2.5 if name == "while_running" else 0.2)},
             )
 
@@ -163,7 +163,7 @@ with DAG("send_moments", schedule=None):
         )
         DblinkJobSensor(task_id=f"sense_{name}", handle=sent.output, deferrable=True, poke_interval=2)
 
-# What the soak command and the tests of infrastructure run: tasks come as params.
+# The soak command and the tests of infrastructure run this Dag; its params list the tasks.
 with DAG("job_batch", schedule=None, params={"tasks": Param([], type="array")}):
 
     @task

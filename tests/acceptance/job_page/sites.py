@@ -40,8 +40,8 @@ class Site:
     :ivar nobody: has a login and no rights.
     :ivar stranger: a browser without a login.
     :ivar silent: a server that lets everybody in and answers nothing; a connection of the Dag ``one``.
-    :ivar flooding: one whose answers never end; likewise.
-    :ivar apart: one that no Dag has to do with.
+    :ivar flooding: a server whose answers never end; also a connection of the Dag ``one``.
+    :ivar apart: a server whose connection no Dag names.
     """
 
     airflow: Airflow
@@ -116,9 +116,9 @@ def path_of(job_id: object, dag_id: str = "one", conn_id: str = "jobs") -> str:
 
 @contextmanager
 def browser(airflow: Airflow, user: str | None = None, path: str = "") -> Iterator[httpx.Client]:
-    """Give a client that has logged in as Airflow's login page does it, with a cookie.
+    """Give a client that has logged in as a browser does on Airflow's login page, with a cookie.
 
-    :param path: below which Airflow is.
+    :param path: path of Airflow on its server.
     """
     with httpx.Client(base_url=airflow.url, trust_env=False, timeout=30, headers=BROWSER) as client:
         if user is not None:
@@ -138,5 +138,5 @@ def facts_of(page: str) -> dict[str, str]:
 
 
 def without_addresses(page: str) -> str:
-    """Return the page without what differs in any two: the nonce, and its own address."""
+    """Return the page without the parts that differ between any two pages: the nonce, and its own address."""
     return re.sub(r'(nonce|href)="[^"]*"', "", page)

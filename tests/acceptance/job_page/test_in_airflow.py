@@ -39,7 +39,7 @@ def test_the_link_of_a_task_leads_to_its_job(site: Site) -> None:
 
     assert page.status_code == 200
     assert facts_of(page.text)["Dag"] == "linked"
-    # Airflow's interface is one page; its data come from the path that the page is made of.
+    # Airflow's interface is one page for all paths; the API path with the same parts gives its data.
     api = urlsplit(task.replace("/dags/", "/api/v2/dags/").replace("/runs/", "/dagRuns/")).path
     assert site.admin.get(api.replace("/tasks/", "/taskInstances/")).json()["task_id"] == "send"
 

@@ -1,4 +1,4 @@
-"""The page of a job on a server that can't be asked, or that mustn't be trusted."""
+"""The page of a job on a server that doesn't answer, or that isn't trusted."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_looking_writes_nothing(site: Site) -> None:
 
 
 def _peak_mb(site: Site) -> int:
-    """Return the most memory that a process of the api-server has had."""
+    """Return the largest memory that a process of the api-server has had."""
     peaks = []
     for process in site.airflow.component_processes("api-server"):
         status = Path(f"/proc/{process.pid}/status").read_text()

@@ -1,4 +1,4 @@
-"""What the page of a remote job says."""
+"""The contents of the page of a remote job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.acceptance.job_page.sites import (
     path_of,
 )
 
-# -- what it says
+# -- the contents
 
 
 def test_a_succeeded_job_is_described(site: Site) -> None:
@@ -30,7 +30,7 @@ def test_a_succeeded_job_is_described(site: Site) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", facts["Ended"])
     assert facts["Duration"].endswith(" ms") or facts["Duration"].endswith(" s")
     assert 'href="/dags/one/runs/manual__x%2B1/tasks/load?try_number=1"' in page.text
-    # As it was written: with the placeholder, without the value.
+    # The statement as the user wrote it: with the placeholder, without the value.
     assert "generate_series(1, %s) ON CONFLICT DO NOTHING -- &lt;é&gt;" in page.text
     assert "<h2>Error</h2>" not in page.text
 

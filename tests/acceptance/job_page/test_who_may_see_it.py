@@ -17,7 +17,7 @@ from tests.acceptance.job_page.sites import (
     without_addresses,
 )
 
-# A schema that only looks like ours: whoever looks for a job there runs what its owner wants.
+# A schema that only looks like ours: whoever looks for a job there runs its owner's code.
 TRAP = """
 CREATE ROLE {role};
 CREATE SCHEMA trap;
@@ -146,7 +146,7 @@ def test_the_apps_own_documentation_is_not_there(site: Site) -> None:
         assert site.admin.get(path).status_code == 404
 
 
-# -- what can't be told apart
+# -- answers that must be the same
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_schema_of_a_role_that_is_not_trusted_is_not_looked_into(site: Site) -
     role = f"trapper_{uuid4().hex[:8]}"
     try:
         site.database.admin(TRAP.format(role=role))
-        # It would spring.
+        # To show that the trap works.
         site.database.rows("SELECT FROM trap.job")
         assert site.database.execute("DELETE FROM public.sprung") != "DELETE 0"
 
