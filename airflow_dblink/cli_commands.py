@@ -169,7 +169,7 @@ def _show(rows: Sequence[Mapping[str, object]], output: str) -> None:
 
 @_command
 def sql(args: Namespace) -> None:
-    """Print the SQL that installs what jobs need, or removes it; nothing is connected to.
+    """Print the SQL that installs the objects of remote jobs, or removes them; connect to no server.
 
     :raises UsageError: if options don't go together, or a field of the connection is wrong.
     :raises AirflowNotFoundException: if there is no such connection.
@@ -273,7 +273,7 @@ def cancel_job(args: Namespace) -> None:
 
     :raises UsageError: if there is no such job, or the schema isn't there.
     :raises RemoteError: the server's errors.
-    :raises SystemExit: if it still runs after some seconds.
+    :raises SystemExit: if it still runs after a few seconds.
     """
     job_id = parse_job_id(args.job_id)
     with _installed_jobs(args.conn_id) as jobs:

@@ -1,4 +1,4 @@
-"""What Airflow asks of a provider. Imports nothing: every ``airflow`` command reads it."""
+"""The provider's metadata for Airflow. Imports nothing, since every ``airflow`` command reads it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from airflow_dblink.core.masking import without_credentials, without_statements,
 # same statement may succeed later. 57014 (query_canceled) is someone's wish and is not here.
 _TRANSIENT_PREFIXES = ("08", "40", "53", "57P")
 
-#: What a syntax error is at, in the server's words.
+#: The token of a syntax error, in the server's words.
 AT_OR_NEAR = re.compile(r' at or near "(.*)"', re.DOTALL)
 
 
@@ -35,7 +35,7 @@ class Place:
     quotes_beyond: bool = False
 
     def corrected(self, message: str) -> str:
-        """Return the server's *message* without a quote of what the user didn't write."""
+        """Return the server's *message* without a quote of text that the user didn't write."""
         return AT_OR_NEAR.sub(" at end of input", message) if self.quotes_beyond else message
 
 
@@ -140,7 +140,7 @@ class VerificationError(DblinkError):
 
 
 class FloodError(psycopg.OperationalError):
-    """The server sent more than it may."""
+    """The server sent more bytes than allowed."""
 
 
 class StaleError(Exception):
@@ -160,7 +160,7 @@ def from_psycopg(
     :param connname: link or connection of the error.
     :param unnamed: whether it is the unnamed link; then *connname* is its Airflow connection.
     :param action: the action in dblink's words: ``executing query``, ``opening cursor "c"``, ...
-    :param place: where in the user's SQL it is; see :func:`~airflow_dblink.core.sqltext.user_text.place_of`.
+    :param place: its place in the user's SQL; see :func:`~airflow_dblink.core.sqltext.user_text.place_of`.
     :returns: :class:`TransientError` for a lost connection (any FATAL error) and for SQLSTATE classes
         08, 40, 53 and 57P, otherwise :class:`RemoteError`. An error without SQLSTATE gets 08006, as in
         dblink. An error of ours is returned as it is.

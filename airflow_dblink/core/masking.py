@@ -19,9 +19,9 @@ _NOTE_CHARS = 60  # more than any note has
 # quotes of their own.
 _OPENING = re.compile(r'(?<!parameter )["»«„“](?!: )')
 _CLOSING = '"»«“”'
-# The token that a syntax error is at, where it is a literal: a parameter's value, as it was bound.
+# The token of a syntax error, if it is a literal: it may be a parameter's bound value.
 _LITERAL = re.compile(r"""["»«„“]\s?(?:(?:[bBeEnNxX]|[uU]&)?'|\$(?:[^\W\d]\w*+)?\$|\.?\d)""")
-# They have syntaxes, and so syntax errors, of their own: what stands in quotes is a value.
+# Languages inside of values: their syntax errors quote a value.
 _LANGUAGES = ("jsonpath", "tsquery", "hstore")
 # The columns' names in "Key (id)=(5)".
 _NAMES = re.compile(r"\([^()]*+\) ?= ?(?=\()")

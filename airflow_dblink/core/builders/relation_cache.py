@@ -276,7 +276,7 @@ def send(link: Wire, *messages: str) -> list[pq.abc.PGresult]:
 
 
 def succeed(link: Wire, results: Sequence[pq.abc.PGresult]) -> None:
-    """Raise the error that the last of *results* is, if it is one.
+    """Raise the error in the last of *results*, if there is one.
 
     :raises RemoteError: the server's errors.
     """

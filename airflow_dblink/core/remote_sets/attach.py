@@ -50,7 +50,7 @@ _WITHIN_TRANSACTION = (
 
 @dataclass(frozen=True)
 class Set:
-    """A remote set that both servers agree to.
+    """A remote set that fits the types of both servers.
 
     :ivar name: name of the temporary table, unquoted.
     :ivar columns: names and types, in the order of the data.

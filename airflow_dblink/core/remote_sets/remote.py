@@ -90,7 +90,7 @@ def _wrong(name: str, why: str, hint: str | None = None) -> UsageError:
 
 
 def remotes_by_table(given: Mapping[str, Remote | Mapping[str, Any]] | None) -> dict[str, Remote]:
-    """Return the remotes by the name of their table; refuse mistakes that show without a server.
+    """Return the remotes by the name of their table; raise for mistakes that show without a server.
 
     :param given: remotes by name. Names are read as in SQL: they become lower case unless in double quotes.
     :raises UsageError: names the wrong set and the mistake.

@@ -1,7 +1,7 @@
 -- name: relation
--- A relation by name, read as PostgreSQL reads it (search_path, quotes). to_regclass gives
--- NULL for an unknown name instead of an error. The role's privileges are asked here, before
--- anything is moved. reltuples is -1 if the table was never analyzed; partitions are summed up.
+-- A relation by its name, which PostgreSQL reads itself (search_path, quotes), and the role's privileges on it.
+-- to_regclass returns NULL for an unknown name instead of an error. reltuples is -1 if the table was never analyzed;
+-- the estimates of partitions are added up.
 -- tgtype 7: for each row, before, insert. "may_select": all columns, ctid too. "may_lock": LOCK TABLE in SHARE
 -- ROW EXCLUSIVE MODE needs one of three privileges on the whole table.
 SELECT c.oid::int8 AS oid,

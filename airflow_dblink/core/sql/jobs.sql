@@ -1,5 +1,5 @@
 -- name: installation
--- What is there of the schema, whether this role may use it, and what of it isn't to be trusted.
+-- The parts of the job schema that exist, this role's privileges on them, and an object that isn't trusted.
 SELECT n.oid IS NOT NULL AS has_schema,
        obj_description(n.oid, 'pg_namespace') AS comment,
        t.oid IS NOT NULL AND p.oid IS NOT NULL AS is_complete,
@@ -32,7 +32,7 @@ SELECT n.oid IS NOT NULL AS has_schema,
  WHERE d.datname = current_database();
 
 -- name: insert
--- Sent a second time, by a retry or by a worker that was thought dead, it does nothing.
+-- A retry, or a worker that was thought dead, may send this twice; the second time it does nothing.
 INSERT INTO {schema}.job (id, dag_id, task_id, run_id, map_index, try_number, replaces, statement,
                           bound_statement, is_query, keep_result, command, settings, statement_timeout)
 VALUES (%(id)s, %(dag_id)s, %(task_id)s, %(run_id)s, %(map_index)s, %(try_number)s, %(replaces)s, %(statement)s,
@@ -40,18 +40,18 @@ VALUES (%(id)s, %(dag_id)s, %(task_id)s, %(run_id)s, %(map_index)s, %(try_number
 ON CONFLICT (id) DO NOTHING;
 
 -- name: its_session
--- The session that runs job j. A pooler's goes on with something else when the job has ended.
+-- The session that runs job j. A pooler's session may run another statement once the job has ended.
 pg_stat_activity AS a
  WHERE a.pid = j.pid
    AND (a.backend_start = j.backend_start OR j.backend_start IS NULL
-        -- Hidden: another role's. The owner's own aren't hidden from the owner.
+        -- Hidden, as the sessions of other roles are; the job's owner sees its own.
         OR (a.backend_start IS NULL AND j.owner <> CURRENT_USER))
    AND (a.state IS NULL OR a.state = 'disabled' OR (a.state = 'active' AND strpos(a.query, j.id::text) > 0));
 
 -- name: give_up_lost
--- A job whose session is gone has committed nothing, and after this it can't any more. A session that
--- may be the job's, but that this role may not look at, counts as alive. Should the job end at this very
--- moment, it is no longer 'running' when this gets the row's lock.
+-- A job whose session is gone has committed nothing, and after this it can't any more. A session that may be the
+-- job's, but is hidden from this role, counts as alive. If the job ends at this very moment, it is no longer
+-- 'running' when this statement gets the row's lock.
 UPDATE {schema}.job AS j
    SET state = CASE WHEN j.cancel_requested_at IS NULL THEN 'lost' ELSE 'cancelled' END,
        ended_at = clock_timestamp(),
@@ -65,14 +65,14 @@ SELECT {columns}
  WHERE j.id = ANY (%(ids)s);
 
 -- name: see
--- For who may change nothing: as give_up_lost and look.
+-- The result of give_up_lost and look, for a reader who may change nothing.
 SELECT {columns},
        j.state = 'running' AND NOT EXISTS (SELECT FROM {its_session}) AS is_lost
   FROM {schema}.job AS j
  WHERE j.id = %(id)s;
 
 -- name: result_place
--- Where the table of job j's rows is. Before version 2 that was beside the job table.
+-- The schema of the table with job j's rows. Before version 2 it was the job table's.
 (SELECT n.nspname::text
    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_roles AS r ON r.oid = c.relowner
   WHERE c.relname = j.result_table AND c.relkind = 'r' AND n.nspname IN ({results_name}, {schema_name})
@@ -81,7 +81,7 @@ SELECT {columns},
   LIMIT 1);
 
 -- name: columns
--- All of a job but its statement.
+-- All columns of a job except its statement.
 j.id, j.state, j.owner::text AS owner, j.dag_id, j.task_id, j.run_id, j.map_index, j.try_number, j.replaces,
 j.is_query, j.keep_result, j.command, j.statement_timeout, j.sent_at, j.started_at, j.ended_at,
 j.cancel_requested_at, j.pid, j.row_count, j.result_table::text AS result_table,
@@ -101,8 +101,8 @@ SELECT {columns}
  LIMIT %(most)s;
 
 -- name: request_cancel
--- What has not begun is cancelled by this alone; what runs is marked, so that its end is told
--- from a time-out's.
+-- This cancels a job that has not begun. It only marks a running job, so that its end is distinguished from a
+-- time-out.
 UPDATE {schema}.job AS j
    SET state = CASE j.state WHEN 'sent' THEN 'cancelled' ELSE j.state END,
        cancel_requested_at = coalesce(j.cancel_requested_at, clock_timestamp()),
@@ -116,24 +116,24 @@ SELECT pg_cancel_backend(j.pid)
  WHERE j.id = %(id)s AND j.state = 'running' AND EXISTS (SELECT FROM {its_session} AND a.backend_start IS NOT NULL);
 
 -- name: terminate
--- A statement may catch the cancellation, or wait for something that nothing interrupts.
+-- For a statement that catches the cancellation, or is in a wait that nothing interrupts.
 SELECT pg_terminate_backend(j.pid)
   FROM {schema}.job AS j
  WHERE j.id = %(id)s AND j.state = 'running' AND EXISTS (SELECT FROM {its_session} AND a.backend_start IS NOT NULL);
 
 -- name: notify
--- Not where the queue is full: what is said in the same transaction would then fail with it.
+-- Not if the queue is nearly full: a failed NOTIFY would undo the other statements of the transaction.
 SELECT pg_notify('airflow_dblink_job', %(id)s::text) WHERE pg_notification_queue_usage() < 0.9;
 
 -- name: running_since
--- Those that nobody has asked for since their session ended still say so.
+-- Jobs that are 'running' by their row. Their session may have ended, if nobody has read the row since.
 SELECT j.id
   FROM {schema}.job AS j
  WHERE j.state = 'running' AND j.started_at < clock_timestamp() - %(older_than)s::interval;
 
 -- name: prunable
--- A few at a time: each goes in a transaction of its own, with its result. What was sent so long
--- ago and never begun has lost its sender. Whose the result is makes no difference to who may drop it.
+-- A few at a time: each job is deleted in a transaction of its own, with its result. A job that was sent that long
+-- ago and never began has lost its sender. The result is listed whoever owns it: DROP checks the privilege.
 SELECT j.id, j.result_table::text AS result_table,
        ARRAY(SELECT n.nspname::text
                FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -155,11 +155,11 @@ DROP TABLE IF EXISTS {tables};
 UPDATE {schema}.job AS j SET result_table = NULL WHERE j.id = %(id)s;
 
 -- name: lock_result
--- Nobody drops it while it is read, and makes something else of its name.
+-- While it is read, nobody can drop the table and create another one with its name.
 LOCK TABLE {result_schema}.{result_table} IN ACCESS SHARE MODE;
 
 -- name: result_is_trusted
--- In the same transaction as lock_result; what isn't trusted might have been put in its place before that.
+-- In the same transaction as lock_result. Before the lock, somebody may have put another table in its place.
 SELECT {is_trusted} AND c.relkind = 'r' AS is_trusted
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace LEFT JOIN pg_roles AS r ON r.oid = c.relowner
  WHERE n.nspname = %(result_schema)s AND c.relname = %(result_table)s;

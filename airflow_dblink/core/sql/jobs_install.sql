@@ -1,13 +1,14 @@
 -- name: install
--- What remote jobs need in a database: a schema with one table and one procedure, and another one for
--- the results that jobs keep. Run again, it upgrades what is there and keeps all jobs; the version is in the schema's comment.
+-- Installs the objects of remote jobs in a database: a schema with one table and one procedure, and a second schema
+-- for the results that jobs keep. If it is run again, it upgrades them and keeps all jobs. The schema's comment has
+-- the version.
 SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = '10s';
 SET LOCAL search_path = pg_catalog, pg_temp;
--- Two tasks may find nothing here at the same moment.
+-- Two tasks may install it at the same moment.
 SELECT pg_catalog.pg_advisory_xact_lock(7081424351162117427);
 
--- An older client must not turn back what a newer one has installed.
+-- An older client must not undo the upgrade of a newer one.
 DO $newer$
 BEGIN
     IF (SELECT substring(obj_description(n.oid, 'pg_namespace') FROM '^airflow-dblink jobs, version (\d+)$')::int
@@ -19,7 +20,8 @@ $newer$;
 
 CREATE SCHEMA IF NOT EXISTS {schema};
 
--- Apart: who keeps results needs CREATE there, and could make a second procedure beside ours.
+-- Results have a schema of their own: roles that keep results need CREATE there, and in the job schema they could
+-- create a second procedure beside ours.
 DO $results$
 DECLARE
     owner oid := (SELECT n.nspowner FROM pg_namespace AS n WHERE n.nspname = {schema_name});
@@ -35,7 +37,7 @@ BEGIN
               USING ERRCODE = 'duplicate_schema', HINT = 'rename it, or use another schema for jobs (job_schema)';
     END IF;
     EXECUTE format('COMMENT ON SCHEMA %I IS %L', {results_name}, {results_comment});
-    -- Version 1 kept results beside the job table. Those that are there stay, and can be read.
+    -- Version 1 kept results beside the job table. These stay there, and can be read.
     FOR role IN
         SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
           FROM pg_namespace AS n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
@@ -51,36 +53,36 @@ CREATE TABLE IF NOT EXISTS {schema}.job (
     id uuid PRIMARY KEY,
     state text NOT NULL DEFAULT 'sent'
         CHECK (state IN ('sent', 'running', 'succeeded', 'failed', 'cancelled', 'lost')),
-    -- Whose job it is. Nobody else sees the row, but superusers and the table's owner.
+    -- The role that sent the job. Only this role, superusers and the table's owner see the row.
     owner name NOT NULL DEFAULT CURRENT_USER,
-    -- The task that sent it, and the job of an earlier try that it does anew.
+    -- The task that sent it, and the job of an earlier try that it replaces.
     dag_id text,
     task_id text,
     run_id text,
     map_index integer,
     try_number integer,
     replaces uuid,
-    -- As it was written. bound_statement is the same with its values in it, and there only
-    -- until the job has ended.
+    -- The statement as the user wrote it. bound_statement has its parameters' values, and is kept only until the
+    -- job has ended.
     statement text NOT NULL,
     bound_statement text,
-    -- One query whose rows are kept in result_table, or are thrown away one by one.
+    -- One query, whose rows are kept in result_table, or else discarded one by one.
     is_query boolean NOT NULL DEFAULT false,
     keep_result boolean NOT NULL DEFAULT false,
-    -- What its command tag begins with, if it has a row count: 'INSERT 0', 'UPDATE', ...
+    -- The command tag without its row count, if it has one: 'INSERT 0', 'UPDATE', ...
     command text,
     settings jsonb NOT NULL DEFAULT '{{}}',
-    -- Set by whoever calls run, since it counts from the call.
+    -- The caller of run sets this limit, since it counts from the call.
     statement_timeout text,
     sent_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     started_at timestamptz,
     ended_at timestamptz,
     cancel_requested_at timestamptz,
-    -- The session that runs it; a pid alone may be used again.
+    -- The session that runs it. A pid alone isn't enough, since it may be reused.
     pid integer,
     backend_start timestamptz,
     row_count bigint,
-    -- Of that name alone: whoever prunes drops it, with rights of his own.
+    -- No other name is allowed, since a role that prunes jobs drops this table with its own privileges.
     result_table name CHECK (result_table = 'result_' || replace(id::text, '-', '')),
     sqlstate text,
     message text,
@@ -94,10 +96,10 @@ ALTER TABLE {schema}.job ENABLE ROW LEVEL SECURITY;
 DROP POLICY IF EXISTS owner_only ON {schema}.job;
 CREATE POLICY owner_only ON {schema}.job USING (owner = CURRENT_USER) WITH CHECK (owner = CURRENT_USER);
 
--- Runs one job, once: three transactions, of which the second is the job's own. With COMMIT
--- in it, it can be neither SECURITY DEFINER nor have a search_path of its own; so it sets one,
--- and uses no name and no operator before that. What it sets is local to a transaction: nothing
--- stays behind in the session of a pooler.
+-- Runs one job, once, in three transactions; the second one is the job's own. A procedure that commits can be
+-- neither SECURITY DEFINER nor have a SET clause for search_path. So this one sets the path itself, and before that
+-- uses no unqualified name and no operator. Its settings are local to a transaction, so that none stays in the
+-- session of a pooler.
 CREATE OR REPLACE PROCEDURE {schema}.run(job_id uuid) LANGUAGE plpgsql AS {quote}
 DECLARE
     own_role pg_catalog.text;
@@ -114,14 +116,14 @@ DECLARE
     error_context pg_catalog.text;
 BEGIN
     COMMIT;
-    -- A role's default may be stricter, and see no cancellation that came meanwhile.
+    -- Under a stricter default of the role, it would not see a cancellation that came meanwhile.
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     own_role := current_setting('role');
     job_table := {job_name}::regclass::oid;
 
-    -- The claim: whoever calls second, or too late, finds nothing to do; and so does who may see the
-    -- jobs of others, whose SQL would run with his rights.
+    -- The claim: a second or late call finds nothing to do. Nor does a role that sees the jobs of others, whose SQL
+    -- would run with its privileges.
     UPDATE {schema}.job AS j
        SET state = 'running',
            started_at = clock_timestamp(),
@@ -139,11 +141,11 @@ BEGIN
         to_run := format('CREATE TABLE %I.%I AS %s', {results_name}, job.result_table, job.statement);
     END IF;
     COMMIT;
-    -- Tells the sender that it may leave. INFO reaches it whatever client_min_messages says.
+    -- Tells the sender that it may leave. INFO reaches it whatever client_min_messages is.
     RAISE INFO 'airflow_dblink: the job is running';
 
     BEGIN
-        -- Its client may be gone: a message to it would end the session, and so might looking for it.
+        -- The client may be gone: a message to it would end the session, and so could a check whether it is there.
         PERFORM pg_catalog.set_config('client_min_messages', 'error', true),
                 pg_catalog.set_config('client_connection_check_interval', '0', true),
                 pg_catalog.set_config('cursor_tuple_fraction', '1', true);
@@ -158,24 +160,24 @@ BEGIN
             EXECUTE to_run;
             GET DIAGNOSTICS rows = ROW_COUNT;
         END IF;
-        -- What would fail in COMMIT, where nothing can be caught, fails here.
+        -- Deferred constraints fail here, since a failure of COMMIT can't be caught.
         SET CONSTRAINTS ALL IMMEDIATE;
         PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
                 pg_catalog.set_config('enable_seqscan', 'off', true),
                 pg_catalog.set_config('role', own_role, true);
-        -- Another one that was made meanwhile may be anybody's.
+        -- If the job table was replaced meanwhile, anybody may own the new one.
         LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
         IF {job_name}::regclass::oid <> job_table THEN
             RAISE EXCEPTION 'the job table was replaced while the job was running'
                   USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
-        -- The fence: a job that was given up as lost can't be committed any more. By its place first:
-        -- a serializable job that searched the table would conflict with all others.
+        -- The fence: a job that was given up as lost can't be committed any more. The row is first found by its
+        -- place (ctid): a serializable job that searched the table would conflict with all others.
         UPDATE {schema}.job AS j
            SET state = 'succeeded', ended_at = clock_timestamp(), row_count = rows,
                result_table = job.result_table, bound_statement = NULL
          WHERE j.ctid = job.place AND j.id = job_id AND j.state = 'running' AND j.pid = pg_backend_pid();
-        IF NOT FOUND THEN -- its row was moved, by a request to cancel it
+        IF NOT FOUND THEN -- a request to cancel it has moved its row
             UPDATE {schema}.job AS j
                SET state = 'succeeded', ended_at = clock_timestamp(), row_count = rows,
                    result_table = job.result_table, bound_statement = NULL
@@ -208,7 +210,7 @@ BEGIN
             RETURN;
         END IF;
         UPDATE {schema}.job AS j
-           -- 40001: its isolation level lets it not end after its row was marked.
+           -- 40001: under its isolation level the job can't update its row after a request to cancel has marked it.
            SET state = CASE WHEN error_sqlstate IN ('57014', '40001') AND j.cancel_requested_at IS NOT NULL
                             THEN 'cancelled' ELSE 'failed' END,
                ended_at = clock_timestamp(),
@@ -217,7 +219,7 @@ BEGIN
                message = error_message,
                detail = nullif(error_detail, ''),
                hint = nullif(error_hint, ''),
-               -- Neither the whole statement, values and all, nor the lines of this procedure and its call.
+               -- Without the statement, which holds values, and without the lines of this procedure and its call.
                context = nullif(rtrim(regexp_replace(
                    replace(replace(error_context, 'SQL statement "' || to_run || '"', ''), to_run, '...'),
                    'PL/pgSQL function [^\n]*run\(uuid\) line \d+ at [^\n]*'
@@ -226,8 +228,8 @@ BEGIN
     END IF;
     COMMIT;
 
-    -- Apart from the job's own transaction, which would hold PostgreSQL's one lock on
-    -- notifications while it is committed, and fail with a full queue.
+    -- Not in the job's own transaction: its commit would hold PostgreSQL's single lock for notifications, and fail
+    -- if the queue is full.
     PERFORM pg_catalog.set_config('client_min_messages', 'error', true),
             pg_catalog.set_config('client_connection_check_interval', '0', true),
             pg_catalog.pg_notify('airflow_dblink_job', job_id::pg_catalog.text);
@@ -245,5 +247,5 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.job TO {role};
 GRANT EXECUTE ON PROCEDURE {schema}.run(uuid) TO {role};
 
 -- name: grant_results
--- Only for jobs that keep their result: it is a table of the role's own in that schema.
+-- Only for jobs that keep their result: that is a table in this schema, which the role owns.
 GRANT USAGE, CREATE ON SCHEMA {results} TO {role};

@@ -1,7 +1,7 @@
 -- name: is_trusted
--- Of a role r: whether what it owns may run code as this role. Who can act as this role already, and who
--- rules the server or the database. Not a role that this one is a member of: its other members could
--- change what it owns, too. From 16 on a member may be one without being allowed SET ROLE.
+-- Whether role r is trusted: its objects may run code as this role. That holds for roles that can act as this role
+-- already, and for superusers and the database's owner. It doesn't hold for a role of which this one is a member:
+-- its other members could change its objects, too. From 16 on, membership alone doesn't allow SET ROLE.
 coalesce(r.rolsuper
       OR r.rolname = 'pg_database_owner'
       OR r.oid = (SELECT d.datdba FROM pg_database AS d WHERE d.datname = current_database())
@@ -11,8 +11,8 @@ coalesce(r.rolsuper
       OR r.rolname::text = ANY ({trusted_owners}::text[]), false);
 
 -- name: distrusted
--- The first thing found by which a role that isn't trusted could run code as this one, as JSON: kind, name,
--- role, and place in the list below; NULL where there is none. Needs pg_catalog as search_path.
+-- The first object by which a role that isn't trusted could run code as this one, as JSON: kind, name, role, and
+-- place in the list below; NULL if there is none. It needs pg_catalog as search_path.
 WITH space AS (
     SELECT n.oid, n.nspname, n.nspowner FROM pg_namespace AS n WHERE n.nspname = {schema_name}
 ), job AS (
@@ -26,7 +26,7 @@ WITH space AS (
     UNION ALL SELECT 'pg_policy'::regclass, p.oid FROM pg_policy AS p JOIN job AS j ON j.oid = p.polrelid
     UNION ALL SELECT 'pg_rewrite'::regclass, w.oid FROM pg_rewrite AS w JOIN job AS j ON j.oid = w.ev_class
     UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM pg_trigger AS t JOIN job AS j ON j.oid = t.tgrelid
-), used AS ( -- what is built in is in no pg_depend
+), used AS ( -- built-in objects aren't in pg_depend
     SELECT DISTINCT d.refclassid, d.refobjid
       FROM part AS p JOIN pg_depend AS d ON d.classid = p.classid AND d.objid = p.objid
 ), finding (place, kind, name, owner) AS (
@@ -34,7 +34,7 @@ WITH space AS (
       FROM pg_namespace AS n WHERE n.nspname IN ({schema_name}, {results_name})
     UNION ALL SELECT 2, 'relation', j.relname::text, j.relowner FROM job AS j
     UNION ALL SELECT 3, 'not a table', j.relname::text, NULL FROM job AS j WHERE j.relkind <> 'r'
-    -- All, since a call finds the best match by arguments and defaults.
+    -- All functions of the schema, since a call finds the best match by arguments and defaults.
     UNION ALL SELECT 4, 'function', p.oid::regprocedure::text, p.proowner
       FROM pg_proc AS p JOIN space AS n ON n.oid = p.pronamespace
     UNION ALL SELECT 5, 'function', p.oid::regprocedure::text, p.proowner
@@ -47,14 +47,14 @@ WITH space AS (
       FROM used AS u JOIN pg_opclass AS o ON o.oid = u.refobjid WHERE u.refclassid = 'pg_opclass'::regclass
     UNION ALL SELECT 5, 'relation', c.oid::regclass::text, c.relowner
       FROM used AS u JOIN pg_class AS c ON c.oid = u.refobjid WHERE u.refclassid = 'pg_class'::regclass
-    -- Who made a trigger isn't known, and in its condition a built-in function runs any SQL: query_to_xml.
-    -- Those that are immutable don't.
+    -- A trigger has no known owner, and its condition may call a built-in function that runs any SQL: query_to_xml.
+    -- Immutable functions don't.
     UNION ALL SELECT 6, 'condition', t.tgname::text, NULL
       FROM pg_trigger AS t JOIN job AS j ON j.oid = t.tgrelid
      WHERE EXISTS (SELECT FROM regexp_matches(t.tgqual::text, ':(?:op)?funcid ([0-9]+)', 'g') AS called (ids)
                      JOIN pg_proc AS p ON p.oid = called.ids[1]::oid WHERE p.provolatile <> 'i')
-    -- A trigger can be made at any time by who has the right to. A foreign key's cascade runs as its
-    -- table's owner, but before 18 what that puts off until the commit runs as this role.
+    -- A role with the right TRIGGER can create a trigger at any time. A foreign key's cascade runs as the owner of
+    -- its table; but before 18, triggers that it defers to the commit run as this role.
     UNION ALL SELECT 7, a.privilege_type, j.relname::text, a.grantee
       FROM job AS j CROSS JOIN LATERAL aclexplode(j.relacl) AS a
      WHERE a.privilege_type IN ('TRIGGER', 'REFERENCES')
@@ -63,7 +63,7 @@ WITH space AS (
      WHERE a.privilege_type = 'REFERENCES'
     UNION ALL SELECT 8, 'table', c.oid::regclass::text, c.relowner
       FROM pg_constraint AS f JOIN job AS j ON j.oid = f.confrelid JOIN pg_class AS c ON c.oid = f.conrelid
-    -- Changes of the table reach its children, and their triggers.
+    -- A change of the table also changes rows of its children, and fires their triggers.
     UNION ALL SELECT 9, 'child', i.inhrelid::regclass::text, NULL
       FROM pg_inherits AS i JOIN job AS j ON j.oid = i.inhparent
 )
@@ -75,10 +75,11 @@ SELECT json_build_object('kind', f.kind, 'name', f.name, 'place', f.place, 'me',
  LIMIT 1;
 
 -- name: guard
--- Stops what comes next in its transaction unless all is trusted; nobody can drop, replace or hang
--- anything on the table meanwhile. A stranger's lock is not waited for: the first look comes before it.
+-- Fails, and so aborts its transaction, unless all objects are trusted. Its lock then prevents that anybody drops or
+-- replaces the table, or adds an object to it. It looks once before the lock, so that it doesn't wait for the lock
+-- of a stranger.
 DECLARE
-    found_distrusted pg_catalog.text; -- looked up before the search_path is set, where it calls
+    found_distrusted pg_catalog.text; -- qualified: in guarded_call it is looked up before search_path is set
 BEGIN
     FOR look IN 1..2 LOOP
         found_distrusted := ({distrusted});
@@ -88,7 +89,7 @@ BEGIN
                 MESSAGE = 'airflow-dblink: a part of the schema for jobs belongs to somebody who is not trusted',
                 DETAIL = found_distrusted;
         END IF;
-        IF to_regclass({job_name}) IS NULL THEN -- before somebody makes one
+        IF to_regclass({job_name}) IS NULL THEN -- a stranger could create it before the next statement
             RAISE EXCEPTION USING ERRCODE = 'undefined_table',
                 MESSAGE = format('relation "%s.job" does not exist', {schema_name});
         END IF;
@@ -99,7 +100,7 @@ BEGIN
 END;
 
 -- name: guarded_call
--- The same, and then the job, in a block that may commit as the procedure does.
+-- The guard, and then the job, in one block that may commit, as the procedure does.
 BEGIN
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;

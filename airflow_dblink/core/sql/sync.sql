@@ -1,6 +1,6 @@
 -- name: table_facts
--- What a sync must know of its destination, beyond what a transfer asks. Who owns the table and all that
--- belong to it (partitions, inheritance children) may disable their triggers.
+-- Facts about a sync's destination table that a transfer doesn't need. "owns": whether the role may disable the
+-- triggers of the table, its partitions and inheritance children.
 WITH RECURSIVE part (relid) AS (
     SELECT %(oid)s::oid
      UNION
@@ -13,8 +13,8 @@ SELECT pg_catalog.pg_is_in_recovery() AS is_standby,
        EXISTS (SELECT FROM pg_catalog.pg_rewrite AS rule WHERE rule.ev_class = %(oid)s::oid) AS has_rules;
 
 -- name: triggers
--- User triggers that fire, on the table, its partitions and inheritance children: each has a state of its
--- own. (pg_partition_tree() is empty for a plain table.)
+-- Users' enabled triggers on the table, its partitions and inheritance children, each of which has a state of its
+-- own. (pg_partition_tree() would be empty for a plain table.)
 WITH RECURSIVE part (relid, level) AS (
     SELECT %(oid)s::oid, 0
      UNION
@@ -35,9 +35,9 @@ SELECT conname AS name
  WHERE contype = 'f' AND conrelid = %(oid)s AND confrelid = %(oid)s AND NOT condeferrable;
 
 -- name: cascading_references
--- Foreign keys whose rows follow a row of the table, its partitions and inheritance children that is deleted
--- or whose key is changed: c cascade, n set null, d set default. "comes_back" says whether what follows from
--- there may be rows of the table itself, over however many tables.
+-- Foreign keys that change other rows when a row of the table, its partitions or inheritance children is deleted or
+-- gets another key: c cascade, n set null, d set default. "comes_back": whether the chain of these changes may lead
+-- back to rows of the table itself.
 WITH RECURSIVE part (relid) AS (
     SELECT %(oid)s::oid
      UNION
@@ -67,7 +67,7 @@ SELECT c.conname AS name, c.conrelid::regclass::text AS table_name, c.on_delete,
  ORDER BY c.conname;
 
 -- name: indexed
--- Columns that lead a B-tree index: a range of their values is found without reading the table.
+-- First columns of B-tree indexes: PostgreSQL finds a range of their values without reading the whole table.
 SELECT DISTINCT att.attname AS name
   FROM pg_catalog.pg_index AS idx
   JOIN pg_catalog.pg_class AS c ON c.oid = idx.indexrelid
@@ -83,11 +83,11 @@ SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem'))
 SELECT pg_catalog.pg_current_snapshot()::text AS snapshot;
 
 -- name: rewritten
--- Tables this transaction has locked that a TRUNCATE, a rewriting ALTER TABLE or a new table of that name
--- came to after its snapshot. Their old rows are gone, and their new ones aren't in the snapshot: they seem
--- empty. pg_class is read as of the snapshot, pg_relation_filenode() as of now.
--- pg_get_indexdef() locks the index's table, so it is asked of nothing that this session hasn't locked
--- itself: the planner would ask it of all sessions' locks, and wait for those, if it could choose.
+-- A table that this transaction has locked, and that was truncated, rewritten or replaced after its snapshot. Such a
+-- table seems empty: its old rows are gone, and its new ones aren't in the snapshot. pg_class shows the file at the
+-- time of the snapshot, pg_relation_filenode() the file now.
+-- pg_get_indexdef() locks the index's table, so it must only get relations that this session has locked itself.
+-- MATERIALIZED makes sure of that; otherwise the planner could call it for the locks of all sessions, and wait.
 WITH own AS MATERIALIZED (
     SELECT lock.relation
       FROM pg_catalog.pg_locks AS lock
@@ -105,8 +105,8 @@ SELECT own.relation::regclass::text AS name
  LIMIT 1;
 
 -- name: histogram
--- Bounds between which there are equally many values of an integer column, where it was analyzed. Of a
--- partitioned table's two sets of statistics the one with all partitions.
+-- Histogram bounds of an integer column, with equally many rows between any two, if the table was analyzed. A
+-- partitioned table may have two sets of statistics; this takes the one of all partitions.
 SELECT s.histogram_bounds::text::int8[] AS bounds
   FROM pg_catalog.pg_class AS c
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -116,8 +116,8 @@ SELECT s.histogram_bounds::text::int8[] AS bounds
  LIMIT 1;
 
 -- name: rounded
--- Columns whose type rounds what is assigned to it (precision, scale, fields), as declared; domains are
--- followed down to their base type, whose modifier is the innermost's that has one.
+-- Columns whose declared type rounds assigned values (precision, scale, fields). Domains are followed down to their
+-- base type; the type modifier is the innermost one.
 WITH RECURSIVE base (name, type, modifier, inner_type, inner_modifier) AS (
     SELECT a.attname, t.oid, a.atttypmod, t.typbasetype, t.typtypmod
       FROM pg_catalog.pg_attribute AS a

@@ -1,6 +1,6 @@
 -- name: groups
--- The planner would take as many groups as there are keys, and sort all rows on disk rather than hash their
--- groups in memory. Of a column of a UNION ALL it knows nothing, and thinks of 200.
+-- The UNION ALL with no rows hides the column's statistics, so the planner expects 200 groups and hashes them in
+-- memory. Otherwise it would expect as many groups as keys, and sort all rows on disk.
 SELECT g OPERATOR(pg_catalog.>>) {bits} AS block, pg_catalog.sum(c)::bigint AS rows,
        pg_catalog.string_agg(
            pg_catalog.int2send((g OPERATOR(pg_catalog.&) {mask})::smallint)
@@ -40,8 +40,8 @@ SELECT *
  ORDER BY n;
 
 -- name: apply
--- One statement, so that PostgreSQL checks foreign keys when all is done, in whatever order; but a unique
--- value must be given up before it is taken: each part waits for the one before it.
+-- One statement, so that PostgreSQL checks foreign keys after all changes, whatever their order. But a unique value
+-- must be given up before another row takes it, so each part waits for the one before it.
 WITH d AS ({delete}),
      u AS ({update}),
      i AS ({insert})
@@ -64,7 +64,7 @@ INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE
               AND (SELECT pg_catalog.count(*) FROM u) IS NOT NULL RETURNING 1;
 
 -- name: standing
--- Keys and places of rows that hold what another row will take.
+-- Keys and places of rows that hold a unique value which another row will take.
 SELECT DISTINCT {named}, {place} FROM {rows} AS given
   JOIN {plan} AS plan ON {given} AND plan.op OPERATOR(pg_catalog.=) ANY ('{{I,U,S}}') AND {on}
   JOIN {target} AS part ON {same} AND NOT ({itself});

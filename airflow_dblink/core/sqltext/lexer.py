@@ -1,8 +1,7 @@
 """The statements of a SQL script, found as PostgreSQL's lexer finds them: to refuse, never to rewrite.
 
-Scripts are always sent as they are. This module only finds where statements begin, so that
-transaction control and COPY, which would break an exactly-once message, are refused before
-anything is sent.
+Scripts are always sent unchanged. This module only finds the beginnings of statements, so that transaction
+control and COPY, which would break an exactly-once message, are refused before anything is sent.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# The same where standard_conforming_strings is off: a backslash escapes in every string.
+# The same with standard_conforming_strings off: a backslash escapes in every string.
 _TOKEN_BACKSLASHES = re.compile(
     _TOKEN.pattern.replace(r"'(?:[^']++|'')*+", r"'(?:[^'\\]++|\\.|'')*+"),
     _TOKEN.flags,
@@ -76,7 +75,7 @@ class Part:
 
     @property
     def verb(self) -> str:
-        """The command, such as ``INSERT``: the first word or, after WITH, that of the main statement."""
+        """The command, such as ``INSERT``: the first word or, after WITH, the main statement's first word."""
         if self.words[:1] == ["WITH"]:
             return next((word for word in self.outer_words if word in _AFTER_WITH), "WITH")
         return self.words[0] if self.words else ""
@@ -185,7 +184,7 @@ def tokens(script: str, *, backslashes: bool = False) -> Iterator[tuple[str, int
 
 
 def _comment_end(script: str, position: int) -> int:
-    """Return where the comment that began before *position* ends; comments nest."""
+    """Return the end of the comment that began before *position*; comments nest."""
     depth = 1
     while depth:
         edge = _COMMENT_EDGE.search(script, position)

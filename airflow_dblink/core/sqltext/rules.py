@@ -9,14 +9,14 @@ from airflow_dblink.core.sqltext.lexer import Part, parts
 
 #: Verbs of the statements that can be read as a query.
 QUERIES = ("SELECT", "VALUES", "TABLE")
-#: What takes a parameter's value; in SQL without parameters it may be a remainder, ``a %s``.
+#: A placeholder for a parameter's value; in SQL without parameters ``a %s`` may be a modulo.
 PLACEHOLDER = re.compile(r"%s\b|%\(\w+\)s")
 
 
 def demand_script(script: str, conn_id: str, *, alternative: str = "transaction=False") -> None:
-    """Refuse what can't be part of an exactly-once transaction.
+    """Raise unless *script* can be part of an exactly-once transaction.
 
-    :param alternative: what the caller should use for such statements.
+    :param alternative: the argument or operator that the error recommends for such statements.
     :raises UsageError: for an empty script, NUL, transaction control, COPY with the client, and
         commands that PostgreSQL runs only outside of a transaction block.
     """

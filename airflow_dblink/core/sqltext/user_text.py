@@ -1,9 +1,9 @@
-"""SQL as a user wrote it: where in it an error is, however the text was bound, embedded and sent.
+"""SQL as a user wrote it, and the place of an error in it, however the text was bound, embedded and sent.
 
-A server counts a position in what it was sent: the user's text with parameters' values in it, and between
-``COPY (`` and ``) TO STDOUT``, behind ``DECLARE ... CURSOR FOR``, and so on. :class:`UserText` is the user's
-part of such a statement, and :func:`place_of` finds it there. Values are never shown: the text is, with its
-placeholders.
+A server counts a position in the statement that it was sent. That holds the user's text, but with parameters'
+values, and between ``COPY (`` and ``) TO STDOUT``, behind ``DECLARE ... CURSOR FOR``, and so on.
+:class:`UserText` is the user's part of such a statement, and :func:`place_of` finds the error's place in it.
+Errors show the user's text with its placeholders, and never the values.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _BEFORE_CARET_CHARS = 70
 
 @dataclass(frozen=True)
 class _Source:
-    """What the user wrote.
+    """The text that the user wrote.
 
-    :ivar name: the argument; ``None`` where there is no other that it could be.
+    :ivar name: the argument's name; ``None`` if no other argument holds SQL.
     :ivar sent: the part of *written* that is sent, with values in place of its placeholders.
     :ivar begins: index in *written* at which this part begins.
     :ivar ends: index in *written* at which this part ends.
@@ -51,7 +51,7 @@ class _Source:
     connection: BaseConnection[Any] | None = field(default=None, repr=False)
 
     def index_of(self, index: int) -> int | None:
-        """Return where in *written* the character *index* of *sent* is; a value is at its placeholder."""
+        """Return the index in *written* for the *index* in *sent*; a value stands at its placeholder."""
         if self.params is None:
             return self.begins + index
         there = 0
@@ -63,7 +63,7 @@ class _Source:
         return self.ends if index == there else None
 
     def _pieces(self) -> Iterator[tuple[int, int, str | None]]:
-        """Yield the spans of *written*, with what was put in the place of each; nothing if they don't fit."""
+        """Yield the spans of *written*, each with the value in its place; nothing if they don't fit."""
         pieces: list[tuple[int, int, str | None]] = []
         end, count = self.begins, 0
         for found in _PLACEHOLDER.finditer(self.written, self.begins, self.ends):
@@ -83,10 +83,10 @@ class _Source:
 
 
 class UserText(sql.SQL):
-    """The user's SQL as it is sent, as a part of whatever statement; it knows what was written.
+    """The user's SQL in the form in which it is sent, also inside of other statements; it knows its origin.
 
-    :param text: as it is sent.
-    :param name: the argument that it is, for errors; ``None`` where there is no other.
+    :param text: the text to send.
+    :param name: the argument's name, for errors; ``None`` if no other argument holds SQL.
     """
 
     def __init__(self, text: str, name: str | None = None) -> None:
@@ -104,7 +104,7 @@ class UserText(sql.SQL):
     def bound(
         self, text: str, params: Sequence[Any] | Mapping[str, Any], connection: BaseConnection[Any]
     ) -> UserText:
-        """Return *text*, which this one became when *params* were put in the place of its placeholders."""
+        """Return *text*, the form of this text with *params* in the place of its placeholders."""
         source, begins = self._source, self._offset
         ends = begins + len(self.text)
         bound = UserText(text)
@@ -112,14 +112,14 @@ class UserText(sql.SQL):
         return bound
 
     def literal_percent(self) -> str | None:
-        """Return the line of the first percent sign that is no placeholder's, nor doubled, if any."""
+        """Return the line of the first literal percent sign that isn't doubled; ``None`` if there is none."""
         for found in _PERCENT.finditer(self.text):
             if found[0] == "%":
                 return self.lines(found.start(), shows_values=True)
         return None
 
     def lines(self, index: int, *, shows_values: bool, backslashes: bool = False) -> str | None:
-        """Return the line of the character *index* of what is sent, with a caret; ``None`` if it isn't known.
+        """Return the line of the sent text's character *index*, with a caret; ``None`` if it isn't known.
 
         :param shows_values: whether the text's own string literals may be shown.
         :param backslashes: whether they are escapes in all literals: ``standard_conforming_strings`` is off.
@@ -142,9 +142,9 @@ class UserText(sql.SQL):
 def place_of(
     error: psycopg.Error, statement: sql.Composable, connection: BaseConnection[Any]
 ) -> Place | None:
-    """Return where in the user's text the server found the *error*; ``None`` if not there, or not known.
+    """Return the place in the user's text where the server found *error*; ``None`` if it isn't known.
 
-    :param statement: what was sent; :class:`UserText` is in it somewhere.
+    :param statement: the statement that was sent; it contains a :class:`UserText`.
     """
     position = position_of(error)
     if position is None or connection.closed:
@@ -155,9 +155,9 @@ def place_of(
         return None
     for start, text in _texts(statement, connection, 0):
         end = start + len(text.text)
-        # Right behind the user's text stands what is ours: the error is at the text's end.
+        # If the error is in our text right behind the user's, it is shown at the end of the user's text.
         if start <= index and (index < end or not sent[end:index].strip()):
-            # A generated text, of the builders for example, holds rows; a syntax error it can't have.
+            # A generated text, such as the builders', holds rows; but it has no syntax errors.
             shows_values = error.diag.sqlstate == _SYNTAX_ERROR
             backslashes = connection.info.parameter_status("standard_conforming_strings") == "off"
             where = min(index, end) - start
@@ -169,7 +169,7 @@ def place_of(
 
 
 def position_of(error: psycopg.Error) -> int | None:
-    """Return the server's position in what was sent, from 1; ``None`` if it gives none, or no number."""
+    """Return the server's position in the sent statement, from 1; ``None`` if it is missing, or no number."""
     text = error.diag.statement_position or ""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
@@ -185,7 +185,7 @@ def _index(position: int, sent: str, connection: BaseConnection[Any]) -> int | N
 def _texts(
     statement: sql.Composable, connection: BaseConnection[Any], start: int
 ) -> Iterator[tuple[int, UserText]]:
-    """Yield the users' texts in *statement* and where each begins."""
+    """Yield the users' texts in *statement*, each with the index of its beginning."""
     if isinstance(statement, UserText):
         yield start, statement
     elif isinstance(statement, sql.Composed):
@@ -195,9 +195,9 @@ def _texts(
 
 
 def _shown(text: str, start: int, end: int, where: int, hidden: Sequence[tuple[int, int]]) -> tuple[str, int]:
-    """Return the line from *start* to *end* as it may be shown, and where in it the character *where* is."""
+    """Return the line from *start* to *end* as it may be shown, and the index in it of character *where*."""
     caret = next((max(a, start) for a, b in hidden if a <= where < b), where)
-    # Masking cuts what is longer. A credential near the caret keeps its keyword, which stands before it.
+    # Masking would cut a longer line. This keeps the keyword before a credential near the caret.
     start, end = max(start, caret - _NEAR_CHARS), min(end, caret + _NEAR_CHARS)
     before, whole = (
         without_credentials(_masked(text, start, caret, hidden) + rest)
@@ -207,9 +207,9 @@ def _shown(text: str, start: int, end: int, where: int, hidden: Sequence[tuple[i
 
 
 def _hidden(text: str, where: int, *, shows_values: bool, backslashes: bool) -> Iterator[tuple[int, int]]:
-    """Yield the insides of string literals; of passwords alone where values may be shown.
+    """Yield the insides of string literals that must be hidden; only passwords if values may be shown.
 
-    A body in dollar quotes that the error is in is code, such as a ``DO`` block's.
+    If the error is inside of a body in dollar quotes, that body is code, such as a ``DO`` block's.
     """
     before = ""
     for kind, start, end in tokens(text, backslashes=backslashes):
@@ -223,7 +223,7 @@ def _hidden(text: str, where: int, *, shows_values: bool, backslashes: bool) -> 
 
 
 def _inside(token: str) -> tuple[int, int]:
-    """Return where the inside of a string literal begins and ends; it may be unfinished."""
+    """Return the begin and end of the inside of a string literal, which may be unfinished."""
     quote = token[: token.index("$", 1) + 1] if token.startswith("$") else "'"
     first = token.index(quote) + len(quote)
     is_finished = len(token) >= first + len(quote) and token.endswith(quote)
@@ -240,7 +240,7 @@ def _masked(text: str, start: int, end: int, hidden: Sequence[tuple[int, int]]) 
 
 
 def _window(line: str, caret: int) -> tuple[str, int]:
-    """Return what of a long *line* is around the caret."""
+    """Return the part of a long *line* around the caret, and the caret's index in it."""
     line = line.rstrip()
     if len(line) <= _SHOWN_CHARS:
         return line, caret
@@ -251,6 +251,6 @@ def _window(line: str, caret: int) -> tuple[str, int]:
 
 
 def _width(text: str) -> int:
-    """Return how many columns *text* takes in a terminal."""
+    """Return the number of columns that *text* takes in a terminal."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))

@@ -73,7 +73,7 @@ def gather(home: Side, sources: Sequence[tuple[Side, Sequence[Load]]], report: R
 
 
 def leave_copy(connection: LinkConnection) -> None:
-    """End what a failed :func:`gather` left running on *connection*; its transaction is aborted then."""
+    """End the COPY that a failed :func:`gather` left on *connection*; its transaction is aborted then."""
     pgconn = connection.pgconn
 
     def end() -> PQGen[None]:
@@ -219,7 +219,7 @@ class _Stream(_Task):
         size, skipped = 0, len(HEADER) if binary else 0
         while True:
             count, data = get(1)
-            if count == 0:  # what is in the socket already need not be waited for
+            if count == 0:  # data may already be in the socket, and needs no wait
                 self.pgconn.consume_input()
                 count, data = get(1)
             if count >= _CHUNK:  # sent from where libpq has put it
@@ -352,7 +352,7 @@ class _Gathering:
                 refused = yield from listener.send(chunk)
                 moved += len(chunk)
                 load.rows, load.size = load.rows + rows, load.size + len(chunk)
-                del chunk  # let go of before the next is read
+                del chunk  # before the next one is read
                 self._report(load.name, load.rows, load.size)
             if load.binary and not refused:
                 yield from listener.send(TRAILER)

@@ -21,7 +21,7 @@ from psycopg.adapt import AdaptersMap, Loader
 from psycopg.pq import Format
 from psycopg.types.array import register_array
 
-_OTHERS = 0  # the loader of an oid that has none
+_OTHERS = 0  # psycopg uses this oid's loader for oids without a loader
 _INTEGERS = ("int2", "int4", "int8", "oid")
 _FLOATS = ("float4", "float8")
 
