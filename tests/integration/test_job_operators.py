@@ -217,7 +217,7 @@ def test_a_superseded_try_sends_nothing(table: Database) -> None:
         ("SELECT %s", {"parameters": ["a\0b"]}, "NUL"),
         ("SELECT '\ud800'", {}, "U\\+D800"),
         ("SELECT %s", {"parameters": [1, 2]}, "parameters do not fit"),
-        (INSERT, {"max_xcom_rows": 5}, "of one query only .* got INSERT"),
+        (INSERT, {"max_xcom_rows": 5}, "only the rows of one query .* got INSERT"),
         ("SELECT 1; SELECT 2", {"max_xcom_rows": 5}, "got 2 statements"),
         ("SELECT 1 AS a, 2 AS a", {"max_xcom_rows": 5}, "more than one column named 'a'"),
         (INSERT, {"handler": print, "max_xcom_rows": 5}, "exactly one of"),
@@ -419,7 +419,7 @@ def test_somebody_changed_the_result(table: Database, warehouse: Database) -> No
         ({"destination_table": "t", "destination_conn_id": "source", "max_xcom_rows": 1}, "give both"),
         ({"max_xcom_rows": 1, "handle": "no-uuid"}, "of which database"),
         ({"max_xcom_rows": 1, "handle": "no-uuid", "conn_id": "source"}, "not a job id"),
-        ({"max_xcom_rows": 1, "handle": None}, "DblinkSendQueryOperator returned"),
+        ({"max_xcom_rows": 1, "handle": None}, "return value of DblinkSendQueryOperator"),
         ({"max_xcom_rows": 1, "handle": {"job_id": "x"}}, "conn_id, job_id and schema"),
     ],
 )

@@ -191,7 +191,7 @@ def test_parameters_that_do_not_fit(client: Client, params: object) -> None:
         ("SHOW work_mem", "got SHOW"),
         ("INSERT INTO effect VALUES (1) RETURNING a", "got INSERT"),
         ("SELECT 1 AS a; SELECT 2 AS b", "got 2 statements"),
-        ("SELECT 1 AS a INTO x", "of one query only"),
+        ("SELECT 1 AS a INTO x", "only the rows of one query"),
         (EFFECT, "got INSERT"),
     ],
 )
