@@ -31,6 +31,7 @@ from airflow_dblink.core.link.registry import Links  # noqa: E402
 from airflow_dblink.embedded.server import Server, servers  # noqa: E402
 from tests.databases import Database, new_database  # noqa: E402
 from tests.debian import closing_line  # noqa: E402
+from tests.logins import make_logins_cheap  # noqa: E402
 from tests.stores import MemoryStore  # noqa: E402
 from tests.versions import OTHER_VERSION  # noqa: E402
 
@@ -56,6 +57,8 @@ class AddConnection(Protocol):
 def pair() -> Iterator[tuple[Server, Server]]:
     """Two running servers, ``source`` and ``warehouse``, one pair for the session."""
     with servers("source", "warehouse", settings={"max_wal_size": "1GB"}) as (source, warehouse):
+        for server in (source, warehouse):
+            make_logins_cheap(server)
         yield source, warehouse
 
 

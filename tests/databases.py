@@ -25,6 +25,9 @@ SELECT pid, application_name, state, query FROM pg_stat_activity
 """
 _PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = %s"
 _LEAVES_S = 5.0  # pg_stat_activity shows a closed session until its backend has ended
+# One open superuser session per server, in the database postgres: a login per question costs more than the
+# question. These sessions end with this process.
+_ADMINS: dict[Server, psycopg.Connection] = {}
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,28 @@ class Database:
 
     def sessions(self) -> list[Row]:
         """Return (pid, application_name, state, query) of the sessions in this database."""
-        with psycopg.connect(self.server.conninfo(dbname="postgres", superuser=True)) as admin:
-            return admin.execute(_LEFT_OVER, (self.name,)).fetchall()
+        return _admin(self.server).execute(_LEFT_OVER, (self.name,)).fetchall()
 
     def wait_until_left(self, timeout_s: float = _LEAVES_S) -> list[Row]:
         """Wait until no session is in this database; return those that are left after *timeout_s*."""
         deadline = time.monotonic() + timeout_s
         while (left := self.sessions()) and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.005)
         return left
+
+
+def _admin(server: Server) -> psycopg.Connection:
+    """Return the open superuser session of *server*, or a new one if the server was down meanwhile."""
+    admin = _ADMINS.get(server)
+    if admin is not None and not admin.closed:
+        try:
+            admin.execute("")
+            return admin
+        except psycopg.OperationalError:
+            admin.close()
+    admin = psycopg.connect(server.conninfo(dbname="postgres", superuser=True), autocommit=True)
+    _ADMINS[server] = admin
+    return admin
 
 
 @contextmanager
@@ -100,16 +116,14 @@ def new_database(server: Server, conn_id: str) -> Iterator[Database]:
     """Make an empty database; drop it afterwards, by force, and fail if a session was left in it."""
     name = f"{conn_id}_{uuid4().hex[:12]}"
     identifier = Identifier(name)
-    admin_conninfo = server.conninfo(dbname="postgres", superuser=True)
-    with psycopg.connect(admin_conninfo, autocommit=True) as admin:
-        admin.execute(SQL("CREATE DATABASE {} OWNER {}").format(identifier, Identifier(server.role)))
+    create = SQL("CREATE DATABASE {} OWNER {}").format(identifier, Identifier(server.role))
+    _admin(server).execute(create)
     database = Database(conn_id, server, name)
     try:
         yield database
     finally:
         left = database.wait_until_left()
-        with psycopg.connect(admin_conninfo, autocommit=True) as admin:
-            prepared = admin.execute(_PREPARED, (name,)).fetchall()
-            admin.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+        prepared = _admin(server).execute(_PREPARED, (name,)).fetchall()
+        _admin(server).execute(SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
     assert not left, f"sessions left in {name}: {left}"
     assert not prepared, f"prepared transactions left in {name}: {prepared}"
