@@ -16,7 +16,7 @@ from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.server import Server
 from tests.acceptance.dying import GATE
 
-DAGS = Path(__file__).parent / "job_dags"
+DAGS = Path(__file__).parent / "dags"
 # Longest time until the scheduler notices a dead task; then the task may be tried again.
 HEARTBEAT_TIMEOUT_S = 20
 SETTINGS = {
