@@ -135,6 +135,14 @@ class StoppedError(DblinkError):
     """The caller asked to stop (a kill); the statement was cancelled."""
 
 
+class LoadLostError(RemoteError):
+    """The rest of a load in parts can't be read any more: only the whole load can begin anew."""
+
+
+class NoLoadError(UsageError):
+    """The tables of a load in parts are gone: it has ended, or was cleaned up."""
+
+
 class VerificationError(DblinkError):
     """The destination doesn't equal the source after the changes; everything was rolled back."""
 

@@ -35,6 +35,8 @@ def test_all_classes_are_tested() -> None:
         "UsageError",
         "CredentialError",
         "InstallationError",
+        "LoadLostError",
+        "NoLoadError",
         "RemoteError",
         "TransientError",
         "ConnectError",

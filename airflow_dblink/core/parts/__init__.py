@@ -1,0 +1,1 @@
+"""A table loaded in parts by many tasks, all from one snapshot."""

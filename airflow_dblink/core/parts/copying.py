@@ -1,0 +1,93 @@
+"""Copying one part of a load, once, whatever was killed before."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from airflow_dblink.core.errors import VerificationError
+from airflow_dblink.core.parts import keeper as keepers
+from airflow_dblink.core.parts.key import LoadKey
+from airflow_dblink.core.parts.ledger import Done, Head, Ledger
+from airflow_dblink.core.parts.load import LoadSpec, Settings, work_of
+from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, name_of
+from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.streams.pump import End, Pumped, Report, pump
+from airflow_dblink.core.tables.catalog import get_relation
+from airflow_dblink.core.transfer.plan import Plan
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, int | None], None]
+
+
+def copy_part(
+    source: Side,
+    destination: Side,
+    key: LoadKey,
+    spec: LoadSpec,
+    part: int,
+    try_number: int,
+    *,
+    source_settings: Settings,
+    destination_settings: Settings,
+    progress: Progress,
+) -> Done:
+    """Copy the part into the load's shadow, unless an earlier try has done so; returns what it has brought.
+
+    :param try_number: higher than that of every earlier try.
+    :param source_settings: run-time parameters, local to the transaction.
+    :param destination_settings: the same for the destination.
+    :param progress: called with rows, bytes and the estimated total, often.
+    :raises UsageError: if there is nothing to load into, no such part, or a later try has claimed it.
+    :raises LoadLostError: if the keeper is gone, or the source table was rewritten.
+    :raises RemoteError: what a server says; nothing of this try is committed then.
+    """
+    ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
+    head = ledger.head(destination)
+    claimed = ledger.claim(destination, part, try_number)
+    if isinstance(claimed, Done):
+        log.info("Part %s was copied by an earlier try: nothing is copied.", part)
+        return claimed
+    started = time.monotonic()
+    source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
+    keepers.use(source, key, head.snapshot)
+    set_local(source, source_settings)
+    destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the part")
+    set_local(destination, destination_settings)
+    work = work_of(source, destination, ledger, spec)
+    pumped = _pump(source, destination, work, claimed, _estimating(progress, work, head))
+    source.run("COMMIT", "ending the source transaction")
+    seconds = round(time.monotonic() - started, 3)
+    done = Done(pumped.taken, pumped.size, seconds)
+    ledger.commit(destination, head, part, try_number, done)
+    return done
+
+
+def _estimating(progress: Progress, work: Plan, head: Head) -> Progress:
+    rows = None if work.estimated_rows is None else work.estimated_rows // head.parts
+    return lambda done, size, _: progress(done, size, rows)
+
+
+def _counting_on(progress: Progress, before: Pumped) -> Report:
+    return lambda rows, size: progress(before.sent + rows, before.size + size, None)
+
+
+def _pump(source: Side, destination: Side, work: Plan, part: Part, progress: Progress) -> Pumped:
+    """Copy the pieces of *part*, one after the other."""
+    total = Pumped()
+    for piece in part:
+        name = name_of(source, piece)
+        pumped = pump(
+            End.of(source, copy_out(piece, name, work.pairs, work.format)),
+            End.of(destination, work.copy_in),
+            _counting_on(progress, total),
+        )
+        demand_same_file(source, piece, name)
+        if pumped.sent != pumped.taken:
+            raise VerificationError(
+                f"{work.target.as_string()} kept {pumped.taken} of {pumped.sent} rows", destination.conn_id
+            )
+        total = Pumped(total.sent + pumped.sent, total.taken + pumped.taken, total.size + pumped.size)
+    return total

@@ -1,0 +1,56 @@
+"""Looking whether all parts of a load are there, and letting go of what they needed."""
+
+from __future__ import annotations
+
+import logging
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import VerificationError
+from airflow_dblink.core.parts import keeper as keepers
+from airflow_dblink.core.parts.key import LoadKey
+from airflow_dblink.core.parts.ledger import Done, Head, Ledger, end_holders
+from airflow_dblink.core.parts.load import LoadSpec
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.tables.catalog import get_relation
+
+log = logging.getLogger(__name__)
+
+
+def verify(
+    source: Side, destination: Side, key: LoadKey, spec: LoadSpec, parts: int
+) -> tuple[Ledger, Head, Done]:
+    """Raise unless all parts are done and the shadow has their rows; then end the keeper.
+
+    Sessions of superseded tries are ended, so that nobody writes to the shadow any more.
+
+    :param parts: how many there must be.
+    :returns: the ledger, its head, and what all parts have brought.
+    :raises VerificationError: names the parts that are missing; nothing is changed.
+    :raises NoLoadError: if the load's tables are gone.
+    """
+    ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
+    head = ledger.head(destination)
+    done = ledger.demand_done(destination)
+    if done.parts != parts:
+        raise VerificationError(
+            f"the ledger has {done.parts} parts, and {parts} were to be copied, of {head.parts} planned",
+            destination.conn_id,
+            hint="clear the task that plans the load, with all that come after it",
+        )
+    if ended := end_holders(destination, head.shadow):
+        log.info("%s: %s sessions of superseded tries were ended", destination.conn_id, ended)
+    _demand_rows(destination, ledger, done)
+    keepers.release(source, key)
+    return ledger, head, done
+
+
+def _demand_rows(destination: Side, ledger: Ledger, done: Done) -> None:
+    count = sql.SQL("SELECT pg_catalog.count(*) AS rows FROM {}").format(ledger.shadow)
+    (found,) = destination.fetch(count, "counting the rows that were loaded")
+    if found["rows"] != done.rows:
+        raise VerificationError(
+            f"the parts have brought {done.rows} rows, and {ledger.shadow.as_string()} has {found['rows']}",
+            destination.conn_id,
+            hint="somebody else has written to it: clear the task that plans the load, and all after it",
+        )
