@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.sync.run import Session, dry_run, run
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
 from airflow_dblink.operators.common.arguments import flag, number, plan_of
 from airflow_dblink.operators.common.known import check_known
+from airflow_dblink.operators.common.progress import Progress
 from airflow_dblink.operators.common.sync.statements import StatementsFileOperator
 from airflow_dblink.operators.common.sync.watermark import WatermarkOperator, watermark_key
 from airflow_dblink.operators.common.two_databases import TwoDatabasesOperator
@@ -89,6 +91,10 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
     :param watermark_asset: the inlet or outlet that has the watermark; by default the task's only one.
     :param sample_keys: number of keys of each kind that the result names; 0 for none.
     :param reset_sequences: move the sequences of serial and identity columns beyond inserted values.
+    :param max_mb_per_s: move at most so many MB (10^6 bytes of COPY data) per second. (templated)
+    :param pause_while: a query, or the path of a ``.sql`` file: while it gives true, rows wait. It is asked
+        before anything is begun, and every *pause_check_interval* (5 s) while rows move. (templated)
+    :param pause_while_conn_id: where it is asked; by default the destination's connection. (templated)
     :param orphan_timeout: time that a try waits for the transaction of a killed try, before it cancels that
         and does the work again.
     :param kwargs: arguments of the base operators; also ``base_path``, a folder that *statements_path* must
@@ -133,12 +139,16 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
         "max_change_fraction",
         "watermark_column",
         "watermark_until",
+        "max_mb_per_s",
+        "pause_while",
+        "pause_while_conn_id",
         "session_settings",
     )
     template_ext: Sequence[str] = (".sql",)
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "source_sql": "postgresql",
         "where": "postgresql",
+        "pause_while": "postgresql",
         "source_parameters": "json",
         "where_parameters": "json",
         "key": "json",
@@ -201,12 +211,13 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
             spec = self._spec(store.get(self.watermark_key) if store is not None else None)
             spec.check()
             self._check_statements_path(spec)
-            result = self._sync(context, spec)
+            with self._pace(self.destination_conn_id) as pace:
+                result = self._sync(context, spec, pace)
             if store is not None and not self._is_dry:
                 self._advance(store, self.source_conn_id, result)
             return result
 
-    def _sync(self, context: Context, spec: Spec) -> dict[str, Any]:
+    def _sync(self, context: Context, spec: Spec, pace: Pace | None) -> dict[str, Any]:
         with self._hook(self.source_conn_id) as there, self._hook(self.destination_conn_id) as here:
             link = here.link()
             destination = Side(link.connection, self.destination_conn_id)
@@ -215,12 +226,16 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
                 self.log.info("An earlier try has committed: nothing is done. %s", earlier)
                 once.finish(earlier)
                 return earlier
+            if pace is not None:
+                pace.hold_while_paused(destination.idle)
             source = Side(there.link().connection, self.source_conn_id)
             session = Session(
                 source,
                 link,
                 self._settings(source.connection, source.conn_id),
                 self._settings(destination.connection, destination.conn_id),
+                pace,
+                Progress(self.log.info, pace).report,
             )
             use = self._statements_writer(link)
             if self._is_dry:

@@ -47,6 +47,10 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
     :param analyze: ANALYZE the destination in the end; by default left to autovacuum.
     :param reset_sequences: move the sequences of loaded columns (serial, identity, or behind a default)
         beyond the values that came, in their own direction and steps.
+    :param max_mb_per_s: move at most so many MB (10^6 bytes of COPY data) per second. (templated)
+    :param pause_while: a query, or the path of a ``.sql`` file: while it gives true, rows wait. It is asked
+        before anything is begun, and every *pause_check_interval* (5 s) while rows move. (templated)
+    :param pause_while_conn_id: where it is asked; by default the destination's connection. (templated)
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and done again.
 
@@ -73,6 +77,9 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         "pre_sql",
         "post_sql",
         "allow_empty_source",
+        "max_mb_per_s",
+        "pause_while",
+        "pause_while_conn_id",
         "session_settings",
     )
     template_ext: Sequence[str] = (".sql",)
@@ -80,6 +87,7 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         "source_sql": "postgresql",
         "pre_sql": "postgresql",
         "post_sql": "postgresql",
+        "pause_while": "postgresql",
         "source_parameters": "json",
         "columns": "json",
         "key": "json",
@@ -116,4 +124,6 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         """Move the rows; the counts become the XCom return value."""
         with self._errors_for_airflow():
             self._demand_arguments()
-            return self._move(context, self.source_conn_id, self.destination_conn_id, self._spec())
+            with self._pace(self.destination_conn_id) as pace:
+                where = self.source_conn_id, self.destination_conn_id
+                return self._move(context, *where, self._spec(), pace)

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from airflow_dblink.core.errors import RemoteError
-from airflow_dblink.operators.common.moving import Progress
+from airflow_dblink.operators.common.progress import Progress
 from tests.conftest import AddConnection
 from tests.databases import Database
 from tests.stores import MemoryStore

@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.jobs.job import JobHandle
 from airflow_dblink.links.job import job_url
-from airflow_dblink.operators.common.moving import Progress
+from airflow_dblink.operators.common.progress import Progress
 from airflow_dblink.operators.jobs import DblinkGetResultOperator, DblinkJobOperator, DblinkSendQueryOperator
 from airflow_dblink.sensors.job import DblinkJobSensor
 from tests.databases import Database

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ WRONG: list[tuple[type[BaseOperator], dict[str, Any], dict[str, Any], str]] = [
     (DblinkTransferOperator, TABLE, {"source_parameters": [1]}, "belong to source_sql"),
     (DblinkTransferOperator, TABLE, {"destination_table": ""}, "destination_table has no"),
     (DblinkTransferOperator, TABLE, {"allow_empty_source": "ja"}, "allow_empty_source"),
+    (DblinkTransferOperator, TABLE, {"max_mb_per_s": 0}, "max_mb_per_s must be above 0"),
+    (DblinkTransferOperator, TABLE, {"max_mb_per_s": "fast"}, "max_mb_per_s must be a number"),
+    (DblinkTransferOperator, TABLE, {"max_mb_per_s": float("nan")}, "max_mb_per_s must be above 0"),
+    (DblinkTransferOperator, TABLE, {"max_mb_per_s": float("inf")}, "max_mb_per_s must be above 0"),
+    (DblinkTransferOperator, TABLE, {"max_mb_per_s": True}, "max_mb_per_s must be a number"),
+    (DblinkTransferOperator, TABLE, {"pause_while": "DELETE FROM t"}, "pause_while must be a query, got DEL"),
+    (DblinkTransferOperator, TABLE, {"pause_while": "SELECT true; SELECT false"}, "pause_while must be one"),
+    (DblinkTransferOperator, TABLE, {"pause_while": ""}, "pause_while has no value"),
+    (DblinkTransferOperator, TABLE, {"pause_while_conn_id": "a"}, "pause_while_conn_id belongs to pause_whi"),
+    (DblinkTransferOperator, TABLE, {"pause_check_interval": 5}, "pause_check_interval must be a timedelta"),
+    (DblinkTransferOperator, TABLE, {"pause_check_interval": timedelta(0)}, "must be a timedelta above 0"),
+    (DblinkSyncOperator, TABLE, {"max_mb_per_s": -1}, "max_mb_per_s must be above 0, or None"),
+    (DblinkSyncOperator, TABLE, {"pause_while": "VACUUM"}, "pause_while must be a query, got VACUUM"),
     (DblinkSyncOperator, TABLE, {"method": "diff"}, "method must be auto or"),
     (DblinkSyncOperator, TABLE, {"apply": "copy"}, "apply must be set or statements"),
     (DblinkSyncOperator, TABLE, {"source_sql": "SELECT 1"}, "are both given"),
@@ -84,8 +98,16 @@ TEMPLATES: list[Callable[[Any], BaseOperator]] = [
     lambda unknown: DblinkTransferOperator(task_id="a", **ACROSS, source_table="t", mode=unknown, key=["id"]),
     lambda unknown: DblinkTransferOperator(task_id="a", **ACROSS, source_sql=unknown, columns=unknown),
     lambda unknown: DblinkTransferOperator(task_id="a", **ACROSS, source_table=unknown, pre_sql=unknown),
+    lambda unknown: DblinkTransferOperator(
+        task_id="a",
+        **ACROSS,
+        source_table="t",
+        max_mb_per_s=unknown,
+        pause_while=unknown,
+        pause_while_conn_id=unknown,
+    ),
     lambda unknown: DblinkSyncOperator(
-        task_id="a", **ACROSS, source_table="t", method=unknown, where=unknown
+        task_id="a", **ACROSS, source_table="t", method=unknown, where=unknown, max_mb_per_s=unknown
     ),
     lambda unknown: DblinkSyncOperator(
         task_id="a", **ACROSS, source_table="t", delete=unknown, key=unknown, plan=unknown, plan_only=unknown

@@ -15,7 +15,7 @@ from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.provider_info import get_provider_info
 
 #: SQL of the Dag's author, who is trusted: it is to be run.
-TRUSTED = frozenset({"sql", "source_sql", "pre_sql", "post_sql", "where"})
+TRUSTED = frozenset({"sql", "source_sql", "pre_sql", "post_sql", "where", "pause_while"})
 # No text: what is called, and what Airflow makes.
 _NO_TEXT = frozenset({"self", "kwargs", "args", "handler", "watermark_asset"})
 
@@ -89,6 +89,10 @@ INSTEAD: Mapping[tuple[str, str], Mapping[str, Any]] = {
     **{("DblinkGetResultOperator", name): {"max_xcom_rows": None, **_TABLE} for name in _TABLE},
     ("DblinkTransferOperator", "source_parameters"): _SOURCE_SQL,
     ("DblinkSyncOperator", "source_parameters"): _SOURCE_SQL,
+    **{
+        (operator, "pause_while_conn_id"): {"pause_while": "SELECT false", "pause_while_conn_id": "source"}
+        for operator in ("DblinkTransferOperator", "DblinkSyncOperator")
+    },
     **{
         ("DblinkSyncOperator", name): {"apply": "statements", "statements_path": "made.sql"}
         for name in ("statements_path", "base_path", "file_mode")

@@ -43,6 +43,7 @@ OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
         {**TWO, "source_table": "t", "mode": "upsert", "columns": ["a"], "key": ["a"]},
         {**TWO, "source_sql": "SELECT 1 AS a", "pre_sql": "SELECT 1", "post_sql": "SELECT 1"},
         {**TWO, "source_table": "t", "columns": {"a": "a"}},
+        {**TWO, "source_table": "t", "pause_while": "SELECT false", "pause_while_conn_id": "warehouse"},
     ],
     DblinkSyncOperator: [
         {**TWO, "source_table": "t", "columns": ["a"], "key": ["a"], "where": "a > 0"},

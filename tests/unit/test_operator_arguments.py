@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "file_mode": "0640",
     "allow_empty_source": True,
     "watermark_column": "changed",
+    "max_mb_per_s": 20,
     "password_required": False,
 }
 SQL: dict[str, Any] = {"sql": "SELECT 1"}
@@ -53,7 +54,7 @@ TAKES: list[tuple[type[BaseOperator], dict[str, Any], set[str]]] = [
     (
         DblinkTransferOperator,
         TABLES,
-        {"source_conn_id", "destination_conn_id", "orphan_timeout", "allow_empty_source"},
+        {"source_conn_id", "destination_conn_id", "orphan_timeout", "allow_empty_source", "max_mb_per_s"},
     ),
     (
         DblinkSyncOperator,

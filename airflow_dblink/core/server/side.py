@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,21 @@ class Side:
                 return cursor.execute(statement).fetchall()
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, action) from None
+
+    def idle(self, seconds: float) -> None:
+        """Wait for at most so many *seconds* between two statements, and ask whether to stop.
+
+        :raises TransientError: if the connection is lost meanwhile.
+        """
+        if self.connection.check:
+            self.connection.check()
+        poll = select.poll()
+        poll.register(self.connection.pgconn.socket, select.POLLIN)
+        try:
+            if poll.poll(seconds * 1000):
+                self.connection.pgconn.consume_input()
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, "waiting") from None
 
 
 def set_local(side: Side, settings: Mapping[str, str]) -> None:

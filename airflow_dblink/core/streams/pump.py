@@ -10,8 +10,9 @@ hands out.
 from __future__ import annotations
 
 import select
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
@@ -22,9 +23,10 @@ from psycopg.errors import error_from_result
 from psycopg.generators import execute, fetch
 from psycopg.waiting import Ready, Wait
 
-from airflow_dblink.core.errors import from_psycopg
+from airflow_dblink.core.errors import TransientError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.streams.pace import Pace
 
 Report = Callable[[int, int], None]
 #: COPY data: rows put together, or one long row as libpq handed it out.
@@ -41,6 +43,9 @@ LAST_MESSAGES = (TRAILER, HEADER + TRAILER)
 # A server that fails in COPY FROM STDIN says so at once but goes on swallowing data, and
 # libpq shows the error only at the end. 64 chunks are 16 MB.
 _CHUNKS_AFTER_UNREAD = 64
+# While nothing is sent: a message whose end doesn't come within this time is no notice.
+_REST_OF_NOTICE_S = 2.0
+_HANGS_UP = getattr(select, "POLLRDHUP", 0)  # Linux only; a reset connection shows everywhere
 
 
 @dataclass(frozen=True)
@@ -71,21 +76,23 @@ class Pumped:
     size: int = 0
 
 
-def pump(source: End, destination: End, report: Report) -> Pumped:
+def pump(source: End, destination: End, report: Report, pace: Pace | None = None) -> Pumped:
     """Run both COPYs, the data going from *source* to *destination*.
 
     The source speaks first: if it refuses, nothing is sent to the destination. The end of the
     data is passed on only after the source has said that its COPY is complete.
 
     :param report: called with (rows, bytes) so far, about every 256 kB.
+    :param pace: how fast the data may move, and when it has to wait; ``None``: as fast as it can.
     :raises RemoteError: a server's error, with the name of its connection. Both connections are
         unusable then: :meth:`~airflow_dblink.core.server.connection.LinkConnection.abort` them.
     :raises TransientError: if either connection is lost.
+    :raises UsageError: what *pace* refuses.
     """
     _start(source, pq.ExecStatus.COPY_OUT)
     _start(destination, pq.ExecStatus.COPY_IN)
     with Listener(destination.connection) as listener:
-        done, more = _move(source, destination, listener, report)
+        done, more = _move(source, destination, listener, report, pace)
         if not more:
             done.sent = _finish(source, execute(source.connection.pgconn))
         reason = b"the client stopped" if more else None  # ending the COPY brings the error to light
@@ -93,16 +100,49 @@ def pump(source: End, destination: End, report: Report) -> Pumped:
     return done
 
 
-def _move(source: End, destination: End, listener: Listener, report: Report) -> tuple[Pumped, bool]:
+def _move(
+    source: End, destination: End, listener: Listener, report: Report, pace: Pace | None
+) -> tuple[Pumped, bool]:
     """Move chunk by chunk; return also whether the destination refused to take the rest."""
     done, more, refused = Pumped(), True, False
     while more and not refused:
         chunk, rows, more = _wait(source, _chunk(source.connection.pgconn))
         done.sent, done.size = done.sent + rows, done.size + sum(map(len, chunk))
+        if pace is not None:
+            chunk = _pieces(chunk)
         while chunk and not refused:
+            if pace is not None and _refuses_meanwhile(source, destination, listener, pace, len(chunk[0])):
+                return done, True
             refused = _wait(destination, listener.send(chunk.popleft()))  # let go of before the next is read
         report(done.sent, done.size)
     return done, more
+
+
+def _pieces(chunk: Iterable[Data]) -> deque[Data]:
+    """Cut data, a long row above all, into pieces that a pace can hold."""
+    return deque(
+        memoryview(data)[start : start + _CHUNK] for data in chunk for start in range(0, len(data), _CHUNK)
+    )
+
+
+def _refuses_meanwhile(source: End, destination: End, listener: Listener, pace: Pace, size: int) -> bool:
+    """Wait until *size* bytes may be sent; return whether the destination has sent an error meanwhile."""
+    source_poll = select.poll()
+    source_poll.register(source.connection.pgconn.socket, _HANGS_UP)  # not to read: it always has more
+
+    def wait(seconds: float) -> None:
+        try:
+            listener.idle(seconds)
+        except psycopg.Error as error:
+            raise from_psycopg(error, destination.conn_id, "copying") from None
+        if source_poll.poll(0):
+            raise TransientError("the server closed the connection", source.conn_id, "08006")
+
+    try:
+        pace.hold(size, wait)
+    except Refused:
+        return True
+    return False
 
 
 def _chunk(pgconn: pq.abc.PGconn) -> PQGen[tuple[deque[Data], int, bool]]:
@@ -129,6 +169,10 @@ def _count(messages: list[bytes]) -> int:
     return len(messages) - (1 if messages and messages[-1] in LAST_MESSAGES else 0)
 
 
+class Refused(Exception):
+    """The destination has sent an error, which the end of the COPY brings to light."""
+
+
 class Listener:
     """Reads the destination's messages while it takes data, and detects an error among its notices.
 
@@ -143,6 +187,7 @@ class Listener:
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
         self._unread_chunks = 0
+        self._heard_at = 0.0
 
     def __enter__(self) -> Self:
         self._connection.add_notice_handler(self._on_notice)
@@ -188,9 +233,23 @@ class Listener:
         if ready & Ready.R:
             self.listen()
 
+    def idle(self, seconds: float) -> None:
+        """Listen for at most so many *seconds* while nothing is sent, and ask whether to stop.
+
+        :raises Refused: if the server has sent a message that is no notice.
+        :raises psycopg.Error: if the connection is lost.
+        """
+        if self._connection.check:
+            self._connection.check()
+        if self._poll.poll(seconds * 1000):
+            self.listen()
+        elif self._unread_chunks and time.monotonic() - self._heard_at > _REST_OF_NOTICE_S:
+            raise Refused
+
     def listen(self) -> None:
         """Read the messages that the server has sent."""
         self._unread_chunks = self._unread_chunks or 1
+        self._heard_at = time.monotonic()
         self._pgconn.consume_input()
         self._pgconn.is_busy()  # parses: a whole notice resets the count
 

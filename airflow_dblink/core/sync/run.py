@@ -24,6 +24,7 @@ from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.settings import TEXT_FORMS
 from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.sync.changes.apply import apply_set, stage_rows
 from airflow_dblink.core.sync.changes.conflicts import make_way
 from airflow_dblink.core.sync.changes.load import load
@@ -51,7 +52,7 @@ from airflow_dblink.core.sync.outcome import Outcome, Plan
 from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import highest
-from airflow_dblink.core.sync.work import Part, Work
+from airflow_dblink.core.sync.work import Part, Progress, Work
 from airflow_dblink.core.tables.sequences import reset_sequences
 
 _SQL = statements("sync.sql")
@@ -79,12 +80,16 @@ class Session:
     """The two connections of a sync, in autocommit mode, and the settings of their transactions.
 
     :ivar link: the destination's connection, in the form that dblink's builders take.
+    :ivar pace: how fast rows may move, and when they have to wait.
+    :ivar progress: is told how far each stream of rows is, often.
     """
 
     source: Side
     link: Wire
     source_settings: Mapping[str, str]
     destination_settings: Mapping[str, str]
+    pace: Pace | None = None
+    progress: Progress | None = None
 
     @cached_property
     def destination(self) -> Side:
@@ -202,7 +207,7 @@ def _prepare(session: Session, spec: Spec) -> Work:
     while True:
         work = prepare(session.source, session.destination, spec)
         if (name := rewritten(session.source)) is None:
-            return work
+            return replace(work, pace=session.pace, progress=session.progress)
         log.info("%s was rewritten while the sync waited for it: taking a new snapshot.", name)
         session.source.run("ROLLBACK", "ending the source transaction")
         session.begin_source()

@@ -31,16 +31,21 @@ def create_rows(work: Work) -> None:
     )
 
 
-def copy(work: Work, query: sql.Composed, into: sql.Composable, copy_format: str) -> Pumped:
+def copy(
+    work: Work, query: sql.Composed, into: sql.Composable, copy_format: str, total: int | None = None
+) -> Pumped:
     """Move the rows of *query*, which the source runs, into a table of the destination.
 
+    :param total: about how many rows there are, for the log.
     :raises RemoteError: a server's errors.
+    :raises UsageError: what the work's pace refuses.
     """
-    name = sql.Identifier(copy_format)
+    name, progress = sql.Identifier(copy_format), work.progress
     return pump(
         End.of(work.source.side, sql.SQL("COPY ({}) TO STDOUT (FORMAT {})").format(query, name)),
         End.of(work.destination.side, sql.SQL("COPY {} FROM STDIN (FORMAT {})").format(into, name)),
-        lambda rows, size: None,
+        lambda rows, size: None if progress is None else progress(rows, size, total),
+        work.pace,
     )
 
 

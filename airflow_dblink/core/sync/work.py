@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.tables.entries import Relation, Type
 from airflow_dblink.core.tables.mapping import Pair
 
 Condition = sql.Composed | sql.SQL
+#: Is told how far a stream is: rows, bytes, and how many rows it will have, where that can be estimated.
+Progress = Callable[[int, int, int | None], None]
 
 _INTEGERS = ("int2", "int4", "int8")
 
@@ -101,6 +104,8 @@ class Work:
     :ivar trusted_key: whether the source itself keeps the key unique.
     :ivar key_is_sure: whether no two rows of the destination, its children's included, can have one key.
     :ivar watermark: the watermark column of the source's part; ``None`` unless the sync is incremental.
+    :ivar pace: how fast rows may move, and when they have to wait.
+    :ivar progress: is told how far each stream of rows is, often.
     """
 
     spec: Spec
@@ -117,6 +122,16 @@ class Work:
     key_is_sure: bool
     watermark: sql.Identifier | None
     watermark_type: str | None
+    pace: Pace | None = None
+    progress: Progress | None = None
+
+    @property
+    def estimated_rows(self) -> int | None:
+        """About how many rows the source's part has; ``None`` where nothing tells."""
+        table = self.source.relation
+        if table is None or table.row_security or self.source.where is not None:
+            return None
+        return table.rows or None
 
     @property
     def row_hash(self) -> sql.Composed:

@@ -94,7 +94,7 @@ class Plan:
     :ivar format: COPY format, ``binary`` or ``text``.
     :ivar target: the destination's qualified name.
     :ivar relation: the destination; ``None`` where it is created.
-    :ivar estimated_rows: of the source table; ``None`` for a query.
+    :ivar estimated_rows: of the source table; ``None`` for a query, or where policies hide rows.
     """
 
     spec: Spec
@@ -157,7 +157,7 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
         relation=relation,
         key=key,
         create=None if relation else create_statement(source, destination, target, table, pairs, offered),
-        estimated_rows=table.rows or None if table else None,
+        estimated_rows=table.rows or None if table and not table.row_security else None,
         same_database=same_database,
     )
 

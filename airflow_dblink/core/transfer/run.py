@@ -18,6 +18,7 @@ from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.settings import TEXT_FORMS
 from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.sqltext.user_text import UserText
+from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.streams.pump import End, Pumped, pump
 from airflow_dblink.core.tables.sequences import reset_sequences
 from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
@@ -63,13 +64,20 @@ def prepare(
 
 
 def run(
-    source: Side, destination: Side, work: Plan, once: Once, settings: Mapping[str, str], progress: Progress
+    source: Side,
+    destination: Side,
+    work: Plan,
+    once: Once,
+    settings: Mapping[str, str],
+    progress: Progress,
+    pace: Pace | None = None,
 ) -> dict[str, Any]:
     """Move the rows in one destination transaction, exactly once, after :func:`prepare`.
 
     :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
     :param settings: run-time parameters of the destination, local to the transaction.
     :param progress: called with rows, bytes and the estimated total, often.
+    :param pace: how fast the rows may move, and when they have to wait.
     :returns: ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
         ``format`` and ``xid``.
     :raises UsageError: if the source is empty, *replace* would empty the destination, and
@@ -81,7 +89,7 @@ def run(
     read_committed = work.spec.lock or work.refuses_empty_source
     once.begin({**TEXT_FORMS, **settings}, read_committed=read_committed)
     emptied = _make_room(destination, work)
-    pumped = _pump(source, destination, work, progress)
+    pumped = _pump(source, destination, work, progress, pace)
     if emptied and not pumped.sent:
         raise UsageError(
             f"the source is empty, and {work.relation} {emptied}",
@@ -105,12 +113,13 @@ def run(
     return result
 
 
-def _pump(source: Side, destination: Side, work: Plan, progress: Progress) -> Pumped:
+def _pump(source: Side, destination: Side, work: Plan, progress: Progress, pace: Pace | None) -> Pumped:
     try:
         return pump(
             End.of(source, work.copy_out),
             End.of(destination, work.copy_in),
             lambda rows, size: progress(rows, size, work.estimated_rows),
+            pace,
         )
     except RemoteError as error:
         if (error.sqlstate, error.connname) != ("23505", destination.conn_id) or work.spec.mode != "append":

@@ -30,7 +30,7 @@ _STATE_ANSWER_S = 1.5  # of the 5 s between SIGTERM and SIGKILL
 _MAX_LIMIT_MS = 2_147_483_647  # of PostgreSQL's time-outs: 24 days
 _TRANSACTION_TIMEOUT_SINCE = 170000
 # Template fields that may be the path of a file.
-_FROM_FILES = ("sql", "source_sql", "pre_sql", "post_sql")
+_FROM_FILES = ("sql", "source_sql", "pre_sql", "post_sql", "pause_while")
 
 
 class DblinkBaseOperator(BaseOperator):

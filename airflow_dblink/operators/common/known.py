@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 _TEMPLATES = ("{{", "{%", "{#")
 #: Valid values that stand in for arguments that aren't known yet.
 _STAND_INS: dict[str, Any] = {
-    **dict.fromkeys(("sql", "source_sql", "pre_sql", "post_sql"), "SELECT 1"),
+    **dict.fromkeys(("sql", "source_sql", "pre_sql", "post_sql", "pause_while"), "SELECT 1"),
     **dict.fromkeys(("source_table", "destination_table", "watermark_column"), "x"),
     **dict.fromkeys(("path", "statements_path"), "x"),
     **dict.fromkeys(("insert", "update", "delete"), True),
     **dict.fromkeys(("plan_only", "allow_empty_source"), False),
     **dict.fromkeys(("columns", "key", "remotes", "session_settings", "replace_above"), None),
+    "max_mb_per_s": None,
     **dict.fromkeys(("max_delete_fraction", "max_change_fraction"), None),
     "where": "true",
     "watermark_until": "0",

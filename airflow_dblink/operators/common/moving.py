@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.transfer.plan import Mode, Spec
 from airflow_dblink.core.transfer.run import prepare, run
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
+from airflow_dblink.operators.common.progress import Progress
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-_MB = 1e6
 
 
 class MovingOperator(ExactlyOnceOperator):
@@ -32,9 +30,14 @@ class MovingOperator(ExactlyOnceOperator):
         self.allow_empty_source = allow_empty_source
 
     def _move(
-        self, context: Context, source_conn_id: str, destination_conn_id: str, spec: Spec
+        self,
+        context: Context,
+        source_conn_id: str,
+        destination_conn_id: str,
+        spec: Spec,
+        pace: Pace | None = None,
     ) -> dict[str, Any]:
-        """Move the rows, once across all tries, and return the counts."""
+        """Move the rows, once across all tries and no faster than *pace* says, and return the counts."""
         with self._hook(source_conn_id) as source_hook, self._hook(destination_conn_id) as destination_hook:
             destination = Side(destination_hook.link().connection, destination_conn_id)
             once = self._once(context, destination.connection, destination.conn_id)
@@ -42,6 +45,8 @@ class MovingOperator(ExactlyOnceOperator):
                 self.log.info("An earlier try has committed: nothing is moved. %s", result)
                 once.finish(result)
                 return result
+            if pace is not None:
+                pace.hold_while_paused(destination.idle)
             source = Side(source_hook.link().connection, source_conn_id)
             settings = self._settings(destination.connection, destination.conn_id)
             source_settings = self._settings(source.connection, source.conn_id)
@@ -55,41 +60,9 @@ class MovingOperator(ExactlyOnceOperator):
                 work.format,
                 spec.mode,
             )
-            progress = Progress(self.log.info)
-            result = run(source, destination, work, once, settings, progress.report)
+            progress = Progress(self.log.info, pace)
+            result = run(source, destination, work, once, settings, progress.report, pace)
             progress.say("Moved", result["rows"], result["bytes"], result["seconds"])
             self._check()
             once.finish(result)
             return result
-
-
-class Progress:
-    """Logs every few seconds how much has been moved."""
-
-    every_s = 5.0
-
-    def __init__(self, log_line: Callable[..., None]) -> None:
-        self._log_line = log_line
-        self._started = self._said = time.monotonic()
-
-    def report(self, rows: int, size: int, total: int | None) -> None:
-        """Note how many rows have been moved, and log it if the last line is old enough.
-
-        :param size: bytes.
-        :param total: estimated number of all rows; ``None`` if there is no estimate.
-        """
-        now = time.monotonic()
-        if now - self._said < self.every_s:
-            return
-        self._said = now
-        left = ""
-        if total and rows:
-            share = min(rows / total, 1.0)
-            remaining = (now - self._started) * (1 - share) / share
-            left = f", about {share:.0%} of {total:,}, {remaining:,.0f} s left"
-        self.say("So far", rows, size, now - self._started, left)
-
-    def say(self, what: str, rows: int, size: int, seconds: float, more: str = "") -> None:
-        """Log the counts and the speed."""
-        speed = size / _MB / max(seconds, 0.001)
-        self._log_line("%s: %s rows, %.1f MB, %.1f MB/s%s", what, f"{rows:,}", size / _MB, speed, more)

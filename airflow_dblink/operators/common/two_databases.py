@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dblink.operators.common.arguments import demand_columns
 from airflow_dblink.operators.common.lineage import transfer_lineage
-from airflow_dblink.operators.common.once import ExactlyOnceOperator
+from airflow_dblink.operators.common.pace import PacedOperator
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
 
-class TwoDatabasesOperator(ExactlyOnceOperator):
+class TwoDatabasesOperator(PacedOperator):
     """Base of the operators with a source and a destination; not one itself.
 
     :param source_conn_id: Airflow connection of the source. (templated)
@@ -54,13 +54,14 @@ class TwoDatabasesOperator(ExactlyOnceOperator):
         self._note_given(source_table=source_table, source_sql=source_sql)
 
     def _demand_arguments(self) -> None:
-        """Raise unless the texts have values, and *columns* and *key* name columns.
+        """Raise unless the texts have values, *columns* and *key* name columns, and the pace is one.
 
         :raises UsageError: names the argument.
         """
         self._demand_values("source_conn_id", "destination_conn_id", "destination_table")
         demand_columns("columns", self.columns, or_mapping=True)
         demand_columns("key", self.key)
+        self._demand_pace()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return source and destination tables as datasets; ``None`` without the OpenLineage provider."""

@@ -31,7 +31,7 @@ def load(work: Work, *, truncate: bool) -> Pumped:
         work.target.identifier, comma([sql.Identifier(field.name) for field in work.fields])
     )
     try:
-        return copy(work, values, into, work.row_format)
+        return copy(work, values, into, work.row_format, work.estimated_rows)
     except RemoteError as error:
         if error.sqlstate != "23505" or error.connname != destination.conn_id:
             raise

@@ -64,9 +64,8 @@ def stage_all(work: Work) -> Pumped:
     :raises RemoteError: a server's errors.
     """
     create_rows(work)
-    moved = copy(
-        work, work.source.select(comma([column(f.name) for f in work.fields])), ROWS, work.row_format
-    )
+    whole = work.source.select(comma([column(field.name) for field in work.fields]))
+    moved = copy(work, whole, ROWS, work.row_format, work.estimated_rows)
     destination = work.destination.side
     destination.run(sql.SQL("ANALYZE {}").format(ROWS), "analyzing the staging table")
     if (null := work.key_is_null) is not None:

@@ -1,0 +1,76 @@
+"""Kindness to the servers: how fast an operator moves rows, and when it waits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.sqltext.rules import the_query
+from airflow_dblink.core.streams.pace import Pace, Pause
+from airflow_dblink.operators.common.arguments import number
+from airflow_dblink.operators.common.once import ExactlyOnceOperator
+
+
+class PacedOperator(ExactlyOnceOperator):
+    """Base of the operators that move many rows; not one itself.
+
+    :param max_mb_per_s: move at most so many MB (10^6 bytes of COPY data) per second; ``None``: no limit.
+        (templated)
+    :param pause_while: a query, or the path of a ``.sql`` file. While the first column of its first row is
+        true, rows wait. It is asked before anything is begun, and while rows move. (templated)
+    :param pause_while_conn_id: Airflow connection on which *pause_while* is asked, in a session of its own:
+        either side's, or any other, such as a monitor's. By default the destination's. (templated)
+    :param pause_check_interval: how long to wait from one answer of *pause_while* to the next question.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_mb_per_s: float | str | None = None,
+        pause_while: str | None = None,
+        pause_while_conn_id: str | None = None,
+        pause_check_interval: timedelta = timedelta(seconds=5),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.max_mb_per_s = max_mb_per_s
+        self.pause_while = pause_while
+        self.pause_while_conn_id = pause_while_conn_id
+        self.pause_check_interval = pause_check_interval
+        self._note_given(pause_while=pause_while, pause_while_conn_id=pause_while_conn_id)
+
+    def _demand_pace(self) -> None:
+        """Refuse what can't be a limit, a query or an interval.
+
+        :raises UsageError: names the argument.
+        """
+        limit = number("max_mb_per_s", self.max_mb_per_s)
+        if limit is not None and not 0 < limit < math.inf:
+            raise UsageError(f"max_mb_per_s must be above 0, or None for no limit, got {self.max_mb_per_s!r}")
+        interval = self.pause_check_interval
+        if not isinstance(interval, timedelta) or interval <= timedelta(0):
+            got = interval if isinstance(interval, timedelta) else type(interval).__name__
+            raise UsageError(f"pause_check_interval must be a timedelta above 0, got {got}")
+        if self.pause_while is not None:
+            the_query(self.pause_while, "pause_while")
+        elif self.pause_while_conn_id is not None:
+            raise UsageError("pause_while_conn_id belongs to pause_while", hint="give the query, too")
+
+    @contextmanager
+    def _pace(self, default_conn_id: str) -> Iterator[Pace | None]:
+        """Give what holds the rows back, if anything does; its session is closed in the end.
+
+        :param default_conn_id: where *pause_while* is asked unless the task says otherwise.
+        """
+        limit, query = number("max_mb_per_s", self.max_mb_per_s), self.pause_while
+        if query is None:
+            yield None if limit is None else Pace(limit)
+            return
+        conn_id = self.pause_while_conn_id or default_conn_id
+        with self._hook(conn_id) as hook:
+            every_s = self.pause_check_interval.total_seconds()
+            yield Pace(limit, Pause(query, conn_id, lambda: hook.link().connection, every_s))
