@@ -106,7 +106,7 @@ _LIMIT = _argument(
 _STATEMENT = _argument(
     "--statement",
     action="store_true",
-    help="Show the statement, too, as it was written: without its parameters' values",
+    help="Show the statement, too, as the user wrote it: without its parameters' values",
 )
 _OLDER_THAN = _argument(
     "--older-than",
@@ -137,17 +137,17 @@ def get_commands() -> list[CLICommand]:
         GroupCommand(
             name="dblink",
             help="Manage remote jobs in PostgreSQL databases",
-            description="Install what remote jobs need in a PostgreSQL database, and look after the jobs.",
+            description="Install the schema for remote jobs in a PostgreSQL database, and manage the jobs.",
             subcommands=(
                 _command(
                     "sql",
-                    "Print the SQL that installs what remote jobs need, for a DBA to run",
+                    "Print the SQL that installs the schema for remote jobs, for a DBA to run",
                     *(_CONN_ID_OPTIONAL, _ROLE, _RESULTS, _SCHEMA, _DROP),
                     more="The SQL may be run again, and then upgrades. The command connects to no server.",
                 ),
                 _command(
                     "install",
-                    "Install what remote jobs need in a database, or upgrade it",
+                    "Install the schema for remote jobs in a database, or upgrade it",
                     *(_CONN_ID, _ROLE, _RESULTS),
                     more="If the connection's role may not do this, a DBA can: see airflow dblink sql.",
                 ),

@@ -35,9 +35,9 @@ _LISTED_FOR_PEOPLE = ("id", "state", "task", "sent_at", "row_count")  # few: an 
 _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
 
 _DROP = """\
--- Removes what remote jobs need. Lost with it, for good: the table of all jobs, by which tasks know
--- what became of theirs, and all results that were kept there, with the views that read them.
--- A job that still runs is rolled back, and tasks that wait for one fail.
+-- Removes the schemas of remote jobs, for good: the table of all jobs, in which tasks look up the state
+-- of their jobs, and all kept results, with the views that read them.
+-- A job that still runs is rolled back, and a task that waits for a job fails.
 DROP SCHEMA IF EXISTS {}, {} CASCADE;
 """
 
@@ -89,7 +89,7 @@ def _explained(error: DblinkError) -> str:
 
 
 def _say(text: str) -> None:
-    print(text)  # noqa: T201 - it is what the command was called for
+    print(text)  # noqa: T201 - the command's purpose
 
 
 def _visible(text: str, *, keep: str = "") -> str:
@@ -207,7 +207,7 @@ def _demand_role_for_results(roles: Sequence[str], *, results: bool) -> None:
 def install(args: Namespace) -> None:
     """Install the job schema, or upgrade it; if it is up to date, nothing changes.
 
-    :raises UsageError: if the connection's role can't; the hint says what a DBA has to do.
+    :raises UsageError: if the connection's role can't; the hint tells how to get the SQL for a DBA.
     :raises RemoteError: the server's errors.
     """
     roles = args.role or []

@@ -49,7 +49,7 @@ class DblinkError(Exception):
     :ivar detail: PostgreSQL's DETAIL; may hold row values, which ``str()`` leaves out.
     :ivar hint: what to do.
     :ivar context: PostgreSQL's CONTEXT, then our action, as dblink appends it.
-    :ivar place: the line of the user's SQL that the error is at, as it was written, and a caret below.
+    :ivar place: the line of the error in the user's SQL, and a caret below.
     """
 
     retryable: ClassVar[bool] = False

@@ -217,7 +217,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
             except AirflowTaskTimeout:  # the link cancels it
                 raise AirflowTaskTimeout(
                     f"execution_timeout ({self.execution_timeout}) is over: the statement in line"
-                    f" {statement.line} was cancelled; what stands before it is done (transaction=False)"
+                    f" {statement.line} was cancelled; the statements before it are done (transaction=False)"
                 ) from None
             self.log.info("%s", tags[-1])
         return tags

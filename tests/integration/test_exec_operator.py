@@ -247,7 +247,7 @@ def test_a_time_out_outside_of_a_transaction_says_what_stays(table: Database) ->
     operator = _operator(
         f"{INSERT};\nSELECT pg_sleep(60)", transaction=False, execution_timeout=timedelta(minutes=5)
     )
-    says = "the statement in line 2 was cancelled; what stands before it is done"
+    says = "the statement in line 2 was cancelled; the statements before it are done"
 
     with alarm(lambda: sleeping(table), AirflowTaskTimeout), pytest.raises(AirflowTaskTimeout, match=says):
         operator.execute(context())

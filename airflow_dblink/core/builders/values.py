@@ -13,7 +13,7 @@ from psycopg.adapt import PyFormat, Transformer
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
 
-#: A key's value: text as it is, ``None`` for NULL, anything else through psycopg's text dumper.
+#: A key's value: an unchanged text, ``None`` for NULL, anything else through psycopg's text dumper.
 Value = Any
 #: Its text, ``None`` for NULL.
 Text = str | None

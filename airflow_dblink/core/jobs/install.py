@@ -75,7 +75,7 @@ class Installation:
     def demand_usable(self, conn_id: str, *, keep_result: bool = False) -> None:
         """Raise unless this role can send jobs, or can first run :func:`install_script`.
 
-        :raises InstallationError: says what a DBA has to do.
+        :raises InstallationError: the hint tells how to get the SQL for a DBA.
         :raises TransientError: if the server is a standby.
         """
         if self.is_standby:

@@ -5,7 +5,7 @@ So if a process dies in between, the next try knows the job's id, and the row's 
 that the job is sent or run twice.
 
 The stored state, as JSON: ``job_id``; ``server`` (see :class:`Installation`); ``sent``: whether the row is
-known to be there; and what :mod:`airflow_dblink.core.once.tries` adds.
+known to be there; and ``life`` and ``ended`` of :mod:`airflow_dblink.core.once.tries`.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Watcher:
         """Return the error for a standby."""
         return standby(conn_id)
 
-    # -- what was seen
+    # -- jobs that were read
 
     def _look_at(self, job_ids: Iterable[UUID]) -> None:
         self._to_look_at.update(job_ids)

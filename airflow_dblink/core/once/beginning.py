@@ -37,7 +37,7 @@ _BESIDE_S = 3.0  # behind a pooler without a free session, the wait would be lon
 class Begun:
     """A transaction that has begun.
 
-    :ivar ticket: what a later try needs; see :mod:`airflow_dblink.core.once.tickets`.
+    :ivar ticket: the ticket for a later try; see :mod:`airflow_dblink.core.once.tickets`.
     :ivar ids: the transaction ids that were used: the transaction's own, and the other session's.
     """
 

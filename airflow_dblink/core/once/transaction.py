@@ -1,4 +1,4 @@
-"""The exactly-once transaction: its outcome can be asked for later, so that a retry knows what happened.
+"""The exactly-once transaction: a retry can ask the server for the outcome of an earlier try.
 
 PostgreSQL gives a transaction its id before the work. That id is stored first
 (:meth:`Once.begin`), then the work is done and committed. A later try reads the stored id

@@ -117,7 +117,7 @@ class _TimestamptzLoader(Loader):
     """``timestamptz`` as German, SQL and Postgres print it: wall time and the zone's abbreviation."""
 
     def __new__(cls, oid: int, context: AdaptContext | None = None) -> Any:
-        """Return psycopg's loader where it can do it: then this class costs nothing per value."""
+        """Return psycopg's loader if it reads the style: then this class costs nothing per value."""
         form = _DATE_FORMS.get(_date_form(context))
         return object.__new__(cls) if form else _psycopgs(oid, context)
 

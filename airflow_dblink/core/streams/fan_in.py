@@ -240,7 +240,7 @@ class _Stream(_Task):
                 yield Wait.R
             else:
                 break
-        # The last message of binary data is the trailer, behind the header where there are no rows.
+        # The last message of binary data is the trailer; without rows it also holds the header.
         end = len(TRAILER) if binary else 0
         chunk = b"".join(rows)
         arriving.add(chunk[skipped : len(chunk) - end], len(rows) - (1 if binary else 0))

@@ -127,7 +127,7 @@ def _demand_known_targets(
         f"the source ({source_id}) has {noun} {targets}, {relation} has not",
         conn_id,
         "42703",
-        hint="add what is missing, or name the columns that count: columns=[...];"
+        hint="add the missing columns, or name the columns to use: columns=[...];"
         " names that differ: columns={'source': 'destination', ...}",
     )
 

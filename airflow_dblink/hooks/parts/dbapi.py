@@ -17,7 +17,7 @@ _HOW_TO_INSERT = ("executemany", "fast_executemany", "autocommit")
 
 
 class DbApiSide(EngineSide):
-    """PostgresHook on psycopg 3, under the credential rule; :class:`DblinkHook` says where it connects."""
+    """PostgresHook on psycopg 3, under the credential rule; :class:`DblinkHook` finds the connections."""
 
     _check: Check | None
 

@@ -1,4 +1,4 @@
-"""The verification before the commit: the destination must be what it should be."""
+"""The verification before the commit: the rows must be right, and all other rows unchanged."""
 
 from __future__ import annotations
 
