@@ -15,7 +15,7 @@ _EXAMPLES = 50  # of each kind, per seed
 
 
 def main() -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.differential", description=__doc__)
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="how long; without end if not given"
@@ -38,7 +38,7 @@ def _compare(both: Comparison, seconds: float, only: int | None) -> int:
             for in_transaction in (False, True):
                 outcomes = both.run(examples=_EXAMPLES, in_transaction=in_transaction, random_seed=seed)
                 cases += outcomes.total()
-        except Exception:  # noqa: BLE001 - a difference, or whatever else stopped the comparison
+        except Exception:  # noqa: BLE001 - a difference, or another error that stopped the comparison
             traceback.print_exc()  # the falsifying example is a note of the exception
             sys.stdout.write(f"\nseed {seed}; repeat it with: python -m tests.differential --seed {seed}\n")
             return 1

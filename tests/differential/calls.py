@@ -55,7 +55,7 @@ _FIXED_RELATIONS = (
     "no_such.t",
     "1259",
 )
-# What reading these says depends on the plan, which is another one for a set of keys.
+# The error of reading these depends on the plan, which is another one for a set of keys.
 RAISING = ("kit.distant", "kit.failing", "kit.policied", "kit.raising")
 _MALFORMED: tuple[str, ...] = (
     "",
@@ -80,9 +80,9 @@ _MALFORMED += ("a.b.c.d", "a.b.c.d.e", "x.y.z", '"a.b', "a.b.", "-", "'a'", "a\\
 
 @dataclass(frozen=True)
 class Cell:
-    """The value of a row of the relation, in the column that the attribute number means.
+    """The value of a row of the relation, in the column with the attribute number.
 
-    :ivar spelling: how it is written.
+    :ivar spelling: the way in which the value is written.
     """
 
     row: int
@@ -105,10 +105,9 @@ class Call:
     r"""One call.
 
     :ivar function: get_pkey, insert, update, delete; or one of the last three followed by ``_many``.
-    :ivar keys: (source, target) per row; one where the function isn't set-based.
-    :ivar form: how keys are given: as ``rows``, the same with integers for texts that are such
-        (``typed``), as a query of text ``values``, or as a query
-        that ``select``\ s the columns from the shape's relation.
+    :ivar keys: (source, target) per row; one pair unless the function is set-based.
+    :ivar form: the form of the keys: ``rows``; ``typed``, rows with integers for texts that are integers;
+        ``values``, a query of texts; or ``select``, a query that reads the columns of the shape's relation.
     """
 
     function: str
@@ -238,7 +237,7 @@ def _arguments(draw: st.DrawFn, attnums: tuple[int, ...], right: int) -> Argumen
 def resolved(
     arguments: Arguments, attnums: tuple[int, ...], rows: Sequence[Sequence[Value]]
 ) -> tuple[Value, ...]:
-    """Return *arguments* with cells replaced by what is in *rows*, the texts of the live columns."""
+    """Return *arguments* with cells replaced by their values in *rows*, the texts of the live columns."""
     return tuple(
         _of_cell(argument, attnums[i] if i < len(attnums) else 0, rows)
         if isinstance(argument, Cell)
@@ -256,7 +255,7 @@ def _of_cell(cell: Cell, attnum: int, rows: Sequence[Sequence[Value]]) -> Value:
 
 
 def changes(shape: Shape, *, in_transaction: bool) -> st.SearchStrategy[Change]:
-    """Return what may happen between calls."""
+    """Return the changes that may happen between calls."""
     relation = shape.relation
     of_relation = [
         f"INSERT INTO {relation} SELECT * FROM {relation}",

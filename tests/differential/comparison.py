@@ -1,4 +1,4 @@
-"""One example: a shape is made, called through both sides, and the outcomes are held against each other."""
+"""One example: a shape is made, both sides make the same calls on it, and the outcomes are compared."""
 
 # ruff: noqa: S608 - quoted names that the tests themselves made
 
@@ -34,7 +34,7 @@ from tests.differential.sides import (
 from tests.differential.tables import SETTINGS, Shape, literal, quoted, shapes
 
 Rows = Sequence[Sequence[Value]]
-# A row that a constraint, a type's input or a build without XML refuses isn't there, then.
+# A row that a constraint, a type's input or a build without XML refuses is left out.
 _REFUSED = (psycopg.IntegrityError, psycopg.DataError, psycopg.NotSupportedError)
 _PHASES = (Phase.generate, Phase.shrink)
 _FIRST, _AGAIN = 12, 8  # calls of an example
@@ -42,14 +42,14 @@ _FIRST, _AGAIN = 12, 8  # calls of an example
 
 @dataclass(frozen=True)
 class Example:
-    """A shape and what happens to it."""
+    """A shape, and the calls and changes on it."""
 
     shape: Shape
     steps: tuple[Call | Change, ...]
     in_transaction: bool
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Show hypothesis what happens as something like a script."""
+        """Show hypothesis the calls and changes as a kind of script."""
         shape = self.shape
         script = [*shape.creation(), *shape.insertions(), *shape.completion()]
         script.append(f"SET search_path = {shape.search_path}")
@@ -61,10 +61,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Asked:
-    """A call with all its arguments, and what the extension made of it.
+    """A call with all its arguments, and the extension's outcome.
 
-    :ivar tolerated: SQLSTATEs that are as good for a set of keys. An error aborts the user's transaction,
-        so there it can't be found out any more which of the failing keys is the first.
+    :ivar tolerated: SQLSTATEs that are also right for a set of keys. In a user's transaction the first error
+        aborts it, so nobody can find out which of the failing keys comes first.
     """
 
     call: Call
@@ -87,9 +87,9 @@ class Comparison:
         self._outcomes: Counter[str] = Counter()
 
     def run(self, *, examples: int, in_transaction: bool, random_seed: int | None = None) -> Counter[str]:
-        """Compare on *examples* random ones, always the same without a seed.
+        """Compare both sides on random examples, *examples* in number, always the same ones without a seed.
 
-        :returns: how often each outcome came, by SQLSTATE or ``value``; the sum is the number of cases.
+        :returns: the number of cases with each outcome, by SQLSTATE or ``value``.
         """
         self._outcomes = Counter()
 
@@ -123,7 +123,7 @@ class Comparison:
             assert self._settings(self.ours) == self._settings(self.extension)
 
     def _in_autocommit(self, example: Example, rows: Rows) -> None:
-        """Let each step happen on both sides before the next."""
+        """Do each step on both sides before the next one."""
         for step in example.steps:
             if isinstance(step, Call):
                 self._check(self._asked(example, step, rows))
@@ -133,7 +133,7 @@ class Comparison:
                 assert _changed(self.extension, step) == _changed(self.ours, step)
 
     def _in_transactions(self, example: Example, rows: Rows) -> None:
-        """Let all steps happen on one side, undo them, and then on the other: each sees its own changes."""
+        """Do all steps on one side, undo them, and do them on the other side: each sees its own changes."""
         seen: list[Any] = []
         with transaction(self.extension.connection):
             for step in example.steps:
@@ -201,7 +201,7 @@ class Comparison:
         for key in keys:
             with unharmed(self.extension.connection):
                 outcomes.append(self.extension.build(call.builder, relname, call.attnums, key))
-        # Wrong lengths among many keys are found before anything is read; else the first failure counts.
+        # Wrong lengths among many keys are found before anything is read; otherwise the first failure counts.
         failures = [outcome for outcome in outcomes if outcome[0] != "value"]
         failures.sort(key=lambda outcome: outcome[0] != "2202E")
         values = ("value", [row for outcome in outcomes for row in outcome[1]])
@@ -235,7 +235,7 @@ class Comparison:
 
 
 def _changed(side: Extension | Ours, change: Change) -> str | None:
-    """Run the user's statement; returns the SQLSTATE if it fails."""
+    """Run the user's statement; return the SQLSTATE if it fails."""
     statement = change.statement
     in_transaction = side.connection.info.transaction_status == pq.TransactionStatus.INTRANS
     if in_transaction:
@@ -278,7 +278,7 @@ def _examples(draw: st.DrawFn, *, version: int, in_transaction: bool) -> Example
     shape = draw(shapes(version=version))
     happens = st.lists(changes(shape, in_transaction=in_transaction), max_size=3)
     first = draw(_lists(calls(shape), _FIRST))
-    # The same ones again, mostly: what a link remembers of a relation may not outlive it.
+    # Mostly the same calls again: a link's cached shape of a relation must not outlive the relation.
     again = draw(_lists(st.sampled_from(first) | calls(shape), _AGAIN))
     before = draw(happens) if in_transaction else []
     return Example(shape, (*before, *first, *draw(happens), *again), in_transaction)

@@ -20,7 +20,7 @@ def databases(pair: tuple[Server, Server]) -> Iterator[tuple[Database, Database]
 
 @pytest.fixture
 def ours(databases: tuple[Database, Database]) -> Iterator[Ours]:
-    """Give this package's side, without any link; what it leaves open fails the test."""
+    """Give this package's side, without any link; a link that is left open fails the test."""
     with emptied(databases[0]) as database, Ours(database) as side:
         yield side
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 Value = str | None
 
-# What breaks quoting, counting of bytes and patterns, more often than all the rest.
+# Characters that often break quoting, counting of bytes and patterns.
 _AWKWARD = "'\"\\ \n\t%$,.;(){}é☃𝄞\u00a0\x01" + string.ascii_letters + string.digits
 _CHARACTERS = st.sampled_from(_AWKWARD) | st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 awkward_texts = st.text(_CHARACTERS, max_size=12)
@@ -19,7 +19,7 @@ awkward_texts = st.text(_CHARACTERS, max_size=12)
 class Kind:
     """A column's type.
 
-    :ivar type: as DDL writes it.
+    :ivar type: its name in DDL.
     :ivar values: some values.
     :ivar btree: whether a primary key can have it.
     :ivar constant: whether a generated column can have it, with the first value.
@@ -34,7 +34,7 @@ class Kind:
 
     @property
     def strategy(self) -> st.SearchStrategy[str]:
-        """What its values are drawn from."""
+        """The strategy for its values."""
         known = st.sampled_from(self.values)
         return known | awkward_texts if self.free else known
 
@@ -173,5 +173,5 @@ KINDS: tuple[Kind, ...] = (
     *_COLLECTIONS,
     *_USERS,
 )
-# Values of all types, and of none.
+# Values of all types, and texts that are no type's value.
 ANY_VALUE = st.sampled_from([value for kind in KINDS for value in kind.values] + ["x", "99999999999", "''"])

@@ -1,4 +1,4 @@
-"""What every shape may use: types, and relations that a random table can't be."""
+"""Objects for all shapes: types, and kinds of relations that a random table can't be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same calls through PostgreSQL's own dblink and through ours, and what came out of them."""
+"""The same calls through PostgreSQL's own dblink and through ours, and their outcomes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as Python writes it
 
 
 class Extension:
-    """PostgreSQL's dblink, asked in a session of its own."""
+    """PostgreSQL's dblink, called in a session of its own."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.connection = connection
@@ -33,7 +33,7 @@ class Extension:
 
     def build(self, function: str, relname: str, attnums: tuple[int, ...], key: Key) -> Outcome:
         arrays = key[1:] if function == "delete" else key
-        # Not as the text of an array: array_nulls = off would read its NULL as a string.
+        # Element by element: with array_nulls = off, NULL in the text of an array is a string.
         parameters = "".join(f", ARRAY[{', '.join(['%s'] * len(array))}]::text[]" for array in arrays)
         query = f"SELECT public.dblink_build_sql_{function}(%s, %s::int2vector, %s{parameters})"
         vector = " ".join(map(str, attnums))
@@ -95,7 +95,7 @@ class Ours:
 
 @contextmanager
 def transaction(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Be in a transaction that ends with ROLLBACK."""
+    """Run the block in a transaction that ends with ROLLBACK."""
     connection.execute("BEGIN")
     try:
         yield
@@ -105,7 +105,7 @@ def transaction(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 @contextmanager
 def unharmed(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Undo what the block does to an open transaction, which must be the same one after it."""
+    """Undo the block's effects in an open transaction, and check that it is still the same one."""
     is_open = connection.info.transaction_status == pq.TransactionStatus.INTRANS
     if is_open:
         connection.execute("SAVEPOINT before_call")
@@ -130,7 +130,7 @@ def raw_rows(connection: psycopg.Connection[Any], query: str) -> list[list[Value
 
 
 def as_integers(keys: tuple[Key, ...]) -> Any:
-    """Return *keys* with integers for the texts that are just that."""
+    """Return *keys* with integers for texts that are integers."""
 
     def typed(value: Value) -> int | Value:
         return int(value) if value is not None and _INTEGER.fullmatch(value) else value

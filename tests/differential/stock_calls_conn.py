@@ -1,4 +1,4 @@
-"""Calls that connect: what ``get_conn`` gives, and what the connection's fields and the arguments do."""
+"""Calls that connect: results of ``get_conn``, and effects of the connection's fields and of arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def one(connection: Any, query: str, *parameters: Any) -> Any:
     return row[0] if row else None
 
 
-# -- what get_conn gives
+# -- the result of get_conn
 
 
 @call

@@ -1,4 +1,4 @@
-"""The calls that differ from PostgresHook's, and the row of the how-to's table that says so."""
+"""The calls that differ from PostgresHook's, each with its row in the how-to's table."""
 
 _ARRAYS = "A list into a column that is an array"
 _NAMES = "SQL in the place of a table's or column's name in `insert_rows`"

@@ -1,4 +1,4 @@
-"""The same call through PostgresHook and through DblinkHook, on one database, and what came of it."""
+"""The same call through PostgresHook and through DblinkHook, on one database, and its outcome."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CREATE TABLE pair (a int, b int, "Full Name" text, PRIMARY KEY (b, a));
 CREATE TABLE bare (id int, name text);
 """
 _RESET = "DROP SCHEMA public CASCADE; CREATE SCHEMA public;" + SEED
-# PostgresHook leaves some connections to the collector, and others to nobody.
+# PostgresHook leaves some connections to the garbage collector, and others open.
 _END = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -116,14 +116,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call returned or raised, and the rows that it left."""
+    """The value or the error of a call, and the rows that it left."""
 
     value: Any
     error: Exception | None
     tables: Any
 
     def is_like(self, stock: Outcome) -> bool:
-        """Whether a program made for *stock* goes on as before: with the value, or an error it catches."""
+        """Whether a program made for *stock* still works: it gets the same value, or an error it catches."""
         if (self.error is None) != (stock.error is None) or self.tables != stock.tables:
             return False
         if stock.error is None:
@@ -136,12 +136,12 @@ class Outcome:
 
 
 def outcome(name: str, side: Side) -> Outcome:
-    """Make one call on the tables as they are at first."""
+    """Make one call on freshly filled tables."""
     side.database.execute(_RESET)
     value, error = None, None
     try:
         value = CALLS[name](side)
-    except Exception as raised:  # noqa: BLE001 - an outcome as any other
+    except Exception as raised:  # noqa: BLE001 - an error is an outcome, too
         error = raised.with_traceback(None)
     finally:
         side.finish()

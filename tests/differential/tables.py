@@ -14,7 +14,7 @@ from tests.differential.kinds import INTEGERS, KINDS, Kind, Value, awkward_texts
 
 _NAME_BYTES = 63
 _SYSTEM_COLUMNS = {"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
-# Keywords of every class (reserved, type or function, column name, none), and what needs quotes otherwise.
+# Keywords of every class (reserved, type or function, column name, none), and other names that need quotes.
 _NAMES = [
     "a",
     "b",
@@ -102,7 +102,7 @@ SETTINGS = {
 class Column:
     """One column.
 
-    :ivar fill: what its values are: given ones, ``GENERATED`` or a default added after the rows came.
+    :ivar fill: the kind of its values: given ones, ``GENERATED``, or a default that is added after the rows.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Column:
     dropped: bool = False
 
     def definition(self) -> str:
-        """Return it as CREATE TABLE has it."""
+        """Return its definition in CREATE TABLE."""
         start = f"{quoted(self.name)} {self.kind.type}"
         constant = f"{literal(self.kind.values[0])}::{self.kind.type}"
         return (
@@ -156,7 +156,7 @@ class Shape:
 
     @property
     def live(self) -> list[Column]:
-        """The columns that are left; their positions from 1 are dblink's attribute numbers."""
+        """The columns that aren't dropped; their positions from 1 are dblink's attribute numbers."""
         return [column for column in self.columns if not column.dropped]
 
     @property
@@ -260,7 +260,7 @@ def shapes(draw: st.DrawFn, *, version: int) -> Shape:
     """Return a shape for a server of *version* (180006)."""
     sort = draw(st.sampled_from(_SORTS))
     fills = ["stored", "added"] + ["virtual"] * (version >= 180000)
-    if sort not in ("partitioned", "inherited"):  # identity there is PostgreSQL 17's
+    if sort not in ("partitioned", "inherited"):  # there identity needs PostgreSQL 17
         fills += ["always", "by default"]
     found = draw(st.lists(names, min_size=1, max_size=8, unique=True))
     columns = [draw(_columns(name, fills)) for name in found]

@@ -14,9 +14,9 @@ from tests.stores import MemoryStore
 
 
 class TaskInstance(SimpleNamespace):
-    """What our operators use of a task instance.
+    """The part of a task instance that our operators use.
 
-    :ivar wanted: what the API says of the try: ``running``, or what a user set.
+    :ivar wanted: the try's state in the API: ``running``, or the state that a user set.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -31,10 +31,10 @@ class TaskInstance(SimpleNamespace):
         return {self.run_id: {self.task_id: self.wanted}}
 
 
-#: Names the task of :func:`context` in its tickets.
+#: The name of :func:`context`'s task in its tickets.
 TASK = {"dag_id": "dag", "task_id": "task", "run_id": "run", "map_index": -1}
 
-#: What is logged by a try that has found a statement of an earlier one still running.
+#: The log line of a try that finds a statement of an earlier try still running.
 WAITS = "waiting for its end"
 
 

@@ -1,1 +1,1 @@
-"""Attacks that were tried on the package, one file each; each was once seen to get through."""
+"""Attacks that were tried on the package, one file each; each of them has once succeeded."""

@@ -14,9 +14,9 @@ from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.provider_info import get_provider_info
 
-#: SQL of the Dag's author, who is trusted: it is to be run.
+#: SQL of the Dag's author, who is trusted: it must run.
 TRUSTED = frozenset({"sql", "source_sql", "pre_sql", "post_sql", "where", "pause_while"})
-# No text: what is called, and what Airflow makes.
+# Arguments without text: callables, and objects that Airflow makes.
 _NO_TEXT = frozenset({"self", "kwargs", "args", "handler", "watermark_asset"})
 
 ITEM = {"source_table": "item", "destination_table": "item"}
@@ -30,7 +30,7 @@ INSERT = {
 }
 REMOTES = {"far": {"conn_id": "source", "sql": "SELECT id, name FROM item", "indexes": ["id"]}}
 
-#: By operator; ``HANDLE`` stands for a job's, made anew for each call.
+#: Stands for a job's handle in the arguments by operator; a new handle is made for each call.
 HANDLE = object()
 OPERATORS: Mapping[str, Mapping[str, Any]] = {
     "DblinkExecOperator": {**INSERT, "session_settings": SETTINGS},
@@ -81,7 +81,7 @@ _SOURCE_SQL = {
 }
 _FILE_ARGUMENTS = ("path", "path_conn_id", "header", "base_path", "file_mode")
 _WITH_FILES = ("DblinkFetchOperator", "DblinkGetResultOperator", "DblinkQueryOperator")
-#: What else must be given for an argument to be read; ``None`` takes one away.
+#: Other arguments that must be given so that an argument is read; ``None`` removes one.
 INSTEAD: Mapping[tuple[str, str], Mapping[str, Any]] = {
     **{(operator, name): _FILE for operator in _WITH_FILES for name in _FILE_ARGUMENTS},
     **{(operator, "csv_options"): {**_FILE, "csv_options": {"delimiter": ";"}} for operator in _WITH_FILES},
@@ -144,7 +144,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "send_query": {"sql": "SELECT %s", "params": ["x"]},
     "wait_for_job": {"handle": HANDLE, "poll_s": 0.1},
 }
-#: Methods that send nothing that an argument is in.
+#: Methods that send no text with an argument in it.
 NOTHING_SENT = frozenset(
     {
         *("atarget", "target", "link", "get_conn", "get_connections", "get_sqlalchemy_engine", "open_direct"),
@@ -173,7 +173,7 @@ def operator_classes() -> dict[str, type[BaseOperator]]:
 def arguments_of(kind: type[BaseOperator]) -> dict[str, str]:
     """Return the arguments of our own constructors of *kind* that aren't trusted, with their types.
 
-    What the base of all operators takes is the base's: it has one of them stand for all.
+    Arguments of the common base are left out for all operators but one.
     """
     ours = [base for base in kind.__mro__ if base.__module__.startswith("airflow_dblink")]
     if kind.__name__ != "DblinkExecOperator":
@@ -210,7 +210,7 @@ def is_text(annotation: str) -> bool:
 
 
 def attacks(value: Any, payload: str) -> Iterator[Any]:
-    """Yield what *value* becomes when the payload is put into each place of it that may be text."""
+    """Yield *value* with the payload in each of its places that may be text, one after the other."""
     if isinstance(value, str):
         yield value + payload
     elif isinstance(value, list | tuple):

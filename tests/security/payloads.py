@@ -1,4 +1,4 @@
-"""Texts that try to leave the place that they are put in, and traces that show whether one did."""
+"""Texts that try to break out of their place in a statement, and traces that show whether one did."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.databases import Database
 _RUN = "SELECT nextval('trace')"
 _DROP = "DROP TABLE canary"
 
-#: Each is put behind a value that is right, and alone.
+#: Each is used behind a right value, and alone.
 PAYLOADS = (
     f"; {_RUN}; --",
     f'"; {_RUN}; --',
@@ -39,12 +39,12 @@ PAYLOADS = (
 
 
 def lay_traces(database: Database) -> None:
-    """Make what a payload that runs would change."""
+    """Make the objects that a running payload would change."""
     database.execute("CREATE SEQUENCE trace; CREATE TABLE canary ()")
 
 
 def traces(database: Database) -> str | None:
-    """Return what shows that a payload has run in *database*; ``None`` if nothing does."""
+    """Return the trace of a payload that has run in *database*; ``None`` if there is none."""
     (counted, canary), *_ = database.rows(
         "SELECT (SELECT is_called FROM trace), pg_catalog.to_regclass('canary') IS NOT NULL"
     )

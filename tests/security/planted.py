@@ -1,9 +1,9 @@
-"""What a stranger can put into a schema on a role's search_path, for every name that SQL of ours may use.
+"""Objects that a stranger can put into a schema on a role's search_path, for every name that our SQL may use.
 
-Operators for each pair of types, functions and aggregates that fit other types better than PostgreSQL's own
-of the same name, casts, and types, relations and exact copies, which count where the path names
-pg_catalog behind the stranger's schema. All of it says so in the server's log when it runs: a rollback
-undoes no line there, and a read-only transaction refuses none.
+Operators for each pair of types; functions and aggregates that fit other types better than PostgreSQL's own
+of the same name; casts; and types, relations and exact copies, which matter if the path names pg_catalog
+behind the stranger's schema. Each of them writes a line to the server's log when it runs: no rollback undoes
+a line there, and no read-only transaction refuses it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from airflow_dblink.embedded.server import Server
 STRANGER = "dblink_stranger"
 _MARK = "planted thing called"
 
-# Types that SQL of ours has to do with; from each pair of them operators are made.
+# Types in our SQL; operators are made for each pair of them.
 _TYPES = (
     *("bool", "bytea", "char", "name", "int8", "int2", "int4", "regproc", "text", "oid", "tid", "xid"),
     *("oidvector", "int2vector", "json", "jsonb", "float4", "float8", "numeric", "date", "timestamp"),
@@ -74,7 +74,7 @@ def plant(server: Server, dbname: str) -> None:
 
 
 def called(server: Server, offset: int, dbname: str) -> list[str]:
-    """Return what was planted and has run since the log had *offset* bytes, by line of the log."""
+    """Return the log's lines of planted objects that have run since the log had *offset* bytes."""
     with server.log.open("rb") as log:
         log.seek(offset)
         lines = log.read().decode(errors="replace").splitlines()
@@ -82,7 +82,7 @@ def called(server: Server, offset: int, dbname: str) -> list[str]:
 
 
 def _names() -> list[str]:
-    """Return all words of the package's source that look like a function's name where it is called."""
+    """Return all words of the package's source that look like the name of a called function."""
     package = Path(airflow_dblink.__file__).parent
     files = [path for path in package.rglob("*") if path.suffix in (".py", ".sql")]
     return sorted({name for path in files for name in _CALLED.findall(path.read_text(encoding="utf-8"))})
@@ -149,7 +149,7 @@ def _aggregate(name: str, signature: tuple[str, ...]) -> Iterator[str]:
 
 
 def _casts() -> Iterator[str]:
-    """Yield casts from and to a type of the stranger's own: nobody may make others."""
+    """Yield casts from and to the stranger's own type: a stranger may make no others."""
     yield "CREATE TYPE public.planted AS ENUM ('planted')"
     for name in _TYPES:
         there, back = f"planted_from_{name}", f"planted_to_{name}"

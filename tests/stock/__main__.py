@@ -1,8 +1,8 @@
-"""Run the stock providers' own tests with DblinkHook where they say PostgresHook, and once with PostgresHook.
+"""Run the stock providers' own tests with DblinkHook instead of PostgresHook, and once with PostgresHook.
 
-What passes with the stock hook must pass with ours, unless ``accepted.txt`` says why not. The tests are
-fetched with pip, once for each version, into ``~/.cache/airflow-dblink/stock-tests`` or the folder in
-``AIRFLOW_DBLINK_STOCK_TESTS``.
+A test that passes with the stock hook must pass with ours, unless ``accepted.txt`` has the reason why not.
+The tests are fetched with pip, once for each version, into ``~/.cache/airflow-dblink/stock-tests`` or the
+folder in ``AIRFLOW_DBLINK_STOCK_TESTS``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.stock.suites import NotFetchedError, suite
 ROOT = Path(__file__).parents[2]
 
 _HOOKS = ("stock", "ours")
-# Of common.sql what a hook of PostgreSQL has to do with.
+# The parts of common.sql that use a hook of PostgreSQL.
 _PARTS = (
     "postgres",
     *(f"common/sql/{part}" for part in ("dialects", "hooks", "operators", "sensors", "triggers")),
@@ -39,7 +39,7 @@ _RUN_S = 600
 
 
 def main() -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.stock", description=__doc__)
     parser.add_argument("--show", action="store_true", help="also print how the tests that differ failed")
     arguments = parser.parse_args()

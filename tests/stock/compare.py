@@ -1,4 +1,4 @@
-"""What the two runs of one suite say about our hook, beside the list of accepted differences."""
+"""Compares the two runs of one suite with the list of accepted differences."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def accepted(text: str) -> dict[str, str]:
 
 
 def complaints(stock: Mapping[str, str], ours: Mapping[str, str], reasons: Mapping[str, str]) -> list[str]:
-    """Return what is wrong, a line each; nothing if the list says all that differs, and no more.
+    """Return a line for each mistake; none if the list has exactly the differences.
 
-    :param stock: outcomes by test id with the stock hook: what doesn't pass there isn't counted.
-    :param ours: outcomes with ours.
+    :param stock: outcomes by test id with the stock hook: a test that doesn't pass there isn't counted.
+    :param ours: outcomes with our hook.
     :param reasons: the accepted differences.
     """
     differs = differences(stock, ours)

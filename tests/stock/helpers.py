@@ -1,7 +1,7 @@
-"""Stands in for what the providers' tests import and aren't shipped with: ``tests_common``, other providers.
+"""Replaces modules that the providers' tests import but don't ship: ``tests_common``, other providers.
 
-Only as much of it as the tests that concern a PostgreSQL hook use. What is missing makes a test fail with
-the stock hook as well, and such a test isn't counted.
+It has only the parts that tests of a PostgreSQL hook use. If a part is missing, a test also fails with the
+stock hook, and such a test isn't counted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def install() -> None:
 
 
 class _OdbcCursor:
-    """Says which attributes a cursor of pyodbc has."""
+    """Has the attributes of a cursor of pyodbc."""
 
     description: Any = None
     rowcount = -1
@@ -75,7 +75,7 @@ class _OdbcCursor:
 
 
 def _module(name: str, **content: Any) -> None:
-    """Put a module of that name, with all packages that it is in, where ``import`` finds it."""
+    """Make a module of that name, and all its packages, importable."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         path = ".".join(parts[:end])
@@ -122,7 +122,7 @@ def mock_context(task: Any) -> Any:
 
 
 def execute_operator(operator: Any) -> tuple[Any, list[Any]]:
-    """Execute *operator* and, as often as it defers, its triggers; returns its result and their events."""
+    """Execute *operator* and, as often as it defers, its triggers; return its result and their events."""
     now = mock_context(operator)
     operator.render_template_fields(context=now)
     events: list[Any] = []
@@ -160,7 +160,7 @@ class DagMaker:
         self.dag.__exit__(*error)  # type: ignore[no-untyped-call] # Airflow's
 
     def create_dagrun(self, **_: Any) -> Any:
-        """Return a run; nothing of it is asked."""
+        """Return a run, of which no attribute is used."""
         return mock.MagicMock()
 
     def run_ti(self, task_id: str, *_: Any) -> None:

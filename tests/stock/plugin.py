@@ -1,7 +1,7 @@
-"""Plugin of pytest: runs the providers' tests with DblinkHook where they say PostgresHook.
+"""Plugin of pytest: runs the providers' tests with DblinkHook instead of PostgresHook.
 
-``AIRFLOW_DBLINK_STOCK_HOOK`` says which hook it is, ``stock`` or ``ours``; ``AIRFLOW_DBLINK_STOCK_OUTCOMES``
-names the file that gets each test's outcome.
+``AIRFLOW_DBLINK_STOCK_HOOK`` chooses the hook, ``stock`` or ``ours``; ``AIRFLOW_DBLINK_STOCK_OUTCOMES`` names
+the file for each test's outcome.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _real_connect = LinkConnection.connect.__func__  # type: ignore[attr-defined]
 
 
 def _connect(cls: type[LinkConnection], conninfo: str, **options: Any) -> Any:
-    """Tell a mock of psycopg's connect what it would be told by the stock hook.
+    """Call a mock of psycopg's connect with the arguments that the stock hook would give.
 
-    It gets arguments, ours a connection string with more in it.
+    The stock hook gives single arguments; ours gives a connection string with more options in it.
     """
     if not hasattr(psycopg.Connection.connect, "assert_called"):
         return _real_connect(cls, conninfo, **options)
@@ -72,7 +72,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture
 def dag_maker() -> helpers.DagMaker:
-    """Return what makes a Dag."""
+    """Return the maker of a Dag."""
     return helpers.DagMaker()
 
 

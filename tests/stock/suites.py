@@ -22,12 +22,12 @@ class NotFetchedError(Exception):
 
 
 def suite() -> Path:
-    """Return the folder that holds ``tests/unit`` of all distributions; what isn't there is fetched.
+    """Return the folder with ``tests/unit`` of all distributions; fetch those that are missing.
 
     :raises NotFetchedError: with pip's reason.
     """
     pinned = [f"{name}=={version(name)}" for name in DISTRIBUTIONS]
-    # A folder for each combination of versions: one that is there is whole.
+    # A folder for each combination of versions; a folder that exists is complete.
     place = _folder() / "+".join(pinned).replace("apache-airflow-providers-", "").replace("==", "-")
     if place.is_dir():
         return place
@@ -65,7 +65,7 @@ def _download(requirements: list[str], folder: Path) -> None:
 
 
 def _unpack_tests(archive: Path, folder: Path) -> None:
-    """Unpack the unit tests; the distributions' files don't overlap but for empty ``__init__.py``."""
+    """Unpack the unit tests; the distributions only share empty ``__init__.py`` files."""
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             name = member.name.partition("/")[2]

@@ -20,7 +20,7 @@ from airflow_dblink.core.server.target import Target
 Key = Sequence[Any]
 Outcome = tuple[Any, ...]
 
-# All with one row, unless rows follow. Names, values and types that break careless quoting.
+# Each table has one row, unless the script inserts more. Names, values and types that break careless quoting.
 SETUP = r'''
 CREATE EXTENSION dblink; CREATE EXTENSION citext; CREATE EXTENSION hstore; CREATE EXTENSION postgres_fdw;
 CREATE TABLE foo (f1 int, f2 text, f3 text[], PRIMARY KEY (f1, f2));
@@ -195,7 +195,7 @@ class Sides:
         return outcome
 
     def check(self, relname: str, attnums: Sequence[int], src: Key, tgt: Key | None = None) -> Outcome:
-        """Compare all builders, twice (the second time from what is remembered); returns insert's outcome."""
+        """Compare all builders, twice (the second time with the cached shape); return insert's outcome."""
         tgt = src if tgt is None else tgt
         for function in ("insert", "update"):
             expected = self.theirs(function, relname, attnums, src, tgt)

@@ -1,4 +1,4 @@
-"""Who sends jobs in these tests: what operators, sensor and trigger do with the core, in short."""
+"""Sends jobs in these tests: it calls the core as operators, sensor and trigger do, in short."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from tests.databases import Database, Row
 from tests.integration.tasks import TASK
 from tests.stores import MemoryStore
 
-#: Whose the jobs are.
+#: The task that sends the jobs.
 TRY = {**TASK, "try_number": 1}
-#: A job that is there until it is cancelled.
+#: A job that runs until it is cancelled.
 SLEEP = "SELECT pg_sleep(600)"
-#: As the fixture ``client`` makes its table; :func:`effects` counts them.
+#: An effect in the table that the fixture ``client`` makes; :func:`effects` counts them.
 EFFECT = "INSERT INTO effect VALUES (1)"
 SLOW_EFFECT = f"SELECT pg_sleep(0.5); {EFFECT}"
-#: A job goes no further than here while :func:`held` says so.
+#: A job waits here while :func:`held` holds the gate shut.
 GATE = "SELECT pg_advisory_xact_lock_shared(1)"
 
 
 class Client:
     """One role on one target; its connections are closed after the test.
 
-    :ivar schema: where the job table is.
+    :ivar schema: schema of the job table.
     :ivar opened: its connections.
     """
 
@@ -53,7 +53,7 @@ class Client:
         self._jobs: Jobs | None = None
 
     def open(self, check: Callable[[], None] | None = None) -> LinkConnection:
-        """Return a new connection, around a pooler where that can be."""
+        """Return a new connection, around a pooler if possible."""
         self.opened.append(connect(self.target, direct=True, check=check))
         return self.opened[-1]
 
@@ -63,7 +63,7 @@ class Client:
 
     @property
     def jobs(self) -> Jobs:
-        """The jobs over a connection that is kept, or made anew after it was lost."""
+        """The jobs over one connection, which is opened again after it was lost."""
         if self._jobs is None or self._jobs.connection.closed:
             self._jobs = Jobs(self.open(), self.target.conn_id, self.schema)
         return self._jobs
@@ -86,13 +86,13 @@ class Client:
     def submit(
         self, sql: str, params: Any = None, *, store: MemoryStore | None = None, life: int = 0, **options: Any
     ) -> Sent:
-        """Send a job, or find the one that *store* knows of; its call is still to be left."""
+        """Send a job, or find the job in *store*; the caller has to leave its call."""
         return self.submission(store, life=life).submit(
             lambda connection: draft(connection, self.target.conn_id, sql, params, **options)
         )
 
     def send(self, sql: str, params: Any = None, **options: Any) -> UUID:
-        """Send a job and leave it to the server; *options* as :meth:`submit` has."""
+        """Send a job and leave it to the server; *options* are those of :meth:`submit`."""
         sent = self.submit(sql, params, **options)
         if sent.call is not None:
             sent.call.leave()
@@ -125,7 +125,7 @@ class Client:
             return self.jobs.connection.execute(self.jobs.locked_result(job)).fetchall()
 
     def insert(self, sql: str, *, sent_s_ago: float = 0.0, **columns: Any) -> UUID:
-        """Make the row of a job that nobody calls, as a sender leaves it that dies before its call."""
+        """Insert the row of a job that nobody calls, as a sender that dies before its call leaves it."""
         self.jobs.ready()
         made = self.draft(sql)
         params: dict[str, Any] = {
@@ -146,9 +146,9 @@ class Client:
         return UUID(str(params["id"]))
 
     def call(self, job_id: UUID) -> str:
-        """Run the procedure on a connection of its own; returns the command tag."""
+        """Run the procedure on a connection of its own; return the command tag."""
         connection = self.open()
-        with suppress(psycopg.OperationalError):  # for those who close it in between
+        with suppress(psycopg.OperationalError):  # for tests that close it in between
             return connection.execute(self.call_text(job_id).encode()).statusmessage or ""
         return ""
 
@@ -156,14 +156,14 @@ class Client:
         return f"CALL \"{self.schema}\".run('{job_id}')"
 
     def column(self, job_id: UUID, name: str) -> Any:
-        """Return what the table has in a column, also in those that :class:`Job` leaves out."""
+        """Return a column's value in the table, also of columns that :class:`Job` leaves out."""
         query = f'SELECT {name} FROM "{self.schema}".job WHERE id = %s'  # noqa: S608 - the test's own
         row = self.jobs.connection.execute(query.encode(), [job_id]).fetchone()
         return row[0] if row else None
 
 
 def effects(database: Database) -> int:
-    """Return how often :data:`EFFECT` was committed."""
+    """Return the number of commits of :data:`EFFECT`."""
     return int(database.rows("SELECT count(*) FROM effect")[0][0])
 
 
@@ -172,13 +172,13 @@ def role_of(target: Target) -> str:
 
 
 def dba_installs(database: Database, *roles: Target, results: bool = False) -> None:
-    """Do what a DBA does with what ``airflow dblink sql`` prints; and let all roles have effects."""
+    """Run the SQL of ``airflow dblink sql`` as a DBA does; and let all roles write effects."""
     database.admin(install_script(SCHEMA, [role_of(role) for role in roles], results=results))
     database.admin("GRANT INSERT ON effect TO PUBLIC")
 
 
 def until(what: Callable[[], Any], timeout_s: float = 20.0) -> Any:
-    """Wait until *what* gives something true, and return it."""
+    """Wait until *what* returns a true value, and return that."""
     deadline = time.monotonic() + timeout_s
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -187,32 +187,32 @@ def until(what: Callable[[], Any], timeout_s: float = 20.0) -> Any:
 
 
 def backend(database: Database, pid: int | None) -> list[Row]:
-    """Return (state, query) of the session with that process; nothing if it is gone."""
+    """Return (state, query) of the session with that process id; an empty list if it is gone."""
     return database.admin("SELECT state, query FROM pg_stat_activity WHERE pid = %s", pid)
 
 
 def sleeps(database: Database, pid: int | None) -> bool:
-    """Return whether the session with that process is in ``pg_sleep``."""
+    """Return whether the session with that process id is in ``pg_sleep``."""
     query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
     return bool(database.admin(query, pid))
 
 
 @contextmanager
 def held(database: Database) -> Iterator[str]:
-    """Let nobody through :data:`GATE` before the block ends; gives SQL that has its effect after that."""
+    """Hold :data:`GATE` shut until the block ends; give SQL that passes the gate and then has its effect."""
     with psycopg.connect(database.admin_conninfo) as holder:
         holder.execute("SELECT pg_advisory_xact_lock(1)")
         yield f"{GATE}; {EFFECT}"
 
 
 def gated(database: Database) -> int:
-    """Return how many sessions are at :data:`GATE`."""
+    """Return the number of sessions that wait at :data:`GATE`."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event = 'advisory'"
     return int(database.admin(query, database.name)[0][0])
 
 
 def lookers(database: Database) -> int:
-    """Return how many sessions have nothing to do since they looked at jobs, as those have that wait."""
+    """Return the number of sessions that are idle since they read jobs, as waiting sessions are."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state = 'idle'"
     query += " AND query LIKE '%%airflow_dblink jobs: %%look%%'"
     return int(database.admin(query, database.name)[0][0])
@@ -226,7 +226,7 @@ def start(connection: LinkConnection, sql: str) -> None:
 
 
 def end_with_fin(connection: LinkConnection) -> None:
-    """Do what the end of a worker's process does to its connection: a FIN, and nothing said before."""
+    """Close the connection as the death of a worker's process does: a FIN without a Terminate message."""
     sock = socket.socket(fileno=connection.pgconn.socket)
     sock.shutdown(socket.SHUT_RDWR)
     sock.detach()

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of jobs: who sends them, other roles, and a server that may be crashed."""
+"""Fixtures of the tests of jobs: a client that sends them, other roles, and a server that may be crashed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def jobs(client: Client) -> Jobs:
 
 @pytest.fixture(scope="module")
 def _role_names(pair: tuple[Server, Server]) -> Iterator[list[str]]:
-    # For the module: a role can go only after the databases that it has something in.
+    # For the module: a role can only be dropped after the databases in which it owns or may use objects.
     made: list[str] = []
     yield made
     with psycopg.connect(pair[0].conninfo(superuser=True), autocommit=True) as admin:
@@ -58,7 +58,7 @@ def _role_names(pair: tuple[Server, Server]) -> Iterator[list[str]]:
 
 @pytest.fixture
 def new_role(_role_names: list[str], source: Database) -> MakeRole:
-    """Return a function that makes a role without any rights, and gives ``source`` as its target."""
+    """Return a function that makes a role without any rights, and returns its target in ``source``."""
 
     def new(prefix: str = "other") -> Target:
         name, password = f"{prefix}_{uuid4().hex[:8]}", uuid4().hex

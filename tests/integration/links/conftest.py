@@ -21,7 +21,7 @@ def database(pair: tuple[Server, Server]) -> Iterator[Database]:
 
 @pytest.fixture
 def source(database: Database) -> Iterator[Database]:
-    """Lend the module's database, in place of one for each test."""
+    """Lend the module's database, instead of making one for each test."""
     with emptied(database) as lent:
         yield lent
 

@@ -32,14 +32,14 @@ DELETE FROM item WHERE id % 1000 = 1;
 UPDATE item SET s = 'stale secret' WHERE id % 1000 = 2;
 INSERT INTO item VALUES (-5, 0, 'extra secret'), (100000, 0, NULL) ON CONFLICT DO NOTHING
 """
-# Which transactions have changed the table, as they themselves have written it down.
+# Records the transactions that change the table, by a trigger.
 COUNTED = """
 CREATE TABLE applied (xid text PRIMARY KEY);
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN INSERT INTO applied VALUES (pg_current_xact_id()::text) ON CONFLICT DO NOTHING; RETURN NULL; END $$;
 CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON item FOR EACH STATEMENT EXECUTE FUNCTION note()
 """
-#: Ends the session that keeps a sync waiting, if nobody does: longer than :func:`meanwhile` takes.
+#: Ends a session that makes a sync wait, if nobody does; :func:`meanwhile` needs less time.
 GIVES_UP = "SET idle_session_timeout = '180s'; SET idle_in_transaction_session_timeout = '180s'"
 #: Passes once the gate is open.
 GATE = "pg_advisory_xact_lock_shared(7)"
@@ -80,7 +80,7 @@ def applied(database: Database) -> list[str]:
 
 @contextmanager
 def closed_gate(database: Database) -> Iterator[Callable[[], None]]:
-    """Keep the gate of *database* closed; gives the function that opens it."""
+    """Keep the gate of *database* closed; give the function that opens it."""
     with psycopg.connect(database.admin_conninfo, autocommit=True) as holder:
         holder.execute(GIVES_UP)
         holder.execute("SELECT pg_advisory_lock(7)")
@@ -114,7 +114,7 @@ def waiting_at_gate(database: Database) -> list[tuple[Any, ...]]:
 
 
 def waiting(database: Database, statement: str) -> list[tuple[Any, ...]]:
-    """Return the sessions that wait for a lock on a table in a statement that begins so."""
+    """Return the sessions that wait for a lock on a table in a statement that begins with *statement*."""
     return database.admin(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'relation'"
         " AND starts_with(query, %s)",
@@ -123,7 +123,7 @@ def waiting(database: Database, statement: str) -> list[tuple[Any, ...]]:
 
 
 def wait_until_left(database: Database, timeout_s: float = 5.0) -> list[tuple[Any, ...]]:
-    """Wait until no session of the job role is left; returns those that still are after *timeout_s*."""
+    """Wait until no session of the job role is left; return those that are left after *timeout_s*."""
     deadline = time.monotonic() + timeout_s
     query = (
         "SELECT pid, state, query FROM pg_stat_activity WHERE datname = current_database() AND usename = %s"
@@ -143,7 +143,7 @@ def end_sessions(database: Database) -> None:
 
 
 class Meanwhile(MemoryStore):
-    """A store in whose *nth* ``set`` something else happens first, as long as that takes."""
+    """A store whose *nth* ``set`` first calls an action, and waits for its end."""
 
     def __init__(self, action: Callable[[], object], nth: int = 1) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Meanwhile(MemoryStore):
 
 @contextmanager
 def before_each_statement(act: Callable[[Side, str], object]) -> Iterator[None]:
-    """Call *act* with the side and what is about to be done there, each time."""
+    """Call *act* with the side and the action before each statement."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("run", "fetch"):
             original = getattr(Side, name)
@@ -180,7 +180,7 @@ class FileStore(MemoryStore):
             self._texts = json.loads(path.read_text())
 
     def set(self, key: str, value: Any) -> None:
-        """Keep *value*; whole, or not at all."""
+        """Keep *value*, completely or not at all."""
         super().set(key, value)
         fresh = self._path.with_suffix(".new")
         fresh.write_text(json.dumps(self._texts))
@@ -192,7 +192,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Network:
-    """What lies between us and a server: it may be cut, fall silent, or lose the answer to a COMMIT."""
+    """A network between us and a server: it may be cut, fall silent, or lose the answer to a COMMIT."""
 
     def __init__(self, server: Server, *, loses_commit: bool = False) -> None:
         self._address = (server.host, server.port)
@@ -203,15 +203,15 @@ class Network:
 
     @property
     def port(self) -> int:
-        """Where clients connect."""
+        """The port to which clients connect."""
         return int(self._listener.getsockname()[1])
 
     def cut(self) -> None:
-        """Reset all connections, and those to come."""
+        """Reset all connections, also later ones."""
         self._cut.set()
 
     def fall_silent(self) -> None:
-        """Pass on nothing any more, in either direction; all connections stay."""
+        """Stop passing data on, in both directions; all connections stay open."""
         self._silent.set()
 
     def __enter__(self) -> Self:
@@ -257,6 +257,6 @@ class Network:
 
 
 def run_in_process(path: str, environ: dict[str, str], arguments: dict[str, Any]) -> None:
-    """Run a sync whose state is in the file *path*: what a child process does, which may be killed."""
+    """Run a sync whose state is in the file *path*; for a child process, which may be killed."""
     os.environ.update(environ)
     sync(store=FileStore(Path(path)), **arguments)

@@ -1,4 +1,4 @@
-"""What tables hold, compared by PostgreSQL itself, and runs that must change nothing."""
+"""The contents of tables, compared by PostgreSQL itself, and runs that must change nothing."""
 
 # ruff: noqa: S608 - names that the tests themselves made
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tests.databases import Database, Row, new_database
 from tests.debian import postgres_bindir
 from tests.syncs import sync
 
-#: What values look like as text, the same on both sides.
+#: Settings for values as text, the same on both sides.
 FORMS = (
     "-c timezone=UTC -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
     " -c lc_monetary=C -c xmloption=content"
 )
-#: A collation to which upper and lower case are the same, where PostgreSQL was built with ICU.
+#: A collation that ignores case; it needs a PostgreSQL with ICU.
 CASELESS = "CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
 
 
@@ -34,24 +34,24 @@ def contents(database: Database, table: str = "item") -> list[str]:
 
 
 def versions(database: Database, table: str = "item") -> list[Row]:
-    """Return where each row's version lies and which transaction wrote it: a rewritten row has another."""
+    """Return place and transaction of each row's version, which change if the row is rewritten."""
     return sorted(database.admin(f"SELECT tableoid::regclass::text, ctid::text, xmin::text FROM {table}"))
 
 
 def planned(result: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return how many rows a sync found to be missing, changed and extra."""
+    """Return the numbers of rows that a sync found missing, changed and extra."""
     return result["missing"], result["changed"], result["extra"]
 
 
 def done(result: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return how many rows a sync inserted, updated and deleted."""
+    """Return the numbers of rows that a sync inserted, updated and deleted."""
     return result["inserted"], result["updated"], result["deleted"]
 
 
 def differences(source: Database, warehouse: Database, table: str, columns: Sequence[str]) -> tuple[int, int]:
-    """Return how many rows are on one side alone, by EXCEPT ALL both ways in the destination.
+    """Return the numbers of rows that only one side has, by EXCEPT ALL both ways in the destination.
 
-    The source's rows are copied there as texts, by nothing of ours.
+    The source's rows are copied there as texts, without any code of ours.
     """
     texts = SQL("SELECT {} FROM {}").format(
         SQL(", ").join(SQL("{}::text COLLATE {}").format(Identifier(c), Identifier("C")) for c in columns),
@@ -85,7 +85,7 @@ def differences(source: Database, warehouse: Database, table: str, columns: Sequ
 def settled(
     source: Database, warehouse: Database, table: str = "item", *, alone: bool = False, **arguments: Any
 ) -> dict[str, Any]:
-    """Sync twice: then both are equal, and the second run finds nothing and rewrites nothing.
+    """Sync twice; check that both sides are equal, and that the second run finds and rewrites no row.
 
     :param alone: compare the tables without their inheritance children.
     """
@@ -113,7 +113,7 @@ def refused(
     error: type[Exception] = AirflowFailException,
     **arguments: Any,
 ) -> str:
-    """Sync, which must fail with all *words* in the message, and change nothing; returns the message."""
+    """Sync, which must fail with all *words* in the message, and change nothing; return the message."""
     before = versions(warehouse, table), contents(warehouse, table)
     with pytest.raises(error) as caught:
         sync(table, **arguments)
@@ -125,13 +125,13 @@ def refused(
 
 
 def refused_by_server(warehouse: Database, *words: str, **arguments: Any) -> str:
-    """Sync as in :func:`refused`, where it is a server or the verification that refuses."""
+    """Sync as in :func:`refused`; a server or the verification must be the one that refuses."""
     return refused(warehouse, *words, error=DblinkError, **arguments)
 
 
 @contextmanager
 def system_server(name: str) -> Iterator[Server]:
-    """Run a server of the system's PostgreSQL, which has ICU and is of another version than the embedded."""
+    """Run a server of the system's PostgreSQL, which has ICU, and another version than the embedded one."""
     with servers(name, bindir=postgres_bindir()) as (server,):
         yield server
 

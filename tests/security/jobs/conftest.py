@@ -22,7 +22,7 @@ __all__ = ["_role_names", "client", "new_client", "new_role"]
 
 
 class Attacker:
-    """A role with rights that a careless DBA gives, which is after the table ``secret`` of ``source``."""
+    """A role with rights that a careless DBA gives; it attacks the table ``secret`` of ``source``."""
 
     def __init__(self, target: Target, source: Database) -> None:
         self.target = target
