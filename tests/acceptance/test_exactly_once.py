@@ -1,4 +1,4 @@
-"""Exactly once, and what a kill leaves, under a real scheduler and LocalExecutor."""
+"""Exactly once, and the effects of a kill, under a real scheduler and LocalExecutor."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""DblinkHook does what PostgresHook does, but for what the how-to's table says."""
+"""DblinkHook behaves as PostgresHook does, except for the differences in the how-to's table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may connect without a password, and what is said of a server that is gone: as PostgreSQL's own dblink.
+"""Connecting without a password, and errors about a server that is gone: as in PostgreSQL's own dblink.
 
 dblink asks whether its caller is superuser; here everybody is ordinary, and ``connect_u``
 (or ``password_required=false`` in the Airflow connection) is that of a superuser.

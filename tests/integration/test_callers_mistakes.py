@@ -25,7 +25,7 @@ class Unadaptable:
 
 
 class RaisingDumper(Dumper):
-    """Raises what is no error of psycopg's."""
+    """Raises an error that isn't psycopg's."""
 
     def dump(self, obj: Any) -> bytes:
         raise ZeroDivisionError

@@ -37,7 +37,7 @@ def first(hook: Any, query: str = "SELECT current_schema()", **kwargs: Any) -> A
 
 @pytest.fixture
 def other(source: Database) -> Database:
-    """Give a database where what is read depends on the search_path."""
+    """Give a database in which a query's rows depend on the search_path."""
     source.execute("CREATE SCHEMA other; CREATE TABLE t (a int); CREATE TABLE other.t (b int)")
     return source
 

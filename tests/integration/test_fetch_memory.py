@@ -28,7 +28,7 @@ print(json.dumps({"rows": result["rows"], "grown": peak() - before}))
 
 
 def fetched(path: Path, rows: int, chars: int) -> int:
-    """Return the memory that it took."""
+    """Return the memory that the fetch took."""
     query = f"SELECT repeat('x', {chars}) FROM generate_series(1, {rows})"  # noqa: S608 - numbers
     result = json.loads(last_line(RUN, path.as_uri(), query))
     assert result["rows"] == rows

@@ -77,7 +77,7 @@ def test_a_handler_gets_exact_numbers() -> None:
 def test_the_order_of_day_and_month_is_the_sessions(
     source: Database, kind: Operator, order: str, day: str
 ) -> None:
-    """It decides what a query means."""
+    """The setting decides a query's meaning."""
     source.admin(f"ALTER DATABASE {source.name} SET datestyle = 'SQL, {order}'")
     sql = "SELECT '01/02/2026'::date"
     kept = kind(task_id="t", conn_id="source", sql=sql, max_xcom_rows=1).execute(context())
@@ -87,7 +87,7 @@ def test_the_order_of_day_and_month_is_the_sessions(
 
 @pytest.mark.usefixtures("odd")
 def test_the_time_zone_is_the_sessions(source: Database, tmp_path: Path) -> None:
-    """It decides what a query means (``now()::date``), and the text of a timestamptz tells the offset."""
+    """The setting decides a query's meaning (``now()::date``), and a timestamptz's text shows the offset."""
     source.admin(f"ALTER DATABASE {source.name} SET timezone = 'Asia/Tokyo'")
     path = tmp_path / "rows.csv"
     sql = "SELECT '2026-02-03 00:00+00'::timestamptz, '2026-02-03 20:00+00'::timestamptz::date"

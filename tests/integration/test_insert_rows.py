@@ -1,4 +1,4 @@
-"""insert_rows: the column says what a Python list is; what PostgresHook does right is right here."""
+"""insert_rows: the column's type decides about a Python list; whatever PostgresHook does right stays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARRAYS_OF_JSON = ("js", "bs", "documents", "deeps")
 
 @pytest.fixture
 def tables(source: Database) -> Database:
-    """Give a database with a table of every kind of column that a list may go to."""
+    """Give a database with a table that has every kind of column for a list."""
     source.execute(TABLES)
     return source
 

@@ -564,7 +564,7 @@ def test_a_job_of_a_task_can_have_limits_and_be_pruned(table: Database) -> None:
 
 
 def test_hooks_of_one_try_know_of_each_others_jobs(table: Database, store: MemoryStore) -> None:
-    """And a task that is cleared after its success sends them anew."""
+    """A task that is cleared after its success sends them anew."""
 
     def work(**fields: Any) -> list[dict[str, str]]:
         handles = []

@@ -1,4 +1,4 @@
-"""Exactly once: what a later try finds, whatever became of the earlier one."""
+"""Exactly once: the outcome that a later try finds after each fate of the earlier one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _once(connection: LinkConnection, store: MemoryStore, **options: Any) -> Onc
 
 
 def _crash(connection: LinkConnection) -> None:
-    """Do what the end of a worker's process does to its connection: a FIN, and nothing said before."""
+    """Close the connection as the death of a worker's process does: a FIN without a Terminate message."""
     sock = socket.socket(fileno=connection.pgconn.socket)
     sock.shutdown(socket.SHUT_RDWR)
     sock.detach()

@@ -317,7 +317,7 @@ SELECT pg_current_xact_id()::text AS xid, pid, extract(epoch FROM backend_start)
 
 
 def _begin_as_before_17(connection: LinkConnection) -> dict[str, Any]:
-    """Begin a transaction whose id is in the log, which isn't on disk; returns its ticket."""
+    """Begin a transaction whose id is in the log, but not on disk; return its ticket."""
     connection.execute("BEGIN")
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(_SESSION.encode()).fetchone()

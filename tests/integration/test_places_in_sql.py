@@ -90,7 +90,7 @@ def _tables(source: Database, warehouse: Database) -> None:
 
 
 def _said(operator: BaseOperator) -> str:
-    """Execute the operator, which fails, as a task's only try; returns what the task's log shows of it."""
+    """Execute the operator, which fails, as a task's only try; return the error's text in the task's log."""
     task = context()
     with set_current_context(cast("Context", task)), pytest.raises(Exception, match="SQLSTATE") as caught:
         operator.execute(task)
@@ -98,7 +98,7 @@ def _said(operator: BaseOperator) -> str:
 
 
 def _lines(said: str) -> tuple[str, str]:
-    """Return the line that is quoted, with its number before it, and what the caret points to."""
+    """Return the quoted line, with its number before it, and the character above the caret."""
     found = said.splitlines()
     at = next(i for i, line in enumerate(found) if line.startswith("LINE "))
     return found[at], found[at][found[at + 1].index("^") :]
@@ -179,7 +179,7 @@ def test_the_condition_of_a_sync() -> None:
 
 
 def test_a_name_that_is_not_there_and_texts_that_may_be_a_rows() -> None:
-    """A text that is made of rows, as builders and dry runs make them, can have any error but of syntax."""
+    """A text that builders or dry runs make of rows can have any error except a syntax error."""
     said = _said(_made(DblinkExecOperator, "sql", **HOME)("INSERT INTO item VALUES (5, 'Geheimnis', nme)"))
 
     assert _lines(said) == ("LINE 1, column 42: INSERT INTO item VALUES (5, '...', nme)", "nme)")

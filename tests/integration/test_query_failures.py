@@ -228,7 +228,7 @@ def test_the_time_limit_of_a_remote_is_its_servers(home: Database) -> None:
 
 
 def test_homes_patience_is_not_the_sessions(home: Database) -> None:
-    """While it waits for the first row it is idle in its transaction, and that may take its time."""
+    """While it waits for the first row it is idle in its transaction, and that may take long."""
     home.admin(f"ALTER DATABASE \"{home.name}\" SET idle_in_transaction_session_timeout = '300ms'")
     slow = {"c": source("SELECT 1 AS a, pg_sleep(1)::text"), "d": source("SELECT 1 AS a")}
     assert run(INSERT, slow)["sets"] == {"c": 1, "d": 1}

@@ -487,7 +487,7 @@ def test_what_was_read_from_home_itself_is_not_locked(warehouse: Database) -> No
 
 
 def _small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Make chunks and turns small; returns a list of the sets that get a turn, in order."""
+    """Make chunks and turns small; return a list of the sets that get a turn, in order."""
     for name, size in {"_CHUNK": 300, "_AHEAD": 2000, "_WORTHWHILE": 1000, "_TURN": 3000}.items():
         monkeypatch.setattr(gather, name, size)
     turns: list[str] = []

@@ -337,7 +337,7 @@ print("\\n" + json.dumps(states))
 
 
 def run_dags(home: Path, files: dict[str, str], connections: dict[str, Database], *ids: str) -> list[Any]:
-    """Run Dags one after another, each to its end; returns the states of their tasks by task id."""
+    """Run Dags one after another, each to its end; return the states of their tasks by task id."""
     (home / "dags").mkdir()
     for name, text in files.items():
         (home / "dags" / name).write_text(text)

@@ -143,7 +143,7 @@ def _refusal(columns: list[int]) -> str | None:
 
 
 def loaded(wanted: list[LiteralString]) -> tuple[list[int], list[int]]:
-    """Transfer ``given`` to a column of each type; returns which arrived, and which were refused."""
+    """Transfer ``given`` to a column of each type; return the accepted and the refused ones."""
     left, refused = [*range(len(wanted))], []
     while left and (reason := _refusal(left)) is not None:
         column = re.search(r"column 'c(\d+)' is of type .* source_sql", reason, re.DOTALL)
@@ -154,7 +154,7 @@ def loaded(wanted: list[LiteralString]) -> tuple[list[int], list[int]]:
 
 
 def differences(connection: psycopg.Connection, number: int) -> list[tuple[str, ...]]:
-    """Return, as text, what PostgreSQL assigned to a column and what arrived, where they differ."""
+    """Return, as text, PostgreSQL's assigned value and the transferred one, if they differ."""
     query = SQL(
         "SELECT expected.{0}::text, arrived.{0}::text FROM expected FULL JOIN arrived USING (id)"
         " WHERE ROW(expected.{0})::record OPERATOR(pg_catalog.*<>) ROW(arrived.{0})::record"

@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - names that the tests themselves made
-"""Mode ``replace`` and a source without rows: what is there stays, unless the task says otherwise."""
+"""Mode ``replace`` and a source without rows: the destination's rows stay unless the task allows it."""
 
 from __future__ import annotations
 

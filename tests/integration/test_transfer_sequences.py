@@ -18,7 +18,7 @@ def loaded(source: Database, warehouse: Database, column: str, values: str) -> N
 
 
 def added(warehouse: Database, count: int) -> list[int]:
-    """Insert rows by the default, none of which may be in conflict; returns the values."""
+    """Insert rows with the default, without a conflict, and return the values."""
     made = [warehouse.rows("INSERT INTO item DEFAULT VALUES RETURNING id") for _ in range(count)]
     return [int(rows[0][0]) for rows in made]
 

@@ -17,7 +17,7 @@ from tests.transfers import transfer
 def test_execution_timeout_between_servers_of_different_versions(
     warehouse: Database, add_connection: AddConnection
 ) -> None:
-    """transaction_timeout exists since PostgreSQL 17: asked of the server that it is set on."""
+    """transaction_timeout exists since PostgreSQL 17: the version of its own server decides."""
     warehouse.execute("CREATE TABLE item (id int)")
     with servers("older", bindir=postgres_bindir()) as (server,), new_database(server, "older") as older:
         add_connection("older", older)

@@ -81,7 +81,7 @@ def test_an_error_over_tls_is_heard_and_notices_are_none(
 def test_remote_sets_over_tls(
     encrypted: list[tuple[Database, Path]], add_connection: AddConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TLS may hold back what it has read already: nothing is waited for that has come."""
+    """TLS may hold data that it has already read: nobody waits for data that has come."""
     (source, _), (warehouse, _) = encrypted
     for database in (source, warehouse):
         add_connection(database.conn_id, database, extra={"sslmode": "require"})

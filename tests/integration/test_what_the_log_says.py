@@ -1,4 +1,4 @@
-"""What a task's log says, and what it leaves out, for people who read nothing else."""
+"""The lines of a task's log, and the lines that it must not have, for people who read nothing else."""
 
 from __future__ import annotations
 

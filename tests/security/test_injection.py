@@ -114,7 +114,7 @@ def _check(databases: list[Database], what: str) -> None:
 
 
 def _demand_its_place(what: str, error: Exception) -> None:
-    """Fail if the server could not read what was sent: then the payload has left its place."""
+    """Fail if the server could not parse a statement: then the payload has left its place."""
     if _UNREADABLE.search(str(error)):
         pytest.fail(f"{what}: {error}")
 

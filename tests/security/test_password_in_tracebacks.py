@@ -1,4 +1,4 @@
-"""No password is among the locals of a traceback, nor of what stands behind the error."""
+"""No password is among the locals of a traceback, nor of the errors behind it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("source")
 
 
 def _shown(error: BaseException | None) -> Iterator[str]:
-    """Yield all that tools show: each frame's locals, of what was raised before, too."""
+    """Yield everything that tools show: the locals of each frame, also of earlier errors in the chain."""
     while error is not None:
         for cause in (error, *(each for each in (error.__cause__,) if each is not None)):
             yield from traceback.TracebackException.from_exception(cause, capture_locals=True).format()

@@ -118,7 +118,7 @@ def sides(template: Database, request: pytest.FixtureRequest) -> Iterator[tuple[
 
 
 def fill(database: Database, *scripts: str) -> list[Any]:
-    """Run scripts as the role, under a path that is safe."""
+    """Run scripts as the role, under a safe path."""
     options = "-c search_path=app"
     with psycopg.connect(database.conninfo, options=options, autocommit=True) as connection:
         for script in scripts:

@@ -40,7 +40,7 @@ def silent() -> Iterator[HostileServer]:
 
 @pytest.fixture
 def full(source: Database) -> Iterator[Target]:
-    """Give what leads to a pooler that has no session left: it logs clients in by itself."""
+    """Give the target of a pooler without a free session: it logs clients in by itself."""
     with pooler(source.server, "session", pool_size=1) as port:
         target = replace(source.target, params={**source.params, "port": port}, session_settings=SETTINGS)
         with psycopg.connect(source.conninfo, port=port, autocommit=True) as holder:

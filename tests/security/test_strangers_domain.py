@@ -1,4 +1,4 @@
-"""A stranger's domain of the name that a type has on another server: its CHECK would run as our role."""
+"""A stranger's domain has the name of a type on another server: its CHECK would run as our role."""
 
 from __future__ import annotations
 

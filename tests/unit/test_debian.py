@@ -1,4 +1,4 @@
-"""What a run says of tests that it skipped for want of a program."""
+"""The closing line of a run about tests that were skipped because a program is missing."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Away:
 
 @pytest.mark.parametrize("away", [True, False])
 def test_a_missing_connection_is_named_with_what_to_do(away: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Airflow says the same of a backend that is away, so a retry must stay possible: its own type stays."""
+    """Airflow raises the same error while a backend is away. So its type stays, which allows a retry."""
     if away:
         loaded = "airflow.sdk.execution_time.supervisor.ensure_secrets_backend_loaded"
         monkeypatch.setattr(loaded, lambda: [Away()])

@@ -1,4 +1,4 @@
-"""What psycopg's versions do differently, from the oldest one that is allowed."""
+"""Differences between psycopg's versions, from the oldest one that is allowed."""
 
 from __future__ import annotations
 

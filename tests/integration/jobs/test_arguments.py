@@ -1,4 +1,4 @@
-"""Arguments of the job operators that can be seen to be wrong: no job is sent then."""
+"""Wrong arguments of the job operators that are found before a job is sent."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ Send = Callable[..., str]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs ``airflow dblink`` and returns what it prints."""
+    """Return a function that runs ``airflow dblink`` and returns its output."""
 
     def run(*words: str) -> str:
         capsys.readouterr()
@@ -47,7 +47,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def fails(run: Run) -> Run:
-    """Return a function that runs ``airflow dblink``, which must fail, and returns its last words."""
+    """Return a function that runs ``airflow dblink``, which must fail, and returns its error."""
 
     def fails(*words: str) -> str:
         with pytest.raises(SystemExit) as exit_:
@@ -91,7 +91,7 @@ def send(source: Database) -> Send:
 
 @pytest.fixture
 def other(source: Database, add_connection: AddConnection) -> Iterator[str]:
-    """Give a role that may only connect to ``source``; the Airflow connection ``other`` is its."""
+    """Give a role that may only connect to ``source``, and set its Airflow connection ``other``."""
     role = f"other_{uuid4().hex[:8]}"
     source.admin(f"CREATE ROLE {role} LOGIN PASSWORD 'others'")
     add_connection("other", source, login=role, password="others")

@@ -50,7 +50,7 @@ class Failover:
         until(lambda: self.standby.admin(query, job_id) == [(state,)])
 
     def cut_off(self) -> None:
-        """Let the standby have nothing any more of what is done from now on."""
+        """Stop the replication: the standby receives no later changes."""
         self.standby.server.stop()
 
     def happen(self) -> None:

@@ -62,7 +62,7 @@ def test_a_flood_of_warnings_with_a_client_that_does_not_read(client: Client, so
 def test_messages_of_level_info_cannot_be_held_back_and_cost_the_job(
     client: Client, source: Database
 ) -> None:
-    """PostgreSQL sends them whatever client_min_messages says, and ends a session that it can't tell."""
+    """PostgreSQL sends them whatever client_min_messages is, and ends a session whose client is gone."""
     with held(source):
         job_id = client.send(f"{EFFECT}; {GATE}; {FLOOD.format('INFO', '')}")
 

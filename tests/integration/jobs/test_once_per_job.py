@@ -47,7 +47,7 @@ def _run_out(client: Client, store: MemoryStore, sql: str = EFFECT) -> Job:
 
 
 def _at_once(*acts: Callable[[], Any]) -> list[Any]:
-    """Do all of it in threads; returns what they returned."""
+    """Run all functions in threads, and return their results."""
     results: list[Any] = []
     threads = [threading.Thread(target=lambda act=act: results.append(act())) for act in acts]
     for thread in threads:
@@ -142,7 +142,7 @@ def test_a_superseded_try_does_not_send_a_failed_job_anew(client: Client, source
 
 
 class DyingStore(MemoryStore):
-    """The process dies right after something was stored; what was stored stays."""
+    """The process dies right after a write to the store, which keeps the value."""
 
     def set(self, key: str, value: Any) -> None:
         super().set(key, value)

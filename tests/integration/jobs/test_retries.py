@@ -1,4 +1,4 @@
-"""What a retry or a cleared task does with the job that an earlier try has sent."""
+"""A retry or a cleared task takes over, cancels or replaces the job of an earlier try."""
 
 from __future__ import annotations
 

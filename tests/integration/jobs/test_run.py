@@ -1,4 +1,4 @@
-"""What a job's SQL does, sees and leaves behind, and how its row says what became of it."""
+"""The effects of a job's SQL, its environment, and its outcome in the job's row."""
 
 from __future__ import annotations
 

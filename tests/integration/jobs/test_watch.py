@@ -1,4 +1,4 @@
-"""Waiting in an event loop: many jobs over one session, through everything that a server may do."""
+"""Waiting in an event loop: many jobs over one session, through all events of a server."""
 
 from __future__ import annotations
 

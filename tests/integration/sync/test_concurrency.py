@@ -180,7 +180,7 @@ def reloaded(source: Database, table: str, fresh: str) -> ExitStack:
 def test_a_source_table_that_is_reloaded_meanwhile_is_never_seen_empty(
     both: Both, method: str, kind: str
 ) -> None:
-    """TRUNCATE heeds no snapshot: one that was taken before its commit sees neither old nor new rows."""
+    """TRUNCATE ignores snapshots: a snapshot from before its commit sees neither old nor new rows."""
     source, warehouse = both
     before = rows(warehouse)
     arguments: dict[str, Any] = {} if kind == "table" else {"source_sql": "SELECT * FROM item WHERE id > -9"}
@@ -216,7 +216,7 @@ def test_a_source_partition_that_is_reloaded_meanwhile_is_never_seen_empty(
 
 
 def outcome_of(work: Callable[[], Any]) -> Any:
-    """Return what *work* returned, or the name of the error of a server that it raised."""
+    """Return the result of *work*, or the name of the server's error that it raised."""
     try:
         return work()
     except RemoteError as error:

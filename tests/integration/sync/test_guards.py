@@ -217,7 +217,7 @@ GRANT SELECT (id, v, flag), INSERT (id, v, flag), UPDATE (id, v, flag), DELETE O
 
 
 def owned_by_another(database: Database) -> str:
-    """Leave the role nothing but what rows need, column by column; returns its name."""
+    """Leave the role only the privileges that rows need, column by column; return its name."""
     role = database.server.role
     database.admin("ALTER TABLE item OWNER TO postgres")
     database.admin(GRANTS.format(role=role))

@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - names that the tests themselves made
-"""Keys: what tells rows apart, and what can't."""
+"""Keys: columns that identify rows, and columns that can't."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_death_at_a_random_moment(
 
 @contextmanager
 def network(event: str, both: Both, add_connection: AddConnection) -> Iterator[Callable[[], None]]:
-    """Lead one side's connection over a network that can be cut, for the events that want it."""
+    """Lead one side's connection over a network that can be cut, for the events that need it."""
     if not event.startswith("cut"):
         yield lambda: None
         return

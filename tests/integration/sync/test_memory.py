@@ -79,7 +79,7 @@ def test_ten_times_the_rows_take_the_same_memory(source: Database, warehouse: Da
 
 
 def test_a_statement_of_a_large_row_is_there_few_times(source: Database, warehouse: Database) -> None:
-    """What libpq has received it keeps, and of what it sends it makes two copies; we have one."""
+    """Received data stays in libpq, which also makes two copies of data to send; we have one copy."""
     for database in (source, warehouse):
         database.execute("CREATE TABLE small (id bigint PRIMARY KEY); INSERT INTO small VALUES (1)")
         database.execute("CREATE TABLE large (id bigint PRIMARY KEY, v text)")

@@ -106,7 +106,7 @@ def test_a_sync_without_a_difference_is_a_success_like_any_other(both: Both) -> 
 
 
 def test_an_aborted_try_before_a_sync_without_a_difference_is_forgotten(both: Both) -> None:
-    """Else a task that is cleared long after would ask for a transaction that the server has forgotten."""
+    """Otherwise a task that is cleared much later asks for a transaction that the server has forgotten."""
     _, warehouse = both
     store = MemoryStore(refuse_at=2)
     with pytest.raises(StaleTryError):

@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - names that the tests themselves made
-"""Keys that are not unique over all that the table's name reaches: only what was asked for is touched."""
+"""Keys that aren't unique among all rows under the table's name: only the selected rows are changed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def within(database: Database) -> list[str]:
 
 @contextmanager
 def nothing_outside_is_touched(database: Database) -> Iterator[None]:
-    """Fail if a row outside of the part isn't afterwards what and where it was."""
+    """Fail if a row outside of the part has changed, or was moved."""
     rows = f"SELECT tableoid::regclass, ctid::text, xmin::text, item.* FROM item WHERE NOT {PART} ORDER BY id"
     before = database.admin(rows)
     yield
@@ -114,7 +114,7 @@ def test_a_first_load_of_a_part_sees_a_childs_key_in_the_way(source: Database, w
 def test_a_trigger_that_moves_rows_into_children_may_do_so(
     source: Database, warehouse: Database, method: str, apply: str
 ) -> None:
-    """What it returns for that, no row, isn't counted; the rows are where they should be."""
+    """The trigger returns no row for them, so they aren't counted; but the rows are in their place."""
     heirs(source, warehouse)
     warehouse.execute("DELETE FROM heir WHERE id < 3")
     warehouse.execute(

@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - quoted names that the tests themselves made
-"""Random tables, keys and edits on both sides: PostgreSQL itself says that a sync has made them equal.
+"""Random tables, keys and edits on both sides: PostgreSQL itself checks that a sync makes them equal.
 
 The same examples in every run. For others, and more of them:
 ``SYNC_EXAMPLES=1000 python -m pytest tests/integration/sync/test_random.py``.
@@ -119,7 +119,7 @@ class Column:
     finer: bool = False
 
     def definition(self, side: int, known: tuple[str, ...]) -> str:
-        """Return it as CREATE TABLE has it, with a collation that the *side* knows."""
+        """Return its definition in CREATE TABLE, with a collation that the *side* knows."""
         kind = KEYS[self.key][0] if self.key else self.kind.type
         wanted = self.collations[side]
         if self.key and wanted == "kit.caseless" and not self.finer:
@@ -246,7 +246,7 @@ class Sides:
                 database.execute(f"DROP TABLE IF EXISTS heir; DROP TABLE IF EXISTS {table}")
 
     def _heirs(self) -> list[Any]:
-        """Return the rows of the destination's inheritance child, and where they lie."""
+        """Return the rows of the destination's inheritance child, with their places."""
         if not self.warehouse.rows("SELECT to_regclass('heir')")[0][0]:
             return []
         return self.warehouse.rows("SELECT ctid::text, xmin::text, row_of::text FROM heir AS row_of")

@@ -271,7 +271,7 @@ def test_a_failed_run_and_a_dry_run_move_no_watermark(both: Both, stores: AssetS
 
 
 def test_a_run_that_began_earlier_undoes_nothing_of_a_later_one(both: Both, stores: AssetStores) -> None:
-    """The later one's watermark is kept, so what the earlier one took back would never be seen again."""
+    """The later run's watermark stays, so rows that the earlier run took back would never be read again."""
     source, warehouse = both
     sync(stores)
 

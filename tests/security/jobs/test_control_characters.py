@@ -21,7 +21,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs ``airflow dblink`` and returns all that it says."""
+    """Return a function that runs ``airflow dblink`` and returns its whole output."""
 
     def run(*words: str) -> str:
         capsys.readouterr()
@@ -41,7 +41,7 @@ def _raises(client: Client) -> str:
 
 
 def _bare(text: str) -> list[str]:
-    """Return the characters that a terminal may obey, but for the ends of lines."""
+    """Return the characters that a terminal may obey, except the ends of lines."""
     return [c for c in text if not c.isprintable() and c != "\n"]
 
 

@@ -125,7 +125,7 @@ def test_an_id_is_of_the_connections_schema(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_output_of_a_task_needs_no_conn_id(kind: str, handle: dict[str, str]) -> None:
-    """Rendering replaces it by what the task has returned, which the author has chosen."""
+    """Rendering replaces it by the output of a task that the author has chosen."""
     options = dict(KINDS[kind])
     with DAG("dag", schedule=None):
         send = DblinkSendQueryOperator(task_id="send", conn_id="source", sql="SELECT 1")

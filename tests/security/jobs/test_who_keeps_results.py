@@ -1,4 +1,4 @@
-"""A role that may keep results stops, or takes over, what others run and read."""
+"""A role that may keep results stops, or takes over, the jobs and results of others."""
 
 from __future__ import annotations
 
