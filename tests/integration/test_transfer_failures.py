@@ -59,7 +59,7 @@ def end_sleeper(database: Database) -> None:
     ("change", "arguments", "words"),
     [
         (("source", "ALTER TABLE item ADD more int"), {},
-         ["'warehouse'", "the source (source) has a column 'more', public.item has not", "columns=[...]"]),
+         ["'warehouse'", "the source (source) has a column 'more' that public.item lacks", "columns=[...]"]),
         (("warehouse", "CREATE TABLE other (id int, name text, more int NOT NULL)"),
          {"destination_table": "other"}, ["'warehouse'", "public.other", "'more'", "NOT NULL"]),
         (None, {"source_table": "nowhere"}, ["'source'", "nowhere", "42P01"]),
@@ -70,7 +70,7 @@ def end_sleeper(database: Database) -> None:
         (None, {"source_table": "other.public.item"}, ["'source'", "other.public.item"]),
         (None, {"columns": ["id", "nope"]}, ["'source'", "'nope'", "it has: id, name"]),
         (None, {"columns": {"id": "nope"}},
-         ["'warehouse'", "columns maps 'id' to 'nope', which public.item has not", "has: id, name"]),
+         ["'warehouse'", "columns maps 'id' to 'nope', which public.item lacks", "has: id, name"]),
         (None, {"columns": {"id": "id", "name": "id"}}, ["'warehouse'", "'id'"]),
         (None, {"columns": "id"}, ["list or a mapping"]),
         (None, {"columns": []}, ["no column"]),

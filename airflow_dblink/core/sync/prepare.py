@@ -136,9 +136,9 @@ def _demand_same_columns(
     alone = [c.name for c in target.columns if c.name not in names and not c.generated]
     if alone:
         raise UsageError(
-            f"{target} has columns that the source has not: {', '.join(map(repr, alone))}",
+            f"{target} has columns that the source lacks: {', '.join(map(repr, alone))}",
             destination.conn_id,
-            hint=f"add them to the source ({source.conn_id}), or name the columns that count: columns=[...]",
+            hint=f"add them to the source ({source.conn_id}), or name the columns to sync: columns=[...]",
         )
 
 

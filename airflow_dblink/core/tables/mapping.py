@@ -119,12 +119,12 @@ def _demand_known_targets(
     has = f"{relation} has: {', '.join(known)}"
     if isinstance(columns, Mapping):
         pairs = ", ".join(f"{source!r} to {target!r}" for source, target in missing.items())
-        raise UsageError(f"columns maps {pairs}, which {relation} has not", conn_id, "42703", hint=has)
+        raise UsageError(f"columns maps {pairs}, which {relation} lacks", conn_id, "42703", hint=has)
     if columns is not None:
-        raise UsageError(f"columns names {targets}, which {relation} has not", conn_id, "42703", hint=has)
+        raise UsageError(f"columns names {targets}, which {relation} lacks", conn_id, "42703", hint=has)
     noun = "a column" if len(missing) == 1 else "columns"
     raise UsageError(
-        f"the source ({source_id}) has {noun} {targets}, {relation} has not",
+        f"the source ({source_id}) has {noun} {targets} that {relation} lacks",
         conn_id,
         "42703",
         hint="add the missing columns, or name the columns to use: columns=[...];"

@@ -187,13 +187,11 @@ def test_what_is_no_query_is_said_before_anything_else(both: Both) -> None:
 def test_columns_that_the_destination_has_not(both: Both) -> None:
     _, warehouse = both
     warehouse.execute("ALTER TABLE item DROP only_warehouse; ALTER TABLE item RENAME nm TO name")
-    words = "the source (source) has a column 'only_source', public.item has not"
+    words = "the source (source) has a column 'only_source' that public.item lacks"
     refused(warehouse, words, "'warehouse'", "columns=[...]")
-    words = "columns maps 'name' to 'nosuch', which public.item has not"
+    words = "columns maps 'name' to 'nosuch', which public.item lacks"
     refused(warehouse, words, "public.item has: id, name, flag", columns={"id": "id", "name": "nosuch"})
-    refused(
-        warehouse, "columns names 'only_source', which public.item has not", columns=["id", "only_source"]
-    )
+    refused(warehouse, "columns names 'only_source', which public.item lacks", columns=["id", "only_source"])
 
 
 def test_columns_need_no_value_where_nothing_is_inserted(source: Database, warehouse: Database) -> None:
