@@ -28,7 +28,7 @@ CALLER = "ordinary_caller"
 @pytest.fixture(autouse=True)
 def ordinary_caller(dblinks: Dblinks) -> Iterator[None]:
     """Let a role that isn't superuser call the extension."""
-    # It may use what it needs here, and it has no password for anywhere else.
+    # It has the privileges that it needs here, and no password for other servers.
     dblinks.session.execute(f"CREATE ROLE {CALLER}; GRANT USAGE ON SCHEMA extension TO {CALLER}")
     dblinks.session.execute(f"SET ROLE {CALLER}")
     yield
@@ -207,7 +207,7 @@ def test_a_server_that_is_gone(ours: Ours, dblinks: Dblinks, gone: Server) -> No
         assert "server closed the connection unexpectedly" in lost[1]
         for call in (("fetch", "c", 1, ONE, "open"), ("exec", "SELECT 1", "idle")):
             lost = outcome(side, call)
-            # Where the server still said why, that is our error; dblink has it inside of its own.
+            # If the server still sent its reason, our error has it; dblink puts it inside of its own error.
             assert lost[0] == "08006" or (side is ours and lost[0] == "57P01"), lost
         assert outcome(side, ("query", "SELECT 1", ONE, "idle"))[0] == "XX000"
         assert side.send("SELECT 1", "idle") == 0

@@ -267,7 +267,7 @@ class _Stop:
             raise StopNowError
 
 
-# -- what the server can't tell
+# -- outcomes that the server doesn't know
 
 
 def _tampered(store: MemoryStore, **facts: Any) -> None:
@@ -300,7 +300,7 @@ def test_an_outcome_that_the_server_cannot_know_is_never_guessed(
         assert "'source'" in str(caught.value)
         assert "mark the task as success" in str(caught.value)
     assert _count(source) == 1
-    assert _once(sessions(), store, life=1).recall() is None  # cleared by a user who has looked
+    assert _once(sessions(), store, life=1).recall() is None  # cleared by a user who has checked the effect
 
 
 def test_another_database_is_another_server(

@@ -55,7 +55,7 @@ HOME: dict[str, Any] = {"conn_id": "warehouse"}
 ACROSS: dict[str, Any] = {"source_conn_id": "source", "destination_conn_id": "warehouse"}
 TABLE: dict[str, Any] = {**ACROSS, "source_table": "item", "destination_table": "item"}
 
-#: Operators by what they take, and what errors call that.
+#: Operators by their arguments, and the arguments' names in errors.
 SCRIPTS: dict[str, tuple[Make, str]] = {
     "exec": (_made(DblinkExecOperator, "sql", **HOME), ""),
     "exec outside of a transaction": (_made(DblinkExecOperator, "sql", **HOME, transaction=False), ""),

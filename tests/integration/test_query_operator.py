@@ -263,7 +263,7 @@ CREATE DOMAIN amount AS numeric(8, 2);
 CREATE TYPE pair AS (a int, "B c" text);
 """
 
-# Expression, and the type that it has at home, if that knows it or not.
+# An expression, and its type at home if home knows the type, and if not.
 CASES = [
     ("'it''s ok'::mood", "mood", "text"),
     ("ARRAY['sad', NULL]::mood[]", "mood[]", "text"),
@@ -530,7 +530,7 @@ def test_streams_are_loaded_by_turns(
     assert result["data"] == []
     assert result["sets"] == {"a": 5000, "b": 5000, "c": 5000, "d": 0, "e": 5000}
     assert "d" not in turns  # there was nothing to load
-    # One that comes last is alone, and loaded by one COPY.
+    # The last set is alone, and is loaded by one COPY.
     assert sum(turns.count(name) > 3 for name in "abc") >= 2
 
 

@@ -86,7 +86,7 @@ VALUES: dict[LiteralString, list[LiteralString]] = {
     "inet[]": ["'{10.0.0.1}'"],
     "citext[]": ["'{A,b}'"],
 }
-# Refused although PostgreSQL would assign them: each has to say what is meant, and none is moved.
+# Refused although PostgreSQL would assign them: each error must give a hint, and no row is moved.
 REFUSED = {
     *((kind, "citext[]") for kind in ("bool[]", "int[]", "text[]", "char(3)[]", "inet[]")),
     *(("citext[]", kind) for kind in ("text[]", "char(3)[]")),

@@ -22,7 +22,7 @@ VALUES = [
     '<?xml version="1.0" encoding="ISO-8859-1"?>\n<a>ä</a>',
     '<?xml version="1.1"?><a/>',
 ]
-# Of each type that holds xml, an expression of it.
+# An expression of each type that holds xml.
 EXPRESSIONS = {
     "xml": "{}",
     "document": "{}",

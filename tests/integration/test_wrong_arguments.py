@@ -30,7 +30,7 @@ FILE: dict[str, Any] = {**QUERY, "path": "file:///x"}
 RESULT: dict[str, Any] = {"handle": {"conn_id": "a", "job_id": "x", "schema": "s"}}
 PLACES = "give exactly one of handler, path and max_xcom_rows"
 
-#: Class, arguments that are right, one that is wrong, and what is said of it.
+#: Class, right arguments, a wrong one, and its error.
 WRONG: list[tuple[type[BaseOperator], dict[str, Any], dict[str, Any], str]] = [
     (DblinkTransferOperator, TABLE, {"mode": "apend"}, "mode must be append, replace"),
     (DblinkTransferOperator, TABLE, {"source_sql": "SELECT 1"}, "are both given"),

@@ -14,7 +14,7 @@ from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.server.unreachable import not_established
 from airflow_dblink.hooks.dblink import DblinkHook
 
-# What is repeated: beginnings of what is looked for, which never end as it does.
+# Repeated texts: beginnings of a searched pattern that never end as the pattern does.
 BEGINNINGS = (
     "://:",
     "://u:",

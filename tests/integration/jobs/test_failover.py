@@ -21,7 +21,7 @@ from tests.integration.jobs.client import EFFECT, SLEEP, Client, effects, until
 from tests.standby import promote, standby_of
 from tests.stores import MemoryStore
 
-#: Ends when the test lets it: it waits for a lock that the test holds.
+#: A job that waits for a lock of the test, and ends when the test releases it.
 HELD = f"SELECT pg_advisory_xact_lock(1); {EFFECT}"
 
 

@@ -150,7 +150,7 @@ def test_giving_up_comes_too_late_for_a_job_that_is_being_committed(client: Clie
         " WHEN (NEW.state = 'succeeded') EXECUTE FUNCTION dawdle()"
     )
     give_up = "UPDATE airflow_dblink.job SET state = 'lost' WHERE state = 'running' RETURNING id"
-    # Looks gone to whoever looks; its row is locked until the job has committed.
+    # The job's session seems gone to readers; its row is locked until the job has committed.
     blocked = "SELECT 1 FROM pg_stat_activity WHERE query = %s AND wait_event_type = 'Lock'"
     with ThreadPoolExecutor() as pool, held(source):
         job_id = client.send(EFFECT)

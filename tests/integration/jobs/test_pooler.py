@@ -142,7 +142,7 @@ def test_a_call_that_the_pooler_lost_is_made_again(
 
         job = pooled.wait(job_id)
 
-        # Lost where the server wrote to a client that was gone: nothing was done.
+        # A job is lost if the server wrote to a client that was gone; it has changed nothing.
         if job.state == "lost":
             pooled.run(EFFECT)
         else:

@@ -134,7 +134,7 @@ def test_clearing_while_the_job_runs_cancels_it_first(client: Client, source: Da
     assert effects(source) == 1
 
 
-# -- what the server can't tell
+# -- outcomes that the server doesn't know
 
 
 def _unknown(client: Client, store: MemoryStore, why: str) -> None:
@@ -155,7 +155,7 @@ def test_another_server_cannot_tell(client: Client, source: Database, fact: str)
     _unknown(client, store, "another server or database answers now")
 
     assert effects(source) == 1
-    assert client.run(EFFECT, store=store, life=1).state == "succeeded"  # cleared by one who has looked
+    assert client.run(EFFECT, store=store, life=1).state == "succeeded"  # cleared by a user
     assert effects(source) == 2
 
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_read_may_have_been_sent(client: Client, source: Database
     _unknown(client, store, "can't be read")
 
     assert effects(source) == 0
-    assert client.run(EFFECT, store=store, life=1).state == "succeeded"  # cleared by one who has looked
+    assert client.run(EFFECT, store=store, life=1).state == "succeeded"  # cleared by a user
 
 
 def test_a_connection_that_is_lost_before_the_statement_is_read_is_named(

@@ -198,7 +198,7 @@ def test_notifications_of_others_change_nothing(client: Client, source: Database
     assert _states([_watched(watch, 50)]) == ["succeeded"]
 
 
-# -- who comes and goes
+# -- waiters that come and go
 
 
 def test_the_session_goes_with_the_last_who_waits_and_comes_again(client: Client, source: Database) -> None:

@@ -20,7 +20,7 @@ from tests.integration.sync.tables import contents, differences, settled
 from tests.syncs import sync
 
 METHODS = ("difference", "reload")
-# Type, and two values of which an operator, or a hash, may say that they are one.
+# Type, and two values that an operator, or a hash, may find equal.
 ALIKE = [
     ("bigint", "1", "4294967296"),
     ("bigint", "-1", "-4294967297"),

@@ -144,7 +144,7 @@ def test_a_trigger_that_changes_a_childs_row_of_the_same_key_is_found_out(
     refused_by_server(warehouse, "changed other rows", where=PART, **arguments)
 
 
-# -- what is the same to the index, and what to the column
+# -- keys that are equal by the index, or by the column
 
 
 @pytest.fixture(scope="module")

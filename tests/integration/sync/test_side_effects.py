@@ -223,7 +223,7 @@ def test_a_plan_that_a_template_lost(source: Database, warehouse: Database) -> N
     made(source, warehouse)
     source.execute("DELETE FROM item WHERE id = 1")
     operator = sync_operator(plan="{{ ti.xcom_pull('plan') }}")
-    operator.plan = None  # what an XComArg of a task that pushed nothing comes to
+    operator.plan = None  # the value of an XComArg whose task pushed nothing
     with pytest.raises(AirflowFailException, match="plan has no value"):
         operator.execute({"ti": None, "task_state_store": None})  # type: ignore[typeddict-item]
     assert len(contents(warehouse, "item")) == 2000

@@ -28,7 +28,7 @@ def typed(source: Database, warehouse: Database) -> tuple[Database, Database]:
     return source, warehouse
 
 
-# Type there, two values of it, type here, and what they are here.
+# The source's type, two values of it, the destination's type, and the two values there.
 PAIRS = [
     ("int", "7", "8", "bigint", "7", "8"),
     ("bigint", "7", "8", "int", "7", "8"),

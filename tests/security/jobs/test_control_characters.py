@@ -54,7 +54,7 @@ def test_what_a_server_says_is_shown_and_not_obeyed(client: Client, run: Run, ou
     assert _bare(shown) == []
     if output == "plain":
         assert SHOWN in shown
-    elif output != "table":  # these escape themselves, and give back what was said
+    elif output != "table":  # these formats escape control characters themselves
         (row,) = json.loads(shown) if output == "json" else yaml.safe_load(shown)
         assert row["message"] == EVIL
 
