@@ -91,10 +91,10 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
     :param watermark_asset: the inlet or outlet that has the watermark; by default the task's only one.
     :param sample_keys: number of keys of each kind that the result names; 0 for none.
     :param reset_sequences: move the sequences of serial and identity columns beyond inserted values.
-    :param max_mb_per_s: move at most so many MB (10^6 bytes of COPY data) per second. (templated)
-    :param pause_while: a query, or the path of a ``.sql`` file: while it gives true, rows wait. It is asked
-        before anything is begun, and every *pause_check_interval* (5 s) while rows move. (templated)
-    :param pause_while_conn_id: where it is asked; by default the destination's connection. (templated)
+    :param max_mb_per_s: largest number of MB (10^6 bytes of COPY data) to move per second. (templated)
+    :param pause_while: a query, or the path of a ``.sql`` file: while it returns true, rows wait. It runs
+        before any work begins, and every *pause_check_interval* (5 s) while rows move. (templated)
+    :param pause_while_conn_id: Airflow connection for it; by default the destination's. (templated)
     :param orphan_timeout: time that a try waits for the transaction of a killed try, before it cancels that
         and does the work again.
     :param kwargs: arguments of the base operators; also ``base_path``, a folder that *statements_path* must

@@ -65,7 +65,7 @@ class Side:
             raise from_psycopg(error, self.conn_id, action) from None
 
     def idle(self, seconds: float) -> None:
-        """Wait for at most so many *seconds* between two statements, and ask whether to stop.
+        """Wait for at most *seconds* between two statements, and call the connection's check first.
 
         :raises TransientError: if the connection is lost meanwhile.
         """

@@ -80,8 +80,8 @@ class Session:
     """The two connections of a sync, in autocommit mode, and the settings of their transactions.
 
     :ivar link: the destination's connection, in the form that dblink's builders take.
-    :ivar pace: how fast rows may move, and when they have to wait.
-    :ivar progress: is told how far each stream of rows is, often.
+    :ivar pace: the speed limit of rows, and the condition under which they wait; ``None`` for neither.
+    :ivar progress: called often, with the progress of a stream of rows.
     """
 
     source: Side

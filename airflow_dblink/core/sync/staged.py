@@ -36,9 +36,9 @@ def copy(
 ) -> Pumped:
     """Move the rows of *query*, which the source runs, into a table of the destination.
 
-    :param total: about how many rows there are, for the log.
+    :param total: estimated number of rows, for the log.
     :raises RemoteError: a server's errors.
-    :raises UsageError: what the work's pace refuses.
+    :raises UsageError: if the pace's query can't be used.
     """
     name, progress = sql.Identifier(copy_format), work.progress
     return pump(

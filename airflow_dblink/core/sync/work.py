@@ -16,7 +16,7 @@ from airflow_dblink.core.tables.entries import Relation, Type
 from airflow_dblink.core.tables.mapping import Pair
 
 Condition = sql.Composed | sql.SQL
-#: Is told how far a stream is: rows, bytes, and how many rows it will have, where that can be estimated.
+#: Called with a stream's rows and bytes so far, and the estimated number of all its rows or ``None``.
 Progress = Callable[[int, int, int | None], None]
 
 _INTEGERS = ("int2", "int4", "int8")
@@ -104,8 +104,8 @@ class Work:
     :ivar trusted_key: whether the source itself keeps the key unique.
     :ivar key_is_sure: whether no two rows of the destination, its children's included, can have one key.
     :ivar watermark: the watermark column of the source's part; ``None`` unless the sync is incremental.
-    :ivar pace: how fast rows may move, and when they have to wait.
-    :ivar progress: is told how far each stream of rows is, often.
+    :ivar pace: the speed limit of rows, and the condition under which they wait; ``None`` for neither.
+    :ivar progress: called often, with the progress of a stream of rows.
     """
 
     spec: Spec
@@ -127,7 +127,7 @@ class Work:
 
     @property
     def estimated_rows(self) -> int | None:
-        """About how many rows the source's part has; ``None`` where nothing tells."""
+        """The estimated number of rows in the source's part; ``None`` if there is no estimate."""
         table = self.source.relation
         if table is None or table.row_security or self.source.where is not None:
             return None

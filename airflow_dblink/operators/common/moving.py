@@ -37,7 +37,7 @@ class MovingOperator(ExactlyOnceOperator):
         spec: Spec,
         pace: Pace | None = None,
     ) -> dict[str, Any]:
-        """Move the rows, once across all tries and no faster than *pace* says, and return the counts."""
+        """Move the rows, once across all tries and no faster than *pace* allows, and return the counts."""
         with self._hook(source_conn_id) as source_hook, self._hook(destination_conn_id) as destination_hook:
             destination = Side(destination_hook.link().connection, destination_conn_id)
             once = self._once(context, destination.connection, destination.conn_id)

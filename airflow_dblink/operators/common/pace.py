@@ -1,4 +1,4 @@
-"""Kindness to the servers: how fast an operator moves rows, and when it waits."""
+"""Limits that spare the servers: the speed at which an operator moves rows, and the pauses that it makes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from airflow_dblink.operators.common.once import ExactlyOnceOperator
 class PacedOperator(ExactlyOnceOperator):
     """Base of the operators that move many rows; not one itself.
 
-    :param max_mb_per_s: move at most so many MB (10^6 bytes of COPY data) per second; ``None``: no limit.
-        (templated)
+    :param max_mb_per_s: largest number of MB (10^6 bytes of COPY data) to move per second; ``None`` for no
+        limit. (templated)
     :param pause_while: a query, or the path of a ``.sql`` file. While the first column of its first row is
-        true, rows wait. It is asked before anything is begun, and while rows move. (templated)
-    :param pause_while_conn_id: Airflow connection on which *pause_while* is asked, in a session of its own:
-        either side's, or any other, such as a monitor's. By default the destination's. (templated)
-    :param pause_check_interval: how long to wait from one answer of *pause_while* to the next question.
+        true, rows wait. It runs before any work begins, and while rows move. (templated)
+    :param pause_while_conn_id: Airflow connection on which *pause_while* runs, in a session of its own: a
+        side's, or any other one, such as a monitor's. By default the destination's. (templated)
+    :param pause_check_interval: time from one answer of *pause_while* to the next question.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class PacedOperator(ExactlyOnceOperator):
         self._note_given(pause_while=pause_while, pause_while_conn_id=pause_while_conn_id)
 
     def _demand_pace(self) -> None:
-        """Refuse what can't be a limit, a query or an interval.
+        """Raise unless the arguments are a limit, a query and an interval.
 
         :raises UsageError: names the argument.
         """
@@ -62,9 +62,9 @@ class PacedOperator(ExactlyOnceOperator):
 
     @contextmanager
     def _pace(self, default_conn_id: str) -> Iterator[Pace | None]:
-        """Give what holds the rows back, if anything does; its session is closed in the end.
+        """Give the pace of the rows, ``None`` without limits; its session is closed in the end.
 
-        :param default_conn_id: where *pause_while* is asked unless the task says otherwise.
+        :param default_conn_id: Airflow connection of *pause_while*, unless the task names another one.
         """
         limit, query = number("max_mb_per_s", self.max_mb_per_s), self.pause_while
         if query is None:

@@ -1,4 +1,4 @@
-"""How far a task is that moves rows, as its log says it."""
+"""The progress of a task that moves rows, in its log."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from airflow_dblink.core.streams.pace import Pace
 
 _MB = 1e6
 _MINUTE, _HOUR = 60, 3600
-_NEARLY_ALL = 0.99  # what is left is never nothing before the end: the total is an estimate
+_NEARLY_ALL = 0.99  # the largest share that is shown before the end, since the total is an estimate
 
 
 class Progress:
     """Logs how much has been moved: every few seconds in the first minute, then less and less often.
 
     :param log_line: takes a format and its values.
-    :param pace: its pauses don't count for the speed.
+    :param pace: the pace whose pauses don't count for the speed.
     """
 
     every_s = 5.0
@@ -40,7 +40,7 @@ class Progress:
     def report(self, rows: int, size: int, total: int | None) -> None:
         """Note how many rows have been moved, and log it if the last line is old enough.
 
-        Fewer bytes than before are the first ones of another stream.
+        If there are fewer bytes than before, another stream has begun.
 
         :param size: bytes.
         :param total: estimated number of all rows; ``None`` if there is no estimate.
@@ -58,7 +58,7 @@ class Progress:
         self._say("So far", rows, size, moved / max(seconds, 0.001), _left(rows, moved_rows, total, seconds))
 
     def say(self, what: str, rows: int, size: int, seconds: float) -> None:
-        """Log the counts and the speed of all that was moved."""
+        """Log the counts and the speed of the whole move."""
         self._say(what, rows, size, size / max(seconds, 0.001))
 
     def _say(self, what: str, rows: int, size: int, speed: float, more: str = "") -> None:
@@ -67,7 +67,7 @@ class Progress:
 
 
 def _left(rows: int, moved: int, total: int | None, seconds: float) -> str:
-    """Return the share of *total* that is there, and the time for the rest."""
+    """Return the share of *total* that has been moved, and the estimated time for the rest."""
     if not total:
         return ""
     if rows > total:
@@ -78,7 +78,7 @@ def _left(rows: int, moved: int, total: int | None, seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
+    """Return a duration for readers: ``45 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 2 * _MINUTE:
         return f"{seconds:,.0f} s"
     minutes = round(seconds / _MINUTE)

@@ -54,7 +54,7 @@ class TwoDatabasesOperator(PacedOperator):
         self._note_given(source_table=source_table, source_sql=source_sql)
 
     def _demand_arguments(self) -> None:
-        """Raise unless the texts have values, *columns* and *key* name columns, and the pace is one.
+        """Raise unless the texts have values, *columns* and *key* name columns, and the limits are right.
 
         :raises UsageError: names the argument.
         """
