@@ -16,12 +16,12 @@ from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.job_functions import demand_kept_rows
 from airflow_dblink.links.job import DblinkJobLink, page_note
-from airflow_dblink.operators.common.arguments import demand_columns, flag
+from airflow_dblink.operators.common.arguments import demand_columns, demand_seconds, flag
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.handles import TakesHandle, handles_of
 from airflow_dblink.operators.common.job_base import JobSendingOperator, JobWaitingOperator
 from airflow_dblink.operators.common.kept_rows import delivered
-from airflow_dblink.operators.common.known import check_known
+from airflow_dblink.operators.common.known import check_known, constructing
 from airflow_dblink.operators.common.moving import MovingOperator
 from airflow_dblink.operators.common.rows import RowDestination, RowSink
 
@@ -247,6 +247,8 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
         self.destination_table = destination_table
         self.key = key
         self.drop_result = drop_result
+        with constructing(self):
+            demand_seconds("poll_interval", poll_interval)
         self.poll_interval = poll_interval
         self.job_handle: JobHandle | None = None  # for the link
         self._note_given(destination_conn_id=destination_conn_id, destination_table=destination_table)

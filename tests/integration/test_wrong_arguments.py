@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from airflow_dblink.operators.jobs import (
+    DblinkCancelQueryOperator,
     DblinkGetResultOperator,
     DblinkJobOperator,
     DblinkSendQueryOperator,
@@ -79,6 +80,13 @@ WRONG: list[tuple[type[BaseOperator], dict[str, Any], dict[str, Any], str]] = [
     (DblinkGetResultOperator, RESULT, {"destination_table": "t"}, "give both"),
     (DblinkGetResultOperator, {**RESULT, **dict.fromkeys(("destination_conn_id", "destination_table"), "x")},
      {"mode": "merge"}, "mode must be append"),
+    *((kind, given, {"connname": "x"}, "takes no connname") for kind, given in (
+        (DblinkFetchOperator, FILE), (DblinkCancelQueryOperator, RESULT))),
+    (DblinkExecOperator, QUERY, {"statement_timeout": 5}, "statement_timeout must be a timedelta, got int"),
+    (DblinkTransferOperator, TABLE, {"orphan_timeout": 60}, "orphan_timeout must be a timedelta, got int"),
+    (DblinkJobOperator, QUERY, {"grace_period": None}, "grace_period must be a timedelta, got NoneType"),
+    *((kind, given, {"poll_interval": 0}, "poll_interval must be a number of seconds above 0, got 0")
+      for kind, given in ((DblinkExecOperator, QUERY), (DblinkGetResultOperator, {**RESULT, "path": "x"}))),
 ]  # fmt: skip
 
 
@@ -164,6 +172,15 @@ def test_a_mapped_task_is_checked_when_its_arguments_are_known() -> None:
     assert vars(mapped.unmap({"mode": "append"}))["mode"] == "append"
     with pytest.raises(AirflowFailException, match="mode must be"):
         mapped.unmap({"mode": "apend"})
+
+
+def test_a_mapped_task_of_a_wrong_type_is_not_tried_again() -> None:
+    with DAG("dag", schedule=None):
+        mapped = DblinkExecOperator.partial(task_id="a", conn_id="a", statement_timeout=5).expand(
+            sql=["TABLE t"]
+        )
+    with pytest.raises(AirflowFailException, match="'a': statement_timeout must be a timedelta"):
+        mapped.unmap({"sql": "TABLE t"})
 
 
 @pytest.mark.parametrize("sql", [5, ["a %s"], None])

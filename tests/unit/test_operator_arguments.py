@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.errors import UsageError
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from airflow_dblink.operators.jobs import (
@@ -98,5 +98,5 @@ def test_only_an_exec_that_is_a_job_links_to_one() -> None:
 
 @pytest.mark.parametrize("value", [60, None, "1 hour"])
 def test_an_orphan_timeout_of_another_type_is_refused(value: object) -> None:
-    with pytest.raises(UsageError, match="orphan_timeout must be a timedelta"):
+    with pytest.raises(AirflowFailException, match="'t': orphan_timeout must be a timedelta"):
         DblinkExecOperator(task_id="t", conn_id="home", sql="SELECT 1", orphan_timeout=value)

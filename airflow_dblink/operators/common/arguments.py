@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from airflow_dblink.core.errors import UsageError
@@ -45,6 +46,24 @@ def whole_number(name: str, value: Any, *, least: int) -> int:
     if isinstance(found, bool) or not isinstance(found, int) or found < least:
         raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
     return found
+
+
+def demand_timedelta(name: str, value: object) -> None:
+    """Raise unless an argument that no template gives is a timedelta.
+
+    :raises UsageError: says its type.
+    """
+    if not isinstance(value, timedelta):
+        raise UsageError(f"{name} must be a timedelta, got {type(value).__name__}")
+
+
+def demand_seconds(name: str, value: object) -> None:
+    """Raise unless an argument that no template gives is a number of seconds above 0.
+
+    :raises UsageError: shows the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UsageError(f"{name} must be a number of seconds above 0, got {value!r}")
 
 
 def demand_text(name: str, value: Any) -> None:

@@ -17,7 +17,8 @@ from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.common.arguments import demand_text
+from airflow_dblink.operators.common.arguments import demand_text, demand_timedelta
+from airflow_dblink.operators.common.known import constructing
 
 if TYPE_CHECKING:
     import jinja2
@@ -40,7 +41,7 @@ class DblinkBaseOperator(BaseOperator):
     :param statement_timeout: time after which the server ends a statement; by default ``execution_timeout``.
     :param password_required: dblink's credential rule, ``None``: the connection's setting.
     :param connname: always refused, since a link ends with the task that opened it.
-    :raises UsageError: if *connname* is given, or *statement_timeout* is no timedelta.
+    :raises AirflowFailException: if *connname* is given, or *statement_timeout* is no timedelta.
     """
 
     ui_color = "#d7e6f3"
@@ -60,15 +61,15 @@ class DblinkBaseOperator(BaseOperator):
         dag = self.get_dag()
         # Airflow has added the Dag's params, which any task may use; they are no mistake.
         self._given_params = not set(kwargs.get("params") or ()) <= set(dag.params if dag else ())
-        if connname is not None:
-            raise UsageError(
-                f"{type(self).__name__} takes no connname ({connname!r}): a link ends with the task that"
-                " opened it, and an operator is a task of its own",
-                hint="name the Airflow connection; several calls on one link are for DblinkHook in a @task",
-            )
-        if not isinstance(statement_timeout, timedelta | None):
-            kind = type(statement_timeout).__name__
-            raise UsageError(f"statement_timeout must be a timedelta, got {kind}")
+        with constructing(self):
+            if connname is not None:
+                raise UsageError(
+                    f"an operator takes no connname ({connname!r}): a link ends with the task that opened it,"
+                    " and an operator is a task of its own",
+                    hint="name the Airflow connection; for several calls on a link use DblinkHook in a @task",
+                )
+            if statement_timeout is not None:
+                demand_timedelta("statement_timeout", statement_timeout)
         self.session_settings = session_settings
         self.statement_timeout = statement_timeout
         self.password_required = password_required

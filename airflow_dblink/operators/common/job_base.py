@@ -29,6 +29,8 @@ from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink, job_url, page_note
+from airflow_dblink.operators.common.arguments import demand_seconds, demand_timedelta
+from airflow_dblink.operators.common.known import constructing
 from airflow_dblink.operators.common.sql import SqlOperator
 from airflow_dblink.triggers.job import DblinkJobTrigger
 
@@ -177,6 +179,7 @@ class JobWaitingOperator(JobSendingOperator):
     :param deferrable: wait in the triggerer.
     :param poll_interval: seconds after which the job's row is read without a notification.
     :param grace_period: time that the worker waits for the job's end before the task defers.
+    :raises AirflowFailException: if *poll_interval* is no number above 0, or *grace_period* no timedelta.
     """
 
     def __init__(
@@ -188,10 +191,9 @@ class JobWaitingOperator(JobSendingOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(poll_interval, int | float) or poll_interval <= 0:
-            raise UsageError(f"poll_interval must be a number of seconds above 0, got {poll_interval!r}")
-        if not isinstance(grace_period, timedelta):
-            raise UsageError(f"grace_period must be a timedelta, got {type(grace_period).__name__}")
+        with constructing(self):
+            demand_seconds("poll_interval", poll_interval)
+            demand_timedelta("grace_period", grace_period)
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.grace_period = grace_period

@@ -6,18 +6,17 @@ same checks again, except the one of ``params``, which guesses from the text of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.remote_sets.remote import Remote
 from airflow_dblink.core.sqltext.lexer import tokens
 from airflow_dblink.core.sqltext.rules import PLACEHOLDER
-
-if TYPE_CHECKING:
-    from airflow_dblink.operators.common.base import DblinkBaseOperator
 
 _TEMPLATES = ("{{", "{%", "{#")
 #: Valid values that stand in for arguments that aren't known yet.
@@ -55,7 +54,7 @@ def is_known(value: Any, files: tuple[str, ...] = (), begins: tuple[str, ...] = 
     return not hasattr(value, "iter_references")
 
 
-def _begins(operator: DblinkBaseOperator) -> tuple[str, ...]:
+def _begins(operator: BaseOperator) -> tuple[str, ...]:
     """Return the marks at which templates begin: a Dag may give Jinja other ones."""
     dag = operator.get_dag()
     given = (dag.jinja_environment_kwargs if dag else None) or {}
@@ -65,7 +64,19 @@ def _begins(operator: DblinkBaseOperator) -> tuple[str, ...]:
     return tuple(given.get(name, usual) for name, usual in zip(names, _TEMPLATES, strict=True))
 
 
-def check_known(operator: DblinkBaseOperator) -> None:
+@contextmanager
+def constructing(operator: BaseOperator) -> Iterator[None]:
+    """Turn a constructor's UsageError into an error that no retry follows: a mapped task is constructed late.
+
+    :raises AirflowFailException: names the operator, its task, and what is wrong.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise AirflowFailException(f"{type(operator).__name__} {operator.task_id!r}: {error}") from None
+
+
+def check_known(operator: BaseOperator) -> None:
     """Make the operator's early checks of all arguments that are known.
 
     Call this last in a constructor. A user's subclass isn't checked, since it may set more arguments later.
@@ -83,12 +94,10 @@ def check_known(operator: DblinkBaseOperator) -> None:
             view.__dict__[name] = _stand_in(name, getattr(operator, name))
     if not is_known(getattr(operator, "mode", None), begins=begins):
         view.__dict__["mode"] = "append" if view.key is None else "upsert"
-    try:
+    with constructing(operator):
         view._check_early()
         if view._given_params:
             _refuse_params(view, operator)
-    except UsageError as error:
-        raise AirflowFailException(f"{kind.__name__} {operator.task_id!r}: {error}") from None
 
 
 def _stand_in(name: str, value: Any) -> Any:
@@ -97,7 +106,7 @@ def _stand_in(name: str, value: Any) -> Any:
     return _STAND_INS.get(name)
 
 
-def _refuse_params(view: Any, operator: DblinkBaseOperator) -> None:
+def _refuse_params(view: Any, operator: BaseOperator) -> None:
     """Raise for ``params``, Airflow's argument for templates, if they seem to be values for placeholders.
 
     :param view: *operator* with its known values. (An argument with an unknown value counts as given.)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
+from airflow_dblink.core.errors import DblinkError, StoppedError
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.connection import LinkConnection, time_limit
 from airflow_dblink.core.server.login import connect
@@ -18,7 +18,9 @@ from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.task import task_key, task_name
+from airflow_dblink.operators.common.arguments import demand_timedelta
 from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.known import constructing
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,12 +33,13 @@ class ExactlyOnceOperator(DblinkBaseOperator):
 
     :param orphan_timeout: time that a try waits for the transaction of a killed try, before it cancels that
         and does the work again.
+    :raises AirflowFailException: if it is no timedelta.
     """
 
     def __init__(self, *, orphan_timeout: timedelta = timedelta(hours=1), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(orphan_timeout, timedelta):
-            raise UsageError(f"orphan_timeout must be a timedelta, got {type(orphan_timeout).__name__}")
+        with constructing(self):
+            demand_timedelta("orphan_timeout", orphan_timeout)
         self.orphan_timeout = orphan_timeout
 
     def _once(self, context: Context, connection: LinkConnection, conn_id: str) -> Once:
