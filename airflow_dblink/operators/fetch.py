@@ -78,7 +78,7 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
         with self._errors_for_airflow():
             self._check_early()
             sink = self._row_sink(self.conn_id)
-            sink.demand_one()
+            sink.demand_file()
             with self._hook(self.conn_id) as hook:
                 link = hook.link()
                 side = Side(link.connection, self.conn_id)

@@ -23,7 +23,7 @@ from airflow_dblink.operators.common.job_base import JobSendingOperator, JobWait
 from airflow_dblink.operators.common.kept_rows import delivered
 from airflow_dblink.operators.common.known import check_known, constructing
 from airflow_dblink.operators.common.moving import MovingOperator
-from airflow_dblink.operators.common.rows import RowDestination, RowSink
+from airflow_dblink.operators.common.rows import RowDestination
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -160,8 +160,7 @@ class DblinkJobOperator(RowDestination, JobWaitingOperator):
         with self._errors_for_airflow():
             self._check_early()
             sink = self._row_sink(self.conn_id)
-            if sink.given:
-                sink.demand_one()
+            sink.demand_file()
         return self._send_and_wait(context, keep_result=self.keep_result or bool(sink.given))
 
     def _result(self, context: Context, hook: DblinkHook, job: Job) -> dict[str, Any]:
@@ -257,21 +256,25 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
     def _check_early(self) -> None:
         self._demand_values()
         demand_columns("key", self.key)
-        self._demand_one_place(self._row_sink(self.conn_id or ""))
-        if self.destination_table is not None:
+        sink = self._row_sink(self.conn_id)
+        if self.destination_table is None and self.destination_conn_id is None:
+            sink.demand_place()
+        elif sink.given or self.destination_table is None or self.destination_conn_id is None:
+            raise UsageError(
+                "rows go to destination_table of destination_conn_id (give both), or to one of handler,"
+                " path and max_xcom_rows"
+            )
+        else:
             flag("allow_empty_source", self.allow_empty_source)
             Spec(destination_table="x", source_table="x", mode=self.mode, key=self.key).check()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Hand on the rows; their count becomes the XCom return value."""
         with self._errors_for_airflow():
-            self._demand_values()
-            demand_columns("key", self.key)
+            self._check_early()
             handle = self.job_handle = self._read_handle()
             sink = self._row_sink(handle.conn_id)
-            self._demand_one_place(sink)
-            if sink.given:
-                sink.demand_one()
+            sink.demand_file()
             page = page_note(self.dag_id, handle)
             self.log.info("Getting the result of job %s on %s%s", handle.job_id, handle.conn_id, page)
             with self._hook(handle.conn_id) as hook:
@@ -284,16 +287,6 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
                 if self.drop_result:
                     hook.drop_result(handle)
                 return result
-
-    def _demand_one_place(self, sink: RowSink) -> None:
-        if self.destination_table is None and self.destination_conn_id is None:
-            sink.demand_place()
-        elif sink.given or self.destination_table is None or self.destination_conn_id is None:
-            raise UsageError(
-                "rows go to destination_table of destination_conn_id (give both), or to one of handler,"
-                " path and max_xcom_rows",
-                sink.conn_id,
-            )
 
     def _to_table(self, context: Context, hook: DblinkHook, handle: JobHandle, job: Job) -> dict[str, Any]:
         """Load the rows into the destination; if an earlier try has loaded them, they may be dropped."""

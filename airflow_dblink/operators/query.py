@@ -139,15 +139,30 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
             rendered[name]["sql"] = self.render_template(path, context, jinja_env)
 
     def _check_early(self) -> None:
-        self._sink()
+        self._demand_values("conn_id", "sql")
+        demand_script(self.sql, self.conn_id, alternative=_ALTERNATIVE)
+        sink = self._row_sink(self.conn_id)
+        if sink.given:
+            sink.demand_place()
+            self._demand_rows(sink.given[0])
         remotes_by_table(self.remotes)
+
+    def _demand_rows(self, place: str) -> None:
+        """Raise unless the last statement is a query: its rows go to *place*."""
+        last = parts(self.sql)[-1]
+        if why := _why_no_cursor(last):
+            raise UsageError(
+                f"the last statement (line {last.line}) {why}, but {place} wants a query's rows",
+                self.conn_id,
+                hint="end the script with SELECT, VALUES or TABLE; put statements that change data before it",
+            )
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch the remote sets and run the SQL; the counts become the XCom return value."""
         with self._errors_for_airflow():
-            sink = self._sink()
-            if sink is not None:
-                sink.demand_one()
+            self._check_early()
+            sink = self._row_sink(self.conn_id)
+            sink.demand_file()
             remotes = remotes_by_table(self.remotes)
             with self._hook(self.conn_id) as hook:
                 link = hook.link()
@@ -157,31 +172,14 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
                     self.log.info("An earlier try has committed: nothing is run.")
                 else:
                     script = self._bound(link)
-                    sets = self._fetch(hook, once, remotes, for_cursor=sink is not None)
-                    if sink is None:
-                        result = self._run(context, once, script, sets)
-                    else:
+                    sets = self._fetch(hook, once, remotes, for_cursor=bool(sink.given))
+                    if sink.given:
                         result = self._deliver(link, once, script, sets, sink)
+                    else:
+                        result = self._run(context, once, script, sets)
                 self._check()
                 once.finish(result)
                 return result
-
-    def _sink(self) -> RowSink | None:
-        """Return the sink of the rows, ``None`` if they have none; raise for mistakes in the arguments."""
-        self._demand_values("conn_id", "sql")
-        demand_script(self.sql, self.conn_id, alternative=_ALTERNATIVE)
-        sink = self._row_sink(self.conn_id)
-        if not sink.given:
-            return None
-        sink.demand_place()
-        last = parts(self.sql)[-1]
-        if why := _why_no_cursor(last):
-            raise UsageError(
-                f"the last statement (line {last.line}) {why}, but {sink.given[0]} wants a query's rows",
-                self.conn_id,
-                hint="end the script with SELECT, VALUES or TABLE; put statements that change data before it",
-            )
-        return sink
 
     def _fetch(
         self, hook: DblinkHook, once: Once, remotes: Mapping[str, Remote], *, for_cursor: bool

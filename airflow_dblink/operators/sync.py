@@ -201,16 +201,17 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
     def _check_early(self) -> None:
         self._demand_arguments()
         flag("plan_only", self.plan_only)
-        self._spec(None).check()
+        spec = self._spec(None)
+        spec.check()
+        self._demand_statements_shown(spec)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Make the table equal; the counts become the XCom return value."""
         with self._errors_for_airflow():
-            self._demand_arguments()
+            self._check_early()
+            self._demand_statements_file()
             store = self._watermark_store(context)
             spec = self._spec(store.get(self.watermark_key) if store is not None else None)
-            spec.check()
-            self._check_statements_path(spec)
             with self._pace(self.destination_conn_id) as pace:
                 result = self._sync(context, spec, pace)
             if store is not None and not self._is_dry:

@@ -28,11 +28,11 @@ class RowSink:
 
     The fields are the arguments of :class:`RowDestination`.
 
-    :ivar conn_id: for errors.
+    :ivar conn_id: for errors; ``None`` if it isn't known yet.
     :ivar check: called for each batch; raises to stop.
     """
 
-    conn_id: str
+    conn_id: str | None
     check: Callable[[], None]
     batch_rows: int = 10_000
     handler: Handler | None = None
@@ -50,17 +50,16 @@ class RowSink:
         """Names of the places that are given."""
         return [name for name in ("handler", "path", "max_xcom_rows") if getattr(self, name) is not None]
 
-    def demand_one(self) -> None:
-        """Raise unless exactly one place is given, its path can be a file's, and all CSV options exist.
+    def demand_file(self) -> None:
+        """Raise unless the path, if one is given, can be a file's; this looks at the object storage.
 
         :raises UsageError: names the argument.
         """
-        self.demand_place()
         if self.path is not None:
             demand_file("path", self.path, self.path_conn_id, self.base_path)
 
     def demand_place(self) -> None:
-        """Raise as :meth:`demand_one` does, but don't ask the object storage.
+        """Raise unless exactly one place is given, and all CSV options exist.
 
         :raises UsageError: names the argument.
         """
@@ -194,10 +193,10 @@ class RowDestination(FileWritingOperator):
         self.max_xcom_bytes = max_xcom_bytes
         self._note_given(path=path)
 
-    def _row_sink(self, conn_id: str) -> RowSink:
+    def _row_sink(self, conn_id: str | None) -> RowSink:
         """Return the place for the rows.
 
-        :param conn_id: for errors.
+        :param conn_id: for errors; ``None`` if it isn't known yet.
         :raises UsageError: for an argument of the wrong type.
         """
         given: dict[str, Any] = {

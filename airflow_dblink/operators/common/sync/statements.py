@@ -45,7 +45,11 @@ class StatementsFileOperator(FileWritingOperator):
 
         return write
 
-    def _check_statements_path(self, spec: Spec) -> None:
+    def _demand_statements_shown(self, spec: Spec) -> None:
+        """Raise if *statements_path* is given, and rows are replaced, which no statement shows.
+
+        :raises UsageError: names the argument.
+        """
         if self.statements_path is None:
             return
         replaces = spec.method == "replace" or spec.replace_above is not None
@@ -55,4 +59,11 @@ class StatementsFileOperator(FileWritingOperator):
                 hint="leave one of them out",
             )
         demand_mode(self.file_mode)
-        demand_file("statements_path", self.statements_path, self.statements_conn_id, self.base_path)
+
+    def _demand_statements_file(self) -> None:
+        """Raise unless *statements_path*, if given, can be a file's; this looks at the object storage.
+
+        :raises UsageError: says why not.
+        """
+        if self.statements_path is not None:
+            demand_file("statements_path", self.statements_path, self.statements_conn_id, self.base_path)
