@@ -19,7 +19,7 @@ from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.lexer import parts
-from airflow_dblink.core.sqltext.rules import demand_script
+from airflow_dblink.core.sqltext.rules import demand_no_client, demand_script
 from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.links.job import DblinkJobLink
@@ -155,12 +155,7 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
         if not statements:
             raise UsageError("sql holds no statement", self.conn_id)
         for statement in statements:
-            if statement.is_copy_with_client:  # now, before the statements in front of it are run
-                raise UsageError(
-                    f"sql contains COPY with the client (line {statement.line})",
-                    self.conn_id,
-                    hint="use DblinkTransferOperator or DblinkFetchOperator",
-                )
+            demand_no_client(statement, self.conn_id)  # now, before the statements in front of it are run
 
     def _exactly_once(self, context: Context, hook: DblinkHook, once: Once, script: UserText) -> list[str]:
         if (result := self._recall(context, hook, once)) is not None:

@@ -12,11 +12,12 @@ from airflow_dblink.core.errors import DblinkError, StoppedError, UsageError
 from airflow_dblink.core.jobs.job import Job, JobHandle
 from airflow_dblink.core.once.transaction import KEY as ONCE_KEY
 from airflow_dblink.core.once.tries import Tries
+from airflow_dblink.core.sqltext.names import demand_columns
 from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.job_functions import demand_kept_rows
 from airflow_dblink.links.job import DblinkJobLink, page_note
-from airflow_dblink.operators.common.arguments import demand_columns, demand_seconds, flag
+from airflow_dblink.operators.common.arguments import demand_seconds, flag
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.handles import TakesHandle, handles_of
 from airflow_dblink.operators.common.job_base import JobSendingOperator, JobWaitingOperator

@@ -16,7 +16,7 @@ from airflow_dblink.core.server.settings import HANDED_ON
 from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.core.sqltext.lexer import Part, parts
-from airflow_dblink.core.sqltext.rules import QUERIES, demand_script
+from airflow_dblink.core.sqltext.rules import demand_script, no_query
 from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.known import check_known
@@ -231,8 +231,8 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
 
 
 def _why_no_cursor(part: Part) -> str | None:
-    if part.verb not in QUERIES:
-        return f"is {part.verb or 'not a query'}"
+    if other := no_query([part]):
+        return f"is {other}"
     if "INTO" in part.outer_words:
         return "makes a table (INTO)"
     follows = zip(part.words, part.words[1:], strict=False)

@@ -16,7 +16,7 @@ from airflow_dblink.core.errors import UsageError, from_psycopg
 from airflow_dblink.core.server.bind import Params, bind
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.sqltext.lexer import Part, parts
-from airflow_dblink.core.sqltext.rules import QUERIES, demand_script
+from airflow_dblink.core.sqltext.rules import demand_script, no_query
 from airflow_dblink.core.sqltext.user_text import UserText, place_of, position_of
 
 _CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
@@ -80,10 +80,10 @@ def draft(
     if len(found) == 1:  # CREATE TABLE AS and cursors take a query without its semicolon
         whole = whole.part(0, parts(whole.text)[0].end)
     if keep_result:
-        if not (is_query and last.verb in QUERIES):
+        if (other := no_query(found)) or not is_query:
             raise UsageError(
                 "only the rows of one query can be kept or handed on (SELECT, VALUES, TABLE, or WITH and one"
-                f" of them), got {f'{len(found)} statements' if len(found) > 1 else last.verb or '?'}",
+                f" of them), got {other or f'{last.verb} INTO'}",
                 conn_id,
                 hint="rows of RETURNING: WITH changed AS (UPDATE ... RETURNING *) SELECT * FROM changed",
             )
@@ -118,7 +118,7 @@ def demand_statement(statement: object, conn_id: str) -> None:
 
 def _gives_rows(part: Part) -> bool:
     # SELECT INTO returns no rows; the server's own error names the statement to use instead.
-    return (part.verb in QUERIES and "INTO" not in part.outer_words) or (
+    return (no_query([part]) is None and "INTO" not in part.outer_words) or (
         part.verb in _CHANGES and "RETURNING" in part.outer_words
     )
 

@@ -23,6 +23,7 @@ from airflow_dblink.core.server.connection import COPY, LinkConnection
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.core.server.wait_events import waiting
 from airflow_dblink.core.sqltext.lexer import Part, parts
+from airflow_dblink.core.sqltext.rules import client_copy, demand_no_client
 from airflow_dblink.core.sqltext.user_text import UserText, place_of
 
 Row = tuple[Any, ...]
@@ -145,12 +146,7 @@ class Wire:
         if not found:
             raise UsageError("the statement is empty", self.label)
         for part in found:
-            if part.is_copy_with_client:
-                raise UsageError(
-                    f"COPY with the client is not possible here (line {part.line})",
-                    self.label,
-                    hint="use DblinkTransferOperator or DblinkFetchOperator",
-                )
+            demand_no_client(part, self.label)
 
     def _composed(self, statement: Statement, params: Params | None) -> tuple[sql.Composable, str]:
         """Return *statement* with *params* bound, and its text."""
@@ -334,7 +330,7 @@ class Wire:
             while self.pgconn.get_copy_data(0)[0] > 0:
                 pass
         self.connection.wait(execute(self.pgconn))
-        return UsageError("COPY with the client is not possible here", self.label)
+        return client_copy(self.label)
 
     def rows(self, result: pq.abc.PGresult, values: AdaptContext | None = None) -> list[Row]:
         """Return the rows of *result* as Python values, read by *values* (default: the connection).

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sqltext.lexer import Part, parts
 
-#: Verbs of the statements that can be read as a query.
-QUERIES = ("SELECT", "VALUES", "TABLE")
+# Verbs of the statements that can be read as a query.
+_QUERIES = ("SELECT", "VALUES", "TABLE")
 #: A placeholder for a parameter's value; in SQL without parameters ``a %s`` may be a modulo.
 PLACEHOLDER = re.compile(r"%s\b|%\(\w+\)s")
 
@@ -32,18 +33,31 @@ def demand_script(script: str, conn_id: str, *, alternative: str = "transaction=
                 conn_id,
                 hint=f"leave it out: the whole script is one transaction; or {alternative}",
             )
-        if part.is_copy_with_client:
-            raise UsageError(
-                f"sql contains COPY with the client (line {part.line})",
-                conn_id,
-                hint="use DblinkTransferOperator or DblinkFetchOperator",
-            )
+        demand_no_client(part, conn_id)
         if command := part.outside_transaction:
             raise UsageError(
                 f"{command} (line {part.line}) cannot run inside a transaction",
                 conn_id,
                 hint=f"use {alternative}; it is then run at least once, not exactly once",
             )
+
+
+def demand_no_client(part: Part, conn_id: str) -> None:
+    """Raise if the statement is a COPY whose data would come from the client, or go to it.
+
+    :raises UsageError: says its line.
+    """
+    if part.is_copy_with_client:
+        raise client_copy(conn_id, f" (line {part.line})")
+
+
+def client_copy(conn_id: str, where: str = "") -> UsageError:
+    """Return the error for COPY with the client."""
+    return UsageError(
+        f"COPY with the client is not possible here{where}",
+        conn_id,
+        hint="use DblinkTransferOperator or DblinkFetchOperator",
+    )
 
 
 def the_query(text: str, name: str = "source_sql", conn_id: str | None = None) -> Part:
@@ -53,15 +67,18 @@ def the_query(text: str, name: str = "source_sql", conn_id: str | None = None) -
     :raises UsageError: unless it is exactly one statement, and a query.
     """
     found = parts(text)
-    if len(found) != 1:
-        raise UsageError(f"{name} must be one query, got {len(found)} statements", conn_id)
-    if found[0].verb not in QUERIES:
-        raise UsageError(
-            f"{name} must be a query, got {found[0].verb or 'no keyword'}",
-            conn_id,
-            hint="SELECT, VALUES, TABLE, or WITH and one of these",
-        )
+    if other := no_query(found):
+        a = "a" if len(found) == 1 else "one"
+        hint = "SELECT, VALUES, TABLE, or WITH and one of these" if len(found) == 1 else None
+        raise UsageError(f"{name} must be {a} query, got {other}", conn_id, hint=hint)
     return found[0]
+
+
+def no_query(found: Sequence[Part]) -> str | None:
+    """Return what the statements *found* are instead of one query, ``None`` if they are one."""
+    if len(found) != 1:
+        return f"{len(found)} statements"
+    return None if found[0].verb in _QUERIES else found[0].verb or "no keyword"
 
 
 def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str) -> None:

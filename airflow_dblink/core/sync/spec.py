@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, get_args
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.sqltext.lexer import parts
+from airflow_dblink.core.sqltext.names import demand_columns
 from airflow_dblink.core.sqltext.rules import the_query
 from airflow_dblink.core.sync.moving import moving, moving_value
 from airflow_dblink.core.tables.source import demand_one_source
@@ -149,10 +150,8 @@ class Spec:
             raise moving_value(value)
 
     def _demand_names(self) -> None:
-        for name in ("key", "columns"):
-            if isinstance(value := getattr(self, name), str):
-                hint = f"{name}=[{value!r}]"
-                raise UsageError(f"{name} must be a list of columns, got the text {value!r}", hint=hint)
+        demand_columns("columns", self.columns, or_mapping=True)
+        demand_columns("key", self.key)
         if self.key is not None and not self.key:
             raise UsageError("key names no column")
         if self.where is not None:

@@ -12,6 +12,7 @@ from psycopg import sql
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.side import Side, demand
+from airflow_dblink.core.sqltext.names import demand_columns
 from airflow_dblink.core.sqltext.rules import demand_script, the_query
 from airflow_dblink.core.tables.catalog import (
     children_of,
@@ -77,9 +78,8 @@ class Spec:
             )
         if self.lock and self.mode == "create":
             raise UsageError("lock is for a table that exists, not for mode='create'")
-        if isinstance(self.key, str):
-            hint = f"key=[{self.key!r}]"
-            raise UsageError(f"key must be a list of columns, got the text {self.key!r}", hint=hint)
+        demand_columns("columns", self.columns, or_mapping=True)
+        demand_columns("key", self.key)
         if self.source_sql is not None:
             the_query(self.source_sql, conn_id=source_id)
         for name, script in (("pre_sql", self.pre_sql), ("post_sql", self.post_sql)):

@@ -11,6 +11,7 @@ import psycopg
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.parameters import Structure, structures_of_parameters
+from airflow_dblink.core.sqltext.names import demand_no_text
 
 if TYPE_CHECKING:
     from airflow.providers.postgres.hooks.postgres import PostgresHook
@@ -38,11 +39,8 @@ def check_names(table: Any, **columns: Any) -> None:
             hint='schema.table; a name with other characters in double quotes: shop."My Table"',
         )
     for argument, given in columns.items():
-        if argument in _LISTS and isinstance(given, str):  # Airflow would read it as a list of letters
-            raise UsageError(
-                f"{argument} must be a list of columns, got the text {given!r}",
-                hint=f"{argument}=[{given!r}]",
-            )
+        if argument in _LISTS:  # or another iterable, which is enough for Airflow
+            demand_no_text(argument, given)
         for name in [given] if isinstance(given, str) else given or ():
             if not isinstance(name, str) or "\0" in name or ('"' in name and not _QUOTED.fullmatch(name)):
                 raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -83,30 +83,6 @@ def demand_text(name: str, value: Any) -> None:
             f"{name} has no value ({text or 'empty text'})",
             hint="check what its template renders to, and whether the task before it returned a value",
         )
-
-
-def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:
-    """Raise unless *value* is a list of column names, or ``None``.
-
-    :param or_mapping: allow a mapping from names to names, too.
-    :raises UsageError: names the argument and the wrong type.
-    """
-    if value is None:
-        return
-    names: list[Any]
-    if or_mapping and isinstance(value, Mapping):
-        names = [*value, *value.values()]
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        names = [*value]
-    else:
-        wanted = "a list or a mapping of columns" if or_mapping else "a list of columns"
-        got = f"the text {value!r}" if isinstance(value, str) else type(value).__name__
-        hint = f"{name}=[{value!r}]" if isinstance(value, str) else None
-        raise UsageError(f"{name} must be {wanted}, got {got}", hint=hint)
-    if wrong := [type(each).__name__ for each in names if not isinstance(each, str)]:
-        raise UsageError(f"{name} must hold names of columns, which are text, got {wrong[0]}")
-    if with_nul := [each for each in names if "\0" in each]:
-        raise UsageError(f"{name}: {with_nul[0]!r} holds a NUL character, which PostgreSQL can't take")
 
 
 def plan_of(value: Any) -> Mapping[str, Any] | None:

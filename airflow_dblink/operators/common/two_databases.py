@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_dblink.operators.common.arguments import demand_columns
+from airflow_dblink.core.sqltext.names import demand_columns
 from airflow_dblink.operators.common.lineage import transfer_lineage
 from airflow_dblink.operators.common.pace import PacedOperator
 

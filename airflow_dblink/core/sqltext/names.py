@@ -1,0 +1,43 @@
+"""Names that an argument gives: what is no list of columns is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow_dblink.core.errors import UsageError
+
+
+def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:
+    """Raise unless *value* is a list of column names, or ``None``.
+
+    :param name: the argument's name, for errors.
+    :param or_mapping: allow a mapping from names to names, too.
+    :raises UsageError: names the argument and the wrong type.
+    """
+    if value is None:
+        return
+    wanted = "a list or a mapping of columns" if or_mapping else "a list of columns"
+    demand_no_text(name, value, wanted)
+    names: list[Any]
+    if or_mapping and isinstance(value, Mapping):
+        names = [*value, *value.values()]
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+        names = [*value]
+    else:
+        raise UsageError(f"{name} must be {wanted}, got {type(value).__name__}")
+    if wrong := [type(each).__name__ for each in names if not isinstance(each, str)]:
+        raise UsageError(f"{name} must hold names of columns, which are text, got {wrong[0]}")
+    if with_nul := [each for each in names if "\0" in each]:
+        raise UsageError(f"{name}: {with_nul[0]!r} holds a NUL character, which PostgreSQL can't take")
+
+
+def demand_no_text(name: str, value: object, wanted: str = "a list of columns") -> None:
+    """Raise if a text stands for the list of its one name: it would be read as a list of letters.
+
+    :param name: the argument's name, for errors.
+    :param wanted: what the argument takes.
+    :raises UsageError: shows the list.
+    """
+    if isinstance(value, str):
+        raise UsageError(f"{name} must be {wanted}, got the text {value!r}", hint=f"{name}=[{value!r}]")
