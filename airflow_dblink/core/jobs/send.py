@@ -24,6 +24,7 @@ from airflow_dblink.core.errors import OutcomeUnknownError, TransientError
 from airflow_dblink.core.jobs.call import Call, call
 from airflow_dblink.core.jobs.client import Jobs, task_params
 from airflow_dblink.core.jobs.draft import Draft
+from airflow_dblink.core.jobs.install import Installation
 from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.steps import Step
 from airflow_dblink.core.once.tries import Left, Store, Tries
@@ -101,8 +102,7 @@ class Submission:
         connection = self.open()
         try:
             jobs = Jobs(connection, self.conn_id, self.schema)
-            left = self._earlier(jobs)
-            earlier = self._earlier_job(jobs, left) if left else None
+            left, earlier = self._earlier(jobs)
             if left is not None:
                 self._left = left
             if earlier is not None and earlier.state in ("running", "succeeded"):
@@ -146,29 +146,32 @@ class Submission:
     def _tries(self) -> Tries:
         return Tries(self.store, self.life)
 
-    def _earlier(self, jobs: Jobs) -> Left | None:
+    def _earlier(self, jobs: Jobs) -> tuple[Left | None, Job | None]:
+        """Return what an earlier try has left, and its job; nothing if the new job is a new beginning."""
         left = self._tries.left(self.key)
         if left is None or (left.ended and left.is_cleared and not _can_be_read(left)):
-            return None
+            return None, None
         if not _can_be_read(left):
             raise self._unknown(left, "its stored state can't be read")
-        if not left.is_cleared:
-            return left
-        # The user has cleared the task. This try may begin before the earlier one's process knows of it.
         found = jobs.installation()
+        if left.is_cleared and self._is_done_with(jobs, left, found):
+            return None, None
+        return left, self._earlier_job(jobs, left, found)
+
+    def _is_done_with(self, jobs: Jobs, left: Left, found: Installation) -> bool:
+        """Return whether a cleared task begins anew; a running job is cancelled, if it is to be."""
+        # This try may begin before the earlier one's process knows of the clearing.
         here = found.server == left.facts["server"] and found.version is not None
         job = jobs.find(_job_id(left)) if here else None
-        is_over = job is None or job.has_ended or not self.has_sent(job)
-        if job is not None and not is_over and self.cancels:
+        if job is None or job.has_ended or not self.has_sent(job):
+            return bool(left.ended)  # the user has seen the end
+        if self.cancels:
             log.info("The task was cleared: cancelling job %s.", job.id)
             jobs.cancel(job.id)
-        elif left.ended and is_over:
-            return None  # the user has seen the end
-        return left
+        return False
 
-    def _earlier_job(self, jobs: Jobs, left: Left) -> Job | None:
+    def _earlier_job(self, jobs: Jobs, left: Left, found: Installation) -> Job | None:
         job_id = _job_id(left)
-        found = jobs.installation()
         if found.server != left.facts["server"]:
             raise self._unknown(left, "another server or database answers now")
         if found.is_standby:

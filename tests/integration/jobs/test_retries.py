@@ -9,6 +9,7 @@ from airflow_dblink.core.jobs.draft import draft
 from airflow_dblink.core.jobs.send import KEY
 from tests.databases import Database
 from tests.integration.jobs.client import EFFECT, SLEEP, SLOW_EFFECT, Client, effects, held
+from tests.odd import always
 from tests.stores import MemoryStore
 
 
@@ -132,6 +133,20 @@ def test_clearing_while_the_job_runs_cancels_it_first(client: Client, source: Da
     assert (second.state, second.replaces) == ("succeeded", first)
     assert client.jobs.get(first).state == "cancelled"
     assert effects(source) == 1
+
+
+def test_a_cleared_task_asks_once_what_is_installed(client: Client, source: Database) -> None:
+    store = MemoryStore()
+    first = client.send(EFFECT, store=store)
+    client.wait(first)
+    always(source, log_statement="'all'")
+
+    def asked() -> int:
+        return source.server.log.read_text(errors="replace").count("AS has_schema")
+
+    before = asked()
+    assert client.submit(EFFECT, store=store, life=1).job_id == first
+    assert asked() - before == 1
 
 
 # -- outcomes that the server doesn't know
