@@ -27,16 +27,17 @@ AT_OR_NEAR = re.compile(r' at or near "(.*)"', re.DOTALL)
 class Place:
     """A place in a user's SQL; see :func:`airflow_dblink.core.sqltext.user_text.place_of`.
 
-    :ivar lines: the line with its number, and a caret below.
-    :ivar quotes_beyond: whether the server's message quotes text behind the user's SQL.
+    :ivar lines: the line with its number, and a caret below; ``None`` if it can't be told.
+    :ivar instead: what replaces a quote in the server's message that goes beyond the user's SQL; ``None`` if
+        it doesn't.
     """
 
-    lines: str
-    quotes_beyond: bool = False
+    lines: str | None
+    instead: str | None = None
 
     def corrected(self, message: str) -> str:
         """Return the server's *message* without a quote of text that the user didn't write."""
-        return AT_OR_NEAR.sub(" at end of input", message) if self.quotes_beyond else message
+        return message if self.instead is None else AT_OR_NEAR.sub(self.instead, message)
 
 
 class DblinkError(Exception):

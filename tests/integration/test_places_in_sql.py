@@ -147,6 +147,15 @@ def test_a_text_that_ends_too_early(make: Make, name: str) -> None:
     assert _lines(said) == (f"LINE 2{name}, column 11: WHERE id =", "")
 
 
+@pytest.mark.parametrize(("make", "name"), _cases(QUERIES))
+def test_a_parenthesis_that_is_not_closed(make: Make, name: str) -> None:
+    """It is closed by one of ours, and the server stumbles over what follows that."""
+    said = _said(make("SELECT id FROM item\nWHERE id IN (1"))
+
+    assert "syntax error at end of input [SQLSTATE 42601]" in said
+    assert _lines(said) == (f"LINE 2{name}, column 15: WHERE id IN (1", "")
+
+
 @pytest.mark.parametrize(("make", "name"), _cases({key: SCRIPTS[key] for key in ("exec", "query")}))
 def test_a_comment_that_does_not_end(make: Make, name: str) -> None:
     said = _said(make("SELECT id FROM item\n  /* all of them"))

@@ -81,7 +81,7 @@ def no_query(found: Sequence[Part]) -> str | None:
     return None if found[0].verb in _QUERIES else found[0].verb or "no keyword"
 
 
-def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str) -> None:
+def demand_parameters(name: str, text: str, parameters_name: str, conn_id: str | None) -> None:
     """Raise if *text*, which the server can't parse, has placeholders although no parameters were given.
 
     :raises UsageError: names the missing argument.

@@ -153,18 +153,21 @@ def place_of(
     index = _index(position, sent, connection)
     if index is None:
         return None
-    for start, text in _texts(statement, connection, 0):
+    texts = list(_texts(statement, connection, 0))
+    is_syntax = error.diag.sqlstate == _SYNTAX_ERROR
+    for start, text in texts:
         end = start + len(text.text)
-        # If the error is in our text right behind the user's, it is shown at the end of the user's text.
-        if start <= index and (index < end or not sent[end:index].strip()):
-            # A generated text, such as the builders', holds rows; but it has no syntax errors.
-            shows_values = error.diag.sqlstate == _SYNTAX_ERROR
+        # An error in our text behind the user's is shown at the end of the user's, which is unfinished then.
+        is_unfinished = not sent[end:index].strip() or (is_syntax and len(texts) == 1)
+        if start <= index and (index < end or is_unfinished):
             backslashes = connection.info.parameter_status("standard_conforming_strings") == "off"
             where = min(index, end) - start
-            lines = text.lines(where, shows_values=shows_values, backslashes=backslashes)
+            # A generated text, such as the builders', holds rows; but it has no syntax errors.
+            lines = text.lines(where, shows_values=is_syntax, backslashes=backslashes)
             quoted = AT_OR_NEAR.search(error.diag.message_primary or "")
-            is_beyond = quoted is not None and len(quoted[1]) > end - index
-            return Place(lines, is_beyond) if lines else None
+            if quoted is None or len(quoted[1]) <= end - index:
+                return Place(lines)
+            return Place(lines, " at end of input" if index >= end else "")
     return None
 
 

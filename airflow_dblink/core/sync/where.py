@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import sql
 
-from airflow_dblink.core.errors import AT_OR_NEAR, DblinkError, Place, UsageError, from_psycopg
+from airflow_dblink.core.errors import DblinkError, RemoteError, UsageError, from_psycopg
 from airflow_dblink.core.server.bind import bind
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.rules import demand_parameters
-from airflow_dblink.core.sqltext.user_text import UserText, place_of, position_of
+from airflow_dblink.core.sqltext.user_text import UserText, place_of
 from airflow_dblink.core.sync.moving import OF_THE_TEXT, moving_texts, moving_value
 from airflow_dblink.core.tables.catalog import parse
 
@@ -44,15 +44,16 @@ def demand_where(part: Part, spec: Spec, given: UserText, names: Sequence[str]) 
     :raises UsageError: the parser's error, which shows the condition alone; if it has a moving value.
     """
     # Without parentheses: the text could close them, and be another condition than it seems.
-    before = "SELECT CASE WHEN "
-    query = sql.SQL(before + "{}\n THEN 1 END FROM {}")
-    text, whole = given.text, query.format(given, part.rows)
+    query = sql.SQL("SELECT CASE WHEN {}\n THEN 1 END FROM {}")
+    # Not as the user's text: the source's query was read before, so what is wrong now is the condition.
+    rows = sql.SQL(part.rows.as_string(part.side.connection))
+    text, whole = given.text, query.format(given, rows)
     try:
         parse(part.side, whole)
     except psycopg.Error as error:
-        position = (position_of(error) or 1) - 1 - len(before)
         place = place_of(error, whole, part.side.connection)
-        raise _where_error(part.side, spec, error, len(text) - position, names, place) from None
+        ours = from_psycopg(error, part.side.conn_id, "checking where", place=place)
+        raise _where_error(ours, spec, names) from None
     if not (spans := moving_texts(text)):
         return
 
@@ -83,35 +84,20 @@ def _is_read(side: Side, query: sql.Composed) -> bool:
     return True
 
 
-def _where_error(
-    side: Side,
-    spec: Spec,
-    error: psycopg.Error,
-    left: int,
-    names: Sequence[str],
-    place: Place | None,
-) -> DblinkError:
-    """Return the error for a condition that the parser refused.
-
-    :param left: number of the condition's characters from the error's position on. The text after them is
-        ours, and must not be shown.
-    """
-    ours = from_psycopg(error, side.conn_id, "checking where")
+def _where_error(ours: RemoteError, spec: Spec, names: Sequence[str]) -> DblinkError:
+    """Return the error for a condition that the parser refused: what *where* takes."""
     sqlstate = ours.sqlstate or ""
     if not sqlstate.startswith(OF_THE_TEXT):
         return ours
     if spec.where is not None and spec.where_parameters is None:
-        demand_parameters("where", spec.where, "where_parameters", side.conn_id)
+        demand_parameters("where", spec.where, "where_parameters", ours.connname)
     message, hint = f"where: {ours.message}", ours.hint
     if kind := _NOT_BOOLEAN.search(message):
         message = f"where must be true or false for each row; it is of type {kind[1]}"
-    elif (at := AT_OR_NEAR.search(message)) and len(at[1]) > left:
-        message = message[: at.start()] + (" at end of input" if left <= 0 else "")
     if sqlstate in ("42702", "42703") or '"part"' in (hint or ""):
         hint = f"where takes the destination's column names, without a table: {', '.join(names)}"
     elif "part." in (hint or ""):
         hint = None
     elif sqlstate == "42601" and _IN_LIST.search(spec.where or ""):
         hint = "a list is one parameter: = ANY(...) takes it, IN doesn't"
-    lines = None if place is None else place.lines
-    return UsageError(message, side.conn_id, sqlstate, ours.detail, hint, ours.context, lines)
+    return UsageError(message, ours.connname, sqlstate, ours.detail, hint, ours.context, ours.place)
