@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.streams.pace import Pace
-from airflow_dblink.core.sync.run import Session, dry_run, run
+from airflow_dblink.core.sync.run import dry_run, run
+from airflow_dblink.core.sync.session import Session
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
 from airflow_dblink.operators.common.arguments import flag, number, plan_of
 from airflow_dblink.operators.common.known import check_known

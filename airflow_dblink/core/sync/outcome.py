@@ -66,6 +66,16 @@ class Outcome:
     watermark: str | None = None
     xid: str | None = None
 
+    @property
+    def is_by_groups(self) -> bool:
+        """Whether only groups that differ are looked into: they were compared, and few enough differ."""
+        return self.comparison is not None
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether groups were compared, and none differs."""
+        return self.comparison is not None and not self.comparison.differing
+
     def refuse(self, error: UsageError) -> None:
         """Raise a guard's *error*; a dry run only notes it.
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 from psycopg import sql
@@ -22,9 +21,7 @@ from psycopg import sql
 from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.settings import TEXT_FORMS
-from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.sync.changes.apply import apply_set, stage_rows
 from airflow_dblink.core.sync.changes.conflicts import make_way
 from airflow_dblink.core.sync.changes.load import load
@@ -50,9 +47,10 @@ from airflow_dblink.core.sync.guards import (
 from airflow_dblink.core.sync.other_writers import demand_read, is_quiet, rewritten, snapshot
 from airflow_dblink.core.sync.outcome import Outcome, Plan
 from airflow_dblink.core.sync.prepare import prepare
+from airflow_dblink.core.sync.session import BEGIN_DRY, BEGIN_READING, Session
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import highest
-from airflow_dblink.core.sync.work import Part, Progress, Work
+from airflow_dblink.core.sync.work import Part, Work
 from airflow_dblink.core.tables.sequences import reset_sequences
 
 _SQL = statements("sync.sql")
@@ -63,72 +61,10 @@ log = logging.getLogger(__name__)
 # (benchmarks/sync.py has the curve).
 RELOAD_SHARE = 0.5
 
-_BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_BEGIN_DRY = "BEGIN ISOLATION LEVEL REPEATABLE READ"
-# Each side's transaction is idle while the other side works.
-_PATIENCE = {"idle_in_transaction_session_timeout": "0"}
-_WORK_MEM = "64MB"
-# The destination's transaction holds a lock. So its server must notice by itself, in about two minutes, that
-# the worker's machine is gone.
-_KEEPALIVE = {"tcp_keepalives_idle": "60", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "6"}
-
 Use = Callable[[Work], None]
 
 
-@dataclass
-class Session:
-    """The two connections of a sync, in autocommit mode, and the settings of their transactions.
-
-    :ivar link: the destination's connection, in the form that dblink's builders take.
-    :ivar pace: the speed limit of rows, and the condition under which they wait; ``None`` for neither.
-    :ivar progress: called often, with the progress of a stream of rows.
-    """
-
-    source: Side
-    link: Wire
-    source_settings: Mapping[str, str]
-    destination_settings: Mapping[str, str]
-    pace: Pace | None = None
-    progress: Progress | None = None
-
-    @cached_property
-    def destination(self) -> Side:
-        """The destination's connection, named by its Airflow connection."""
-        return Side(self.link.connection, self.link.target.conn_id)
-
-    def settings(self) -> dict[str, str]:
-        """Return the destination's settings: its TimeZone is the source's, unless one was given."""
-        zone = self.source.connection.info.parameter_status("TimeZone") or "UTC"
-        given = self.destination_settings
-        zones = {} if any(name.lower() == "timezone" for name in given) else {"timezone": zone}
-        return {**_PATIENCE, **self._destination_memory, **_KEEPALIVE, **zones, **given}
-
-    @cached_property
-    def _source_memory(self) -> dict[str, str]:
-        return _enough_memory(self.source)
-
-    @cached_property
-    def _destination_memory(self) -> dict[str, str]:
-        return _enough_memory(self.destination)
-
-    def begin_source(self) -> None:
-        """Begin the source's snapshot."""
-        self.source.run(_BEGIN_READING, "beginning the source transaction")
-        set_local(self.source, {**_PATIENCE, **self._source_memory, **self.source_settings})
-
-    def begin_destination(self, begin: str) -> None:
-        """Begin a transaction of the destination that changes nothing."""
-        self.destination.run(begin, "checking the destination")
-        set_local(self.destination, self.settings())
-
-
-def _enough_memory(side: Side) -> dict[str, str]:
-    """Return a work_mem that lets PostgreSQL hash the groups, since sorting is slower; nothing if set so."""
-    less = side.ask(_SQL["has_less_memory"], {"wanted": _WORK_MEM}, "reading work_mem")[0]["less"]
-    return {"work_mem": _WORK_MEM} if less else {}
-
-
-def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = None) -> dict[str, Any]:
+def dry_run(session: Session, spec: Spec, use: Use | None = None) -> dict[str, Any]:
     """Return the result that a sync would have, with the guards that would stop it under ``refused``.
 
     It changes nothing.
@@ -138,7 +74,7 @@ def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = N
     :raises RemoteError: a server's errors.
     """
     outcome = Outcome(dry_run=True)
-    session.begin_destination(_BEGIN_DRY)
+    session.begin_destination(BEGIN_DRY)
     work = _prepare(session, spec)
     _compare(work, outcome)
     if outcome.method == "replace":
@@ -153,9 +89,7 @@ def dry_run(session: Session, spec: Spec, use: Callable[[Work], None] | None = N
     return outcome.result(work)
 
 
-def run(
-    session: Session, spec: Spec, once: Once, use: Callable[[Work], None] | None = None
-) -> dict[str, Any]:
+def run(session: Session, spec: Spec, once: Once, use: Use | None = None) -> dict[str, Any]:
     """Make the destination equal to the source in one transaction, exactly once.
 
     :param once: on the destination's connection; its :meth:`Once.recall` has returned ``None``.
@@ -165,40 +99,60 @@ def run(
     :raises RemoteError: a server's errors; nothing is changed then.
     """
     outcome = Outcome()
-    # Before the source's snapshot is taken: then a sync with a later one can't commit unnoticed.
-    session.begin_destination(_BEGIN_READING)
-    before = snapshot(session.destination)
-    work = _prepare(session, spec)
-    if spec.lock == "apply":
-        _compare(work, outcome)
-    session.destination.run("ROLLBACK", "comparing")
-    if outcome.comparison is not None and not outcome.comparison.differing and spec.plan is None:
+    work, before = _look(session, spec, outcome)
+    if outcome.is_equal and spec.plan is None:
         demand_read(session.source)
         demand_sizes(work, outcome)
         session.source.run("COMMIT", "ending the source transaction")
         return outcome.result(work)
     once.begin({**TEXT_FORMS, **session.settings()}, read_committed=True)
     outcome.xid = once.xid
-    _lock(work)
-    demand_same_table(work)
-    quiet = is_quiet(before, snapshot(session.destination), *once.own_ids)
-    if not quiet:
-        work = _prepare_again(session, spec)
-    if spec.lock == "compare" or (outcome.comparison is not None and not quiet):
-        _compare(work, outcome)
+    work = _look_again(session, work, outcome, before, once.own_ids)
     if outcome.method == "replace" or (use is None and _is_first_load(work, outcome)):
         _load(work, outcome)
     else:
-        _plan(work, outcome)
-        _stage(work, outcome)
-        demand_same_plan(work, outcome.plan)
-        if use is not None:
-            use(work)
-        session.source.run("COMMIT", "ending the source transaction")
-        _apply(work, outcome, session.link)
+        _change(session, work, outcome, use)
     result = outcome.result(work)
     once.commit(result)
     return result
+
+
+def _look(session: Session, spec: Spec, outcome: Outcome) -> tuple[Work, str]:
+    """Compare without a lock, unless the lock is to be there first.
+
+    :returns: what is compared, and the destination's snapshot of before that.
+    """
+    # Before the source's snapshot is taken: then a sync with a later one can't commit unnoticed.
+    session.begin_destination(BEGIN_READING)
+    before = snapshot(session.destination)
+    work = _prepare(session, spec)
+    if spec.lock == "apply":
+        _compare(work, outcome)
+    session.destination.run("ROLLBACK", "comparing")
+    return work, before
+
+
+def _look_again(session: Session, work: Work, outcome: Outcome, before: str, own_ids: Sequence[int]) -> Work:
+    """Lock the destination table, and begin again if others have written meanwhile."""
+    _lock(work)
+    demand_same_table(work)
+    is_stale = not is_quiet(before, snapshot(session.destination), *own_ids)
+    if is_stale:
+        work = _prepare_again(session, work.spec)
+    if work.spec.lock == "compare" or (is_stale and outcome.is_by_groups):
+        _compare(work, outcome)
+    return work
+
+
+def _change(session: Session, work: Work, outcome: Outcome, use: Use | None) -> None:
+    """Plan the changes, and make them."""
+    _plan(work, outcome)
+    _stage(work, outcome)
+    demand_same_plan(work, outcome.plan)
+    if use is not None:
+        use(work)
+    session.source.run("COMMIT", "ending the source transaction")
+    _apply(work, outcome, session.link)
 
 
 def _prepare(session: Session, spec: Spec) -> Work:
@@ -263,7 +217,7 @@ def _is_first_load(work: Work, outcome: Outcome) -> bool:
     """Return whether a plain load will do: the destination's part is empty, and nothing needs a plan."""
     spec = work.spec
     rows_count = spec.max_change_fraction == 0 or spec.on_conflict == "replace"
-    if outcome.comparison is not None or spec.plan is not None or not spec.insert or rows_count:
+    if outcome.is_by_groups or spec.plan is not None or not spec.insert or rows_count:
         return False
     if work.target.row_security:  # COPY can't load such a table
         return False
@@ -304,20 +258,25 @@ def _load(work: Work, outcome: Outcome) -> None:
 
 def _plan(work: Work, outcome: Outcome) -> None:
     """Find the rows that differ, and let the guards check how many they are."""
-    if outcome.comparison is not None:
-        outcome.size += stage_hashes(work, outcome.comparison).size
+    if (comparison := outcome.comparison) is not None:
+        outcome.size += stage_hashes(work, comparison).size
     else:
-        outcome.watermark = highest(work)
-        pumped = stage_all(work)
-        outcome.size += pumped.size
-        outcome.source_rows = pumped.sent
-        outcome.destination_rows = _count(work)
+        _fetch_all(work, outcome)
     demand_read(work.source.side)
     demand_sizes(work, outcome)
     outcome.plan = make_plan(work, outcome.comparison)
     if work.spec.on_conflict != "replace":  # otherwise later, when the rows that make way are known
         demand_changes(work, outcome)
     demand_room(work)
+
+
+def _fetch_all(work: Work, outcome: Outcome) -> None:
+    """Fetch all rows of the source's part."""
+    outcome.watermark = highest(work)
+    pumped = stage_all(work)
+    outcome.size += pumped.size
+    outcome.source_rows = pumped.sent
+    outcome.destination_rows = _count(work)
 
 
 def _stage(work: Work, outcome: Outcome) -> None:
