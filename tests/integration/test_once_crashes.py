@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -363,3 +366,23 @@ def test_a_stop_ends_the_wait_for_the_other_session(fragile: Database) -> None:
             flush_beside(connection, ticket, "0/1")
         connection.check = None
         connection.rollback()
+
+
+def test_a_server_that_lets_no_other_session_in_holds_up_the_work_for_seconds_only(
+    fragile: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its main process is stopped, so it answers no new session; those that are open go on."""
+    pid = fragile.server.pid
+    assert pid is not None
+    caplog.set_level(logging.INFO)
+    with connect(fragile.target) as connection:
+        ticket = _begin_as_before_17(connection)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert flush_beside(connection, ticket, ticket["lsn"]) == (False, ())
+            connection.execute(INSERT.encode())
+            connection.execute("COMMIT")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert "no answer within 3 s" in caplog.text
+    assert _count(fragile) == 1
