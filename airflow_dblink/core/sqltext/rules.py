@@ -60,6 +60,25 @@ def client_copy(conn_id: str, where: str = "") -> UsageError:
     )
 
 
+def demand_one_source(source_table: str | None, source_sql: str | None, parameters: object) -> None:
+    """Raise unless either a table or a query is given; *parameters* may only come with a query.
+
+    :raises UsageError: names the arguments.
+    """
+    if source_table is not None and source_sql is not None:
+        raise UsageError("source_table and source_sql are both given", hint="leave one of them out")
+    if source_table is None and source_sql is None:
+        raise UsageError(
+            "neither source_table nor source_sql is given",
+            hint="give either source_table or source_sql: the rows to read",
+        )
+    if parameters is not None and source_sql is None:
+        raise UsageError(
+            "source_parameters belong to source_sql, and source_table is given",
+            hint="leave source_parameters out, or give source_sql",
+        )
+
+
 def the_query(text: str, name: str = "source_sql", conn_id: str | None = None) -> Part:
     """Return the one query in *text*.
 

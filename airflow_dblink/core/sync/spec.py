@@ -15,9 +15,8 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.sqltext.lexer import parts
 from airflow_dblink.core.sqltext.names import demand_columns
-from airflow_dblink.core.sqltext.rules import the_query
+from airflow_dblink.core.sqltext.rules import demand_one_source, the_query
 from airflow_dblink.core.sync.moving import moving, moving_value
-from airflow_dblink.core.tables.source import demand_one_source
 
 Method = Literal["auto", "difference", "reload", "replace"]
 Apply = Literal["set", "statements"]

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import RemoteError, UsageError
+from airflow_dblink.core.errors import RemoteError
 from airflow_dblink.core.server.bind import Params, bind
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.rules import demand_parameters, the_query
 from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.core.tables.catalog import describe
 from airflow_dblink.core.tables.entries import Relation, ResultColumn
-
-
-def demand_one_source(source_table: str | None, source_sql: str | None, parameters: Params | None) -> None:
-    """Raise unless either a table or a query is given; *parameters* may only come with a query.
-
-    :raises UsageError: names the arguments.
-    """
-    if source_table is not None and source_sql is not None:
-        raise UsageError("source_table and source_sql are both given", hint="leave one of them out")
-    if source_table is None and source_sql is None:
-        raise UsageError(
-            "neither source_table nor source_sql is given",
-            hint="give either source_table or source_sql: the rows to read",
-        )
-    if parameters is not None and source_sql is None:
-        raise UsageError(
-            "source_parameters belong to source_sql, and source_table is given",
-            hint="leave source_parameters out, or give source_sql",
-        )
 
 
 def source_query(

@@ -13,7 +13,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.side import Side, demand
 from airflow_dblink.core.sqltext.names import demand_columns
-from airflow_dblink.core.sqltext.rules import demand_script, the_query
+from airflow_dblink.core.sqltext.rules import demand_one_source, demand_script, the_query
 from airflow_dblink.core.tables.catalog import (
     children_of,
     find_relation,
@@ -26,7 +26,7 @@ from airflow_dblink.core.tables.mapping import Pair, match
 from airflow_dblink.core.tables.new_table import create_statement
 from airflow_dblink.core.tables.route import route
 from airflow_dblink.core.tables.row_key import UpsertKey
-from airflow_dblink.core.tables.source import demand_one_source, describe_source, source_query
+from airflow_dblink.core.tables.source import describe_source, source_query
 
 Mode = Literal["append", "replace", "upsert", "create"]
 Columns = Sequence[str] | Mapping[str, str]

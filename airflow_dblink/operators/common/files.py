@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, cast
 
-from airflow.sdk import ObjectStoragePath
+from airflow.sdk import BaseOperator, ObjectStoragePath
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.operators.common.arguments import demand_text
-from airflow_dblink.operators.common.base import DblinkBaseOperator
 
 #: Mode of new files on the worker's disk: nobody else reads them.
 OWN = "0600"
@@ -24,8 +23,8 @@ _LOCAL = ("", "file", "local")
 _MODE = re.compile(r"0?[0-7]{3}")
 
 
-class FileWritingOperator(DblinkBaseOperator):
-    """Base of the operators that may write a file, *path* or *statements_path*; not one itself.
+class FileWritingOperator(BaseOperator):
+    """Mixin of the operators that may write a file, *path* or *statements_path*.
 
     :param base_path: folder that the file must be in, a URL like the file's. Not templated: a path that
         comes from ``dag_run.conf`` then can't lead elsewhere.

@@ -15,6 +15,7 @@ from airflow_dblink.core.server.bind import Params, Statement
 from airflow_dblink.core.streams.to_csv import csv_chunks
 from airflow_dblink.core.streams.to_json import JsonValues
 from airflow_dblink.operators.common.arguments import flag, whole_number
+from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.files import OWN, FileWritingOperator, demand_file, demand_mode, new_file
 
 Handler = Callable[[list[Row]], object]
@@ -154,7 +155,7 @@ class RowSink:
         return {"rows": rows, "path": path}
 
 
-class RowDestination(FileWritingOperator):
+class RowDestination(FileWritingOperator, DblinkBaseOperator):
     """Base of the operators that hand on rows; not one itself.
 
     At most one of *handler*, *path* and *max_xcom_rows* takes the rows.

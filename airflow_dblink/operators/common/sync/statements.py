@@ -10,10 +10,11 @@ from airflow_dblink.core.link.messages import Wire
 from airflow_dblink.core.sync.changes.statements import statements_of_plan
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.work import Work
+from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.files import FileWritingOperator, demand_file, demand_mode, new_file
 
 
-class StatementsFileOperator(FileWritingOperator):
+class StatementsFileOperator(FileWritingOperator, DblinkBaseOperator):
     """Base of the operator that writes its plan to a file; not one itself.
 
     :param statements_path: URL of the file on Airflow's object storage. (templated)
