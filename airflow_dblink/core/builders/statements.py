@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from airflow_dblink.core.builders.keys import KeySource, read_keys
 from airflow_dblink.core.builders.lookup import (
     Render,
     literals,
@@ -26,7 +25,16 @@ from airflow_dblink.core.builders.relation_cache import (
     read_primary_key,
     with_shape,
 )
-from airflow_dblink.core.builders.values import Keys, Text, Value, demand_length, demand_sequence, to_texts
+from airflow_dblink.core.builders.values import (
+    Keys,
+    KeySource,
+    Text,
+    Value,
+    demand_length,
+    demand_sequence,
+    read_keys,
+    to_texts,
+)
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import psycopg
-from psycopg import abc
+from psycopg import abc, sql
 from psycopg.adapt import PyFormat, Transformer
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.messages import Wire
+from airflow_dblink.core.server.bind import Statement
 
 #: A key's value: an unchanged text, ``None`` for NULL, anything else through psycopg's text dumper.
 Value = Any
 #: Its text, ``None`` for NULL.
 Text = str | None
+#: Keys, each a list of values in the order of the attnums; or the query that returns them.
+KeySource: TypeAlias = Sequence[Sequence[Value]] | Statement
 
 
 def to_texts(link: Wire, argument: str, values: Sequence[Value]) -> list[Text]:
@@ -105,6 +108,16 @@ class Keys:
         if self.odd is not None:
             number, found = self.odd
             demand_length(link, side, length, found, f"Key {number} has length {found}.")
+
+
+def read_keys(link: Wire, argument: str, source: KeySource, length: int) -> Keys | sql.SQL:
+    """Return the keys, or the query for them without its semicolon and later comments.
+
+    :raises UsageError: as :meth:`Keys.of`; if *source* isn't exactly one statement.
+    """
+    if isinstance(source, str | sql.Composable):
+        return link.one(source, None)
+    return Keys.of(link, argument, source, length)
 
 
 def demand_length(link: Wire, side: str, wanted: int, found: int, detail: str | None = None) -> None:

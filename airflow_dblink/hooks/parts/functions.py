@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager
 from typing import Any, overload
 
 from airflow_dblink.core.builders import statements
-from airflow_dblink.core.builders.keys import KeySource
 from airflow_dblink.core.builders.statements import PkeyField
-from airflow_dblink.core.builders.values import Value
+from airflow_dblink.core.builders.values import KeySource, Value
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.link.link import Link, Notification
 from airflow_dblink.core.link.messages import Row
