@@ -62,7 +62,7 @@ WRONG: list[tuple[type[BaseOperator], dict[str, Any], dict[str, Any], str]] = [
     (DblinkSyncOperator, TABLE, {"where": "WHERE id > 5"}, "where begins with WHERE"),
     (DblinkSyncOperator, TABLE, {"max_delete_fraction": 25}, "25 % is 0.25"),
     (DblinkSyncOperator, TABLE, {"key": "id"}, "key must be a list of columns"),
-    (DblinkSyncOperator, {**TABLE, "statements_path": "x"}, {"on_conflict": "replace"}, "no statement would"),
+    (DblinkSyncOperator, {**TABLE, "statements_path": "x"}, {"on_conflict": "replace"}, "no statement could"),
     (DblinkSyncOperator, {**TABLE, "statements_path": "x"}, {"file_mode": "rw"}, "file_mode must be octal"),
     (DblinkFetchOperator, QUERY, {}, PLACES),
     (DblinkFetchOperator, FILE, {"max_xcom_rows": 1}, PLACES),
