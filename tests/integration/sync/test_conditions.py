@@ -229,7 +229,7 @@ def test_arguments_that_can_not_be_meant(both: Both, arguments: dict[str, Any], 
 def test_a_text_for_a_list_of_columns(argument: str) -> None:
     given: dict[str, Any] = {argument: "id"}
     with pytest.raises(
-        UsageError, match=f"{argument} must be a list of columns, got the text 'id'"
+        UsageError, match=f"{argument} must be a list( or a mapping)? of columns, got the text 'id'"
     ) as caught:
         Spec("item", source_table="item", **given).check()
     assert caught.value.hint == f"{argument}=['id']"
