@@ -36,7 +36,7 @@ _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
 
 _DROP = """\
 -- Removes the schemas of remote jobs, for good: the table of all jobs, in which tasks look up the state
--- of their jobs, and all kept results, with the views that read them.
+-- of their jobs, and all results that were kept, with the views that read them.
 -- A job that still runs is rolled back, and a task that waits for a job fails.
 DROP SCHEMA IF EXISTS {}, {} CASCADE;
 """
