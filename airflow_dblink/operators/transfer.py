@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_dblink.core.tables.like import Like
 from airflow_dblink.core.transfer.plan import Spec
-from airflow_dblink.operators.common.arguments import flag
+from airflow_dblink.core.transfer.verify import Verify
+from airflow_dblink.operators.common.arguments import flag, or_none
 from airflow_dblink.operators.common.known import check_known
 from airflow_dblink.operators.common.moving import MovingOperator
 from airflow_dblink.operators.common.two_databases import TwoDatabasesOperator
@@ -51,14 +53,30 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
     :param pause_while: a query, or the path of a ``.sql`` file: while it gives true, rows wait. It is asked
         before anything is begun, and every *pause_check_interval* (5 s) while rows move. (templated)
     :param pause_while_conn_id: where it is asked; by default the destination's connection. (templated)
+    :param verify: compare the destination with the source after the load, before *post_sql*; if they differ,
+        nothing is committed. ``count``: as many rows are kept as were sent, and after ``replace`` and
+        ``create`` the table has as many. ``checksum``, for ``replace`` and ``create``: the columns that were
+        moved have the same values, too; the source is read twice, from one snapshot. ``None``: no check; if
+        the destination drops rows, the log says so. (templated)
+    :param rebuild_indexes: drop the destination's indexes before the load and build them after it, in the
+        same transaction. ``None``: in mode ``replace``, if the source is estimated at over 10,000 rows,
+        the role owns the table, no trigger fires for its new rows, and the database has no event triggers.
+        ``True``: in any case, and in mode ``append`` with *lock* into an empty table, which nobody can read
+        then until the load has ended. ``False``: never. Whatever others depend on stays as it is, such as a
+        key that another table references.
+    :param like: for mode ``create``: ``columns``, or ``all``, which also takes the *source_table*'s defaults,
+        identity and own sequences, indexes, unique and exclusion constraints, CHECKs and comments. They are
+        tried on the empty table first, so what can't be made is known before a row moves.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and done again.
 
     :returns: (XCom) ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
-        ``format`` (``binary`` or ``text``) and ``xid`` of the destination's transaction.
+        ``format`` (``binary`` or ``text``), ``xid`` of the destination's transaction, and what was
+        ``verified``: ``count``, ``checksum`` or ``None``.
     :raises AirflowFailException: for mistakes found before a row moves (no retry helps), for an empty source
         that would empty the destination (it stays as it is), and if the server can't tell whether an
         earlier try has committed.
+    :raises VerificationError: if the destination isn't what *verify* demands; nothing is changed then.
     :raises RemoteError: what a server says, naming its connection; nothing is changed then.
     :raises TransientError: the same, where a retry may help.
     :raises DblinkTaskKilledError: after a kill; nothing is changed then.
@@ -80,6 +98,7 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         "max_mb_per_s",
         "pause_while",
         "pause_while_conn_id",
+        "verify",
         "session_settings",
     )
     template_ext: Sequence[str] = (".sql",)
@@ -102,6 +121,9 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         post_sql: str | None = None,
         analyze: bool = False,
         lock: bool = False,
+        verify: Verify | None = None,
+        rebuild_indexes: bool | None = None,
+        like: Like = "columns",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -109,6 +131,9 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         self.post_sql = post_sql
         self.analyze = analyze
         self.lock = lock
+        self.verify = verify
+        self.rebuild_indexes = rebuild_indexes
+        self.like = like
         self._note_given(pre_sql=pre_sql, post_sql=post_sql)
         check_known(self)
 
@@ -118,7 +143,7 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
 
     def _spec(self) -> Spec:
         may_empty = flag("allow_empty_source", self.allow_empty_source)
-        return Spec.of({**vars(self), "allow_empty_source": may_empty})
+        return Spec.of({**vars(self), "allow_empty_source": may_empty, "verify": or_none(self.verify)})
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Move the rows; the counts become the XCom return value."""

@@ -39,7 +39,7 @@ def test_append_adds_the_rows_and_tells_what_it_did(both: tuple[Database, Databa
     warehouse.execute("INSERT INTO item VALUES (0, 'kept')")
     result = transfer()
     assert items(warehouse) == [(0, "kept"), *items(source)]
-    assert set(result) == {"rows", "changed", "bytes", "seconds", "format", "xid"}
+    assert set(result) == {"rows", "changed", "bytes", "seconds", "format", "xid", "verified"}
     assert (result["rows"], result["changed"], result["format"]) == (3, 3, "binary")
     assert 20 < result["bytes"] < 200
     assert warehouse.rows("SELECT DISTINCT xmin::text FROM item WHERE id > 0") == [(result["xid"],)]

@@ -56,6 +56,16 @@ WRONG: list[tuple[type[BaseOperator], dict[str, Any], dict[str, Any], str]] = [
     (DblinkTransferOperator, TABLE, {"pause_check_interval": timedelta(0)}, "must be a timedelta above 0"),
     (DblinkSyncOperator, TABLE, {"max_mb_per_s": -1}, "max_mb_per_s must be above 0, or None"),
     (DblinkSyncOperator, TABLE, {"pause_while": "VACUUM"}, "pause_while must be a query, got VACUUM"),
+    (DblinkTransferOperator, TABLE, {"verify": "sum"}, "verify must be count, checksum or None"),
+    (DblinkTransferOperator, TABLE, {"verify": "checksum"}, "mode='append' adds to rows"),
+    (DblinkTransferOperator, {**TABLE, "mode": "upsert"}, {"verify": "count"}, "DblinkSyncOperator"),
+    (DblinkTransferOperator, TABLE, {"rebuild_indexes": 1}, "rebuild_indexes must be True, False or None"),
+    (DblinkTransferOperator, TABLE, {"rebuild_indexes": True}, "needs lock=True"),
+    (DblinkTransferOperator, {**TABLE, "mode": "create"}, {"rebuild_indexes": True}, "not for 'create'"),
+    (DblinkTransferOperator, TABLE, {"like": "some"}, "like must be columns or all"),
+    (DblinkTransferOperator, TABLE, {"like": "all"}, "like='all' is for mode='create'"),
+    (DblinkTransferOperator, {**TABLE, "mode": "create", "like": "all"}, {"columns": ["a"]}, "all columns"),
+    (DblinkTransferOperator, {**ACROSS, "mode": "create", "source_sql": "TABLE t"}, {"like": "all"}, "query"),
     (DblinkSyncOperator, TABLE, {"method": "diff"}, "method must be auto or"),
     (DblinkSyncOperator, TABLE, {"apply": "copy"}, "apply must be set or statements"),
     (DblinkSyncOperator, TABLE, {"source_sql": "SELECT 1"}, "are both given"),
@@ -116,6 +126,19 @@ TEMPLATES: list[Callable[[Any], BaseOperator]] = [
         pause_while=unknown,
         pause_while_conn_id=unknown,
     ),
+    lambda unknown: DblinkTransferOperator(
+        task_id="a", **ACROSS, source_table="t", mode="upsert", verify=unknown
+    ),
+    lambda unknown: DblinkTransferOperator(
+        task_id="a", **ACROSS, source_table="t", mode=unknown, verify="count"
+    ),
+    lambda unknown: DblinkTransferOperator(
+        task_id="a", **ACROSS, source_table="t", mode=unknown, verify="checksum"
+    ),
+    lambda unknown: DblinkTransferOperator(
+        task_id="a", **ACROSS, source_table="t", mode=unknown, rebuild_indexes=True
+    ),
+    lambda unknown: DblinkTransferOperator(task_id="a", **ACROSS, source_table="t", mode=unknown, like="all"),
     lambda unknown: DblinkSyncOperator(
         task_id="a", **ACROSS, source_table="t", method=unknown, where=unknown, max_mb_per_s=unknown
     ),

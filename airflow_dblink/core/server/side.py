@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from psycopg.rows import dict_row
 
 from airflow_dblink.core.errors import UsageError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
-from airflow_dblink.core.server.own_sql import ask
+from airflow_dblink.core.server.own_sql import PATH, ask
 from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
 from airflow_dblink.core.sqltext.user_text import place_of
 
@@ -87,6 +88,22 @@ def set_local(side: Side, settings: Mapping[str, str]) -> None:
     """
     local = {**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
     side.run(set_config(local.items(), local=True), "setting up the transaction")
+
+
+@contextmanager
+def own_path(side: Side) -> Iterator[None]:
+    """Give the open transaction of *side* the path of :mod:`.own_sql`, and then the user's again.
+
+    For definitions that the server writes: under this path they name all schemas but pg_catalog, so they mean
+    the same to whoever runs them under it.
+
+    :raises RemoteError: the server's errors.
+    """
+    action = "setting up the transaction"
+    before = side.ask("SELECT current_setting('search_path') AS path", action=action)[0]["path"]
+    side.run(set_config([("search_path", PATH)], local=True), action)
+    yield
+    side.run(set_config([("search_path", str(before))], local=True), action)
 
 
 def demand(granted: bool, side: Side, message: str) -> None:

@@ -82,28 +82,6 @@ SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem'))
 -- name: snapshot
 SELECT pg_catalog.pg_current_snapshot()::text AS snapshot;
 
--- name: rewritten
--- A table that this transaction has locked, and that was truncated, rewritten or replaced after its snapshot. Such a
--- table seems empty: its old rows are gone, and its new ones aren't in the snapshot. pg_class shows the file at the
--- time of the snapshot, pg_relation_filenode() the file now.
--- pg_get_indexdef() locks the index's table, so it must only get relations that this session has locked itself.
--- MATERIALIZED makes sure of that; otherwise the planner could call it for the locks of all sessions, and wait.
-WITH own AS MATERIALIZED (
-    SELECT lock.relation
-      FROM pg_catalog.pg_locks AS lock
-     WHERE lock.pid = pg_catalog.pg_backend_pid() AND lock.locktype = 'relation' AND lock.granted
-       AND lock.relation >= 16384
-       AND lock.database = (SELECT oid FROM pg_catalog.pg_database
-                             WHERE datname = pg_catalog.current_database())
-)
-SELECT own.relation::regclass::text AS name
-  FROM own
-  LEFT JOIN pg_catalog.pg_class AS c ON c.oid = own.relation
- WHERE CASE WHEN c.oid IS NULL THEN pg_catalog.pg_get_indexdef(own.relation) IS NULL
-            ELSE c.relkind NOT IN ('i', 'I') AND c.relfilenode <> 0
-                 AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) END
- LIMIT 1;
-
 -- name: histogram
 -- Histogram bounds of an integer column, with equally many rows between any two, if the table was analyzed. A
 -- partitioned table may have two sets of statistics; this takes the one of all partitions.
@@ -114,24 +92,3 @@ SELECT s.histogram_bounds::text::int8[] AS bounds
  WHERE c.oid = %(oid)s AND s.attname = %(name)s
  ORDER BY s.inherited DESC
  LIMIT 1;
-
--- name: rounded
--- Columns whose declared type rounds assigned values (precision, scale, fields). Domains are followed down to their
--- base type; the type modifier is the innermost one.
-WITH RECURSIVE base (name, type, modifier, inner_type, inner_modifier) AS (
-    SELECT a.attname, t.oid, a.atttypmod, t.typbasetype, t.typtypmod
-      FROM pg_catalog.pg_attribute AS a
-      JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-     WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
-     UNION ALL
-    SELECT b.name, t.oid, greatest(b.modifier, b.inner_modifier), t.typbasetype, t.typtypmod
-      FROM base AS b
-      JOIN pg_catalog.pg_type AS t ON t.oid = b.inner_type
-)
-SELECT b.name, b.type, b.modifier
-  FROM base AS b
-  JOIN pg_catalog.pg_type AS t ON t.oid = b.type
-  LEFT JOIN pg_catalog.pg_type AS e ON e.oid = t.typelem AND t.typlen = -1
- WHERE b.inner_type = 0 AND b.modifier >= 0
-   AND coalesce(e.typname, t.typname)
-       IN ('numeric', 'time', 'timetz', 'timestamp', 'timestamptz', 'interval');

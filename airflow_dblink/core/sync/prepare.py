@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +11,6 @@ from psycopg import sql
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.permissions import demand_key_type, demand_places, demand_privileges
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import watermark, window
@@ -22,29 +20,19 @@ from airflow_dblink.core.tables.catalog import (
     describe,
     get_relation,
     is_same_database,
-    type_names,
     types,
     unique_indexes,
 )
+from airflow_dblink.core.tables.checksum import Checksum, agree
 from airflow_dblink.core.tables.entries import Relation, ResultColumn, Type, UniqueIndex
 from airflow_dblink.core.tables.mapping import Pair, match
-from airflow_dblink.core.tables.route import goes_in_binary, route
+from airflow_dblink.core.tables.route import goes_in_binary, rounded, route
 from airflow_dblink.core.tables.row_key import key_columns
 from airflow_dblink.core.tables.source import describe_source, source_query
 
 _SQL = statements("sync.sql")
 
 log = logging.getLogger(__name__)
-
-# Types whose values may have one text but several binary forms (NaN has many bit patterns, a tsquery many
-# trees): if rows travel as text, only their texts can become equal.
-_ONE_AS_TEXT = frozenset(
-    {"float4", "float8", "point", "line", "lseg", "box", "path", "polygon", "circle", "tsquery"}
-)
-_PROBE = sql.SQL(
-    "true, 1::int2, 70000::int4, -70000000000::int8, 4294967295::oid, 'abc'::text COLLATE pg_catalog.\"C\","
-    " '\\x00ff'::bytea, NULL::text, date '2024-02-29', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid"
-)
 
 
 def prepare(source: Side, destination: Side, spec: Spec) -> Work:
@@ -75,7 +63,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     inserts = spec.insert or spec.on_conflict == "replace"
     pairs = match(offered, target, spec.columns, source.conn_id, destination.conn_id, inserts=inserts)
     pairs, row_format = route(source, destination, pairs)
-    pairs = _rounded(source, destination, target, pairs)
+    pairs = rounded(source, destination, target.oid, pairs)
     key = key_columns(destination, target, spec.key, pairs)
     demand_privileges(source, destination, spec, table, target, pairs, key)
     checksum = agree(source, destination, spec.plan["seed"] if spec.plan else None)
@@ -115,19 +103,6 @@ def _hidden_by_policies(table: Relation | None, target: Relation) -> tuple[str, 
     return tuple(name for name, there in sides if there and there.row_security)
 
 
-def agree(source: Side, destination: Side, seed: int | None = None) -> Checksum:
-    """Return a checksum that both servers compute alike; PostgreSQL's own hash may differ between versions.
-
-    :raises RemoteError: a server's errors.
-    """
-    seed = secrets.randbits(62) if seed is None else seed
-    probe = sql.SQL("SELECT {} AS hash").format(Checksum(seed, native=True, same_encoding=True).of([_PROBE]))
-    sides, action = (source, destination), "comparing hash functions"
-    hashes = [side.ask(probe, action=action)[0]["hash"] for side in sides]
-    encodings = {side.connection.info.parameter_status("server_encoding") for side in sides}
-    return Checksum(seed, hashes[0] == hashes[1], len(encodings) == 1)
-
-
 def _demand_same_columns(
     spec: Spec, target: Relation, names: set[str], source: Side, destination: Side
 ) -> None:
@@ -140,23 +115,6 @@ def _demand_same_columns(
             destination.conn_id,
             hint=f"add them to the source ({source.conn_id}), or name the columns to sync: columns=[...]",
         )
-
-
-def _rounded(source: Side, destination: Side, target: Relation, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """Let the source round values as the destination's columns would, by an explicit cast.
-
-    Strings and bits get no cast: it would cut off the end of a value that the assignment refuses.
-    """
-    found = destination.ask(_SQL["rounded"], {"oid": target.oid})
-    # The names go into the source's statement, so the source is asked; built-in types are the same there.
-    names = type_names(source, [row["type"] for row in found], [row["modifier"] for row in found])
-    declared = {str(row["name"]): name for row, name in zip(found, names, strict=True)}
-    return tuple(
-        pair
-        if declared.get(pair.destination, pair.type_name) == pair.type_name
-        else replace(pair, cast=declared[pair.destination])
-        for pair in pairs
-    )
 
 
 def _key_index(destination: Side, target: Relation, key: Sequence[str]) -> UniqueIndex:
@@ -187,12 +145,10 @@ def _fields(
     fields = []
     for pair in pairs:
         kind = here[pair.destination_type or 0]
-        built_in = kind.built_in and there[pair.source_type].built_in
-        if row_format == "text" and (kind.element_name or kind.base_name) in _ONE_AS_TEXT:
-            built_in = False
-        canonical = checksum.canonical(column(pair.destination), kind, built_in=built_in)
+        source_kind = there[pair.source_type]
+        canonical = checksum.canonical(column(pair.destination), kind, source_kind, row_format)
         nullable = pair.destination not in sure or pair.source not in given
-        fields.append(Field(pair, kind, there[pair.source_type], canonical, nullable))
+        fields.append(Field(pair, kind, source_kind, canonical, nullable))
     return tuple(fields)
 
 

@@ -44,13 +44,14 @@ from airflow_dblink.core.sync.guards import (
     demand_same_table,
     demand_sizes,
 )
-from airflow_dblink.core.sync.other_writers import demand_read, is_quiet, rewritten, snapshot
+from airflow_dblink.core.sync.other_writers import is_quiet, snapshot
 from airflow_dblink.core.sync.outcome import Outcome, Plan
 from airflow_dblink.core.sync.prepare import prepare
 from airflow_dblink.core.sync.session import BEGIN_DRY, BEGIN_READING, Session
 from airflow_dblink.core.sync.spec import Spec
 from airflow_dblink.core.sync.watermark import highest
 from airflow_dblink.core.sync.work import Part, Work
+from airflow_dblink.core.tables.rewritten import demand_read, rewritten
 from airflow_dblink.core.tables.sequences import reset_sequences
 
 _SQL = statements("sync.sql")

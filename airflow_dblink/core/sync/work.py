@@ -10,8 +10,8 @@ from psycopg import sql
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.streams.pace import Pace
-from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.spec import Spec
+from airflow_dblink.core.tables.checksum import Checksum
 from airflow_dblink.core.tables.entries import Relation, Type
 from airflow_dblink.core.tables.mapping import Pair
 

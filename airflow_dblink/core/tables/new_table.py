@@ -1,9 +1,10 @@
-"""The CREATE TABLE of a transfer, and the warnings about properties that it leaves out."""
+"""The table that a transfer creates, and the warnings about properties that it leaves out."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from psycopg import sql
 
@@ -11,26 +12,42 @@ from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import primary_key
 from airflow_dblink.core.tables.entries import Relation, ResultColumn
+from airflow_dblink.core.tables.like import Like, Piece, read_pieces
 from airflow_dblink.core.tables.mapping import Pair
+from airflow_dblink.core.tables.pieces import TableName
 
 log = logging.getLogger(__name__)
 
 _SQL = statements("catalog.sql")
 
 
-def create_statement(
+@dataclass(frozen=True)
+class NewTable:
+    """A table that is created, and filled before its keys and indexes are built.
+
+    :ivar statement: the CREATE TABLE.
+    :ivar pieces: what is made after the load.
+    """
+
+    statement: sql.Composed
+    pieces: tuple[Piece, ...]
+
+
+def new_table(
     source: Side,
     destination: Side,
-    target: sql.Identifier,
+    target: TableName,
     table: Relation | None,
     pairs: Sequence[Pair],
     offered: Sequence[ResultColumn],
-) -> sql.Composed:
-    """Return the CREATE TABLE with the source's columns, types, collations, NOT NULL and primary key.
+    like: Like,
+) -> NewTable:
+    """Return a table with the source's columns, types, collations, NOT NULL and primary key.
 
     A domain becomes its base type, and a collation that the destination lacks becomes its default; the log
     says so.
 
+    :param like: ``all``: also with the other pieces of *table*.
     :raises RemoteError: a server's errors.
     """
     not_null = {column.name for column in table.columns if column.not_null} if table else set()
@@ -44,12 +61,24 @@ def create_statement(
         )
         for pair, collation in zip(pairs, collations, strict=True)
     ]
+    statement = sql.SQL("CREATE TABLE {} ({})").format(target.identifier, sql.SQL(", ").join(lines))
+    if table is None:
+        return NewTable(statement, ())
+    if like == "all":
+        return NewTable(statement, read_pieces(source, table, target))
+    return NewTable(statement, _primary_key(source, target, table, pairs))
+
+
+def _primary_key(
+    source: Side, target: TableName, table: Relation, pairs: Sequence[Pair]
+) -> tuple[Piece, ...]:
     names = {pair.source: pair.destination for pair in pairs}
-    key = primary_key(source, table) if table else []
-    if key and all(name in names for name in key):
-        columns = sql.SQL(", ").join(sql.Identifier(names[name]) for name in key)
-        lines.append(sql.SQL("PRIMARY KEY ({})").format(columns))
-    return sql.SQL("CREATE TABLE {} ({})").format(target, sql.SQL(", ").join(lines))
+    key = primary_key(source, table)
+    if not key or not all(name in names for name in key):
+        return ()
+    columns = sql.SQL(", ").join(sql.Identifier(names[name]) for name in key)
+    add = sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(target.identifier, columns)
+    return (Piece("the primary key", (add,)),)
 
 
 def _collations(

@@ -50,6 +50,26 @@ def goes_in_binary(given: Type, wanted: Type, cast: str | None) -> bool:
     return same and wanted.goes_in_binary and not wanted.is_catalog_reference
 
 
+def rounded(source: Side, destination: Side, table: int, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """Let the source round values as the destination's columns would, by an explicit cast.
+
+    Strings and bits get no cast: it would cut off the end of a value that the assignment refuses.
+
+    :param table: oid of the destination.
+    :raises RemoteError: a server's errors.
+    """
+    found = destination.ask(_SQL["rounded"], {"oid": table})
+    # The names go into the source's statement, so the source is asked; built-in types are the same there.
+    names = type_names(source, [row["type"] for row in found], [row["modifier"] for row in found])
+    declared = {str(row["name"]): name for row, name in zip(found, names, strict=True)}
+    return tuple(
+        pair
+        if declared.get(pair.destination, pair.type_name) == pair.type_name
+        else replace(pair, cast=declared[pair.destination])
+        for pair in pairs
+    )
+
+
 def _cast(source: Side, destination: Side, pair: Pair, given: Type, wanted: Type) -> str | None:
     """Return the type to cast to in the source, ``None`` for none.
 

@@ -22,11 +22,15 @@ from airflow_dblink.core.tables.catalog import (
     split_name,
 )
 from airflow_dblink.core.tables.entries import Relation, ResultColumn
+from airflow_dblink.core.tables.like import Like, demand_like
 from airflow_dblink.core.tables.mapping import Pair, match
-from airflow_dblink.core.tables.new_table import create_statement
+from airflow_dblink.core.tables.new_table import NewTable, new_table
+from airflow_dblink.core.tables.pieces import TableName
 from airflow_dblink.core.tables.route import route
 from airflow_dblink.core.tables.row_key import UpsertKey
 from airflow_dblink.core.tables.source import describe_source, source_query
+from airflow_dblink.core.transfer.rebuild import demand_rebuild, demand_rebuildable, planned_rows
+from airflow_dblink.core.transfer.verify import Load, Verify, demand_readable, demand_verify
 
 Mode = Literal["append", "replace", "upsert", "create"]
 Columns = Sequence[str] | Mapping[str, str]
@@ -54,6 +58,9 @@ class Spec:
     reset_sequences: bool = True
     lock: bool = False
     allow_empty_source: bool = False
+    verify: Verify | None = None
+    rebuild_indexes: bool | None = None
+    like: Like = "columns"
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -80,6 +87,9 @@ class Spec:
             raise UsageError("lock is for a table that exists, not for mode='create'")
         demand_columns("columns", self.columns, or_mapping=True)
         demand_columns("key", self.key)
+        demand_verify(self.verify, self.mode)
+        demand_rebuild(self.rebuild_indexes, self.mode, lock=self.lock)
+        demand_like(self.like, self.mode, self.source_table, self.columns)
         if self.source_sql is not None:
             the_query(self.source_sql, conn_id=source_id)
         for name, script in (("pre_sql", self.pre_sql), ("post_sql", self.post_sql)):
@@ -92,26 +102,36 @@ class Plan:
     """A transfer that both catalogs agree to.
 
     :ivar format: COPY format, ``binary`` or ``text``.
+    :ivar read: the text after FROM for what is read, without an alias.
     :ivar target: the destination's qualified name.
     :ivar relation: the destination; ``None`` where it is created.
     :ivar estimated_rows: of the source table; ``None`` for a query, or where policies hide rows.
+    :ivar planned_rows: what the source's planner expects; 0 where that decides nothing.
     """
 
     spec: Spec
     format: str
     pairs: tuple[Pair, ...]
     copy_out: sql.Composed | sql.SQL
+    read: sql.Composable
     target: sql.Identifier
     relation: Relation | None
     key: UpsertKey
-    create: sql.Composed | sql.SQL | None
+    create: NewTable | None
     estimated_rows: int | None
+    planned_rows: int
     same_database: bool
 
     @property
     def refuses_empty_source(self) -> bool:
         """Whether an empty source must not empty the destination."""
         return self.spec.mode == "replace" and not self.spec.allow_empty_source
+
+    @property
+    def load(self) -> Load:
+        """What is to be verified after the load."""
+        is_all = self.spec.mode != "append"
+        return Load(self.read, self.target, self.spec.destination_table, self.pairs, self.format, is_all)
 
     @property
     def destination_columns(self) -> sql.Composed | sql.SQL:
@@ -140,24 +160,35 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     pairs = match(offered, relation, spec.columns, source.conn_id, destination.conn_id)
     key = _key(destination, spec, relation, pairs)
     _demand_privileges(source, destination, spec, table, relation, pairs, key)
+    if relation is not None:
+        demand_readable(destination, spec.verify, spec.mode, relation, pairs)
+        demand_rebuildable(destination, relation, spec.rebuild_indexes)
     pairs, copy_format = route(source, destination, pairs)
     same_database = is_same_database(source, destination)
     if same_database and spec.mode == "replace" and table and relation and table.oid == relation.oid:
         raise UsageError(f"{relation} would be emptied before it is read", destination.conn_id)
-    schema_name, name = (
-        (relation.schema_name, relation.name) if relation else split_name(destination, spec.destination_table)
+    target = TableName(
+        *(relation.schema_name, relation.name)
+        if relation
+        else split_name(destination, spec.destination_table)
     )
-    target = sql.Identifier(schema_name, name)
+    create = None
+    if relation is None:
+        create = new_table(source, destination, target, table, pairs, offered, spec.like)
+    read = table.identifier if table else sql.SQL("({}\n)").format(query)
+    depends = spec.mode == "replace" and spec.rebuild_indexes is None
     return Plan(
         spec=spec,
         format=copy_format,
         pairs=pairs,
         copy_out=_copy_out(query, table, pairs, offered, copy_format),
-        target=target,
+        read=read,
+        target=target.identifier,
         relation=relation,
         key=key,
-        create=None if relation else create_statement(source, destination, target, table, pairs, offered),
+        create=create,
         estimated_rows=table.rows or None if table and not table.row_security else None,
+        planned_rows=planned_rows(source, table, query) if depends else 0,
         same_database=same_database,
     )
 

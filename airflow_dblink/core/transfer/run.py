@@ -20,8 +20,13 @@ from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.streams.pump import End, Pumped, pump
+from airflow_dblink.core.tables.catalog import get_relation
+from airflow_dblink.core.tables.like import make, rehearse
+from airflow_dblink.core.tables.rewritten import rewritten
 from airflow_dblink.core.tables.sequences import reset_sequences
 from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
+from airflow_dblink.core.transfer.rebuild import Rebuild
+from airflow_dblink.core.transfer.verify import verify_load
 
 Progress = Callable[[int, int, int | None], None]
 
@@ -49,18 +54,30 @@ def prepare(
     :raises UsageError: what can't work; see :func:`airflow_dblink.core.transfer.plan.plan`.
     :raises RemoteError: what a server says.
     """
-    # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
-    source.run("BEGIN READ ONLY", "beginning the source transaction")
-    set_local(source, source_settings)
+    _begin_source(source, spec, source_settings)
     destination.run("BEGIN READ ONLY", "checking the destination")
     set_local(destination, destination_settings)
     work = plan(source, destination, spec)
+    while spec.verify == "checksum" and (name := rewritten(source)) is not None:
+        log.info("%s was rewritten while the transfer waited for it: taking a new snapshot.", name)
+        source.run("ROLLBACK", "ending the source transaction")
+        _begin_source(source, spec, source_settings)
+        work = plan(source, destination, spec)
     destination.run("ROLLBACK", "checking the destination")
     if work.same_database and "lock_timeout" not in source_settings:
         # The query may read what TRUNCATE or pre_sql has locked, and would wait for a transaction
         # that waits for us: a deadlock that no server can see.
         source.run("SET LOCAL lock_timeout = '10s'", "setting up the source transaction")
     return work
+
+
+def _begin_source(source: Side, spec: Spec, settings: Mapping[str, str]) -> None:
+    # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
+    begin = "BEGIN READ ONLY"
+    if spec.verify == "checksum":  # reads all rows twice
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    source.run(begin, "beginning the source transaction")
+    set_local(source, settings)
 
 
 def run(
@@ -79,16 +96,18 @@ def run(
     :param progress: called with rows, bytes and the estimated total, often.
     :param pace: how fast the rows may move, and when they have to wait.
     :returns: ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
-        ``format`` and ``xid``.
+        ``format``, ``xid`` and what was ``verified``.
     :raises UsageError: if the source is empty, *replace* would empty the destination, and
         *allow_empty_source* doesn't allow it; nothing is changed then.
+    :raises VerificationError: if the destination isn't what *verify* demands; nothing is changed then.
     :raises RemoteError: what a server says, naming its connection; nothing is changed then.
     """
     started = time.monotonic()
     # Under a lock that was waited for, each statement must see what others have committed meanwhile.
     read_committed = work.spec.lock or work.refuses_empty_source
     once.begin({**TEXT_FORMS, **settings}, read_committed=read_committed)
-    emptied = _make_room(destination, work)
+    rebuild = Rebuild(destination, work.target)
+    emptied = _make_room(destination, work, rebuild)
     pumped = _pump(source, destination, work, progress, pace)
     if emptied and not pumped.sent:
         raise UsageError(
@@ -96,8 +115,13 @@ def run(
             source.conn_id,
             hint="if that is right: allow_empty_source=True",
         )
+    if work.spec.verify is not None:
+        verify_load(source, destination, work.load, pumped, work.spec.verify)
     source.run("COMMIT", "ending the source transaction")
     changed = _finish(destination, work) if work.spec.mode == "upsert" else pumped.taken
+    rebuild.end()
+    if work.create is not None:
+        make(destination, work.create.pieces)
     if work.spec.mode != "upsert" and pumped.taken != pumped.sent:
         log.warning("%s kept %s of %s rows", work.spec.destination_table, pumped.taken, pumped.sent)
     _after_load(destination, work)
@@ -108,6 +132,7 @@ def run(
         "seconds": round(time.monotonic() - started, 3),
         "format": work.format,
         "xid": once.xid,
+        "verified": work.spec.verify,
     }
     once.commit(result)
     return result
@@ -127,19 +152,26 @@ def _pump(source: Side, destination: Side, work: Plan, progress: Progress, pace:
         raise error.but(hint=error.hint or _ROWS_ARE_THERE) from None
 
 
-def _make_room(destination: Side, work: Plan) -> str | None:
+def _make_room(destination: Side, work: Plan, rebuild: Rebuild) -> str | None:
     """Prepare the destination; returns why an empty source must be refused, or ``None`` if it may come."""
     emptied = None
     if work.spec.lock:
-        lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(work.target)
+        # DROP INDEX will need the stronger one: taken at once, nobody can be in between.
+        mode = "ACCESS EXCLUSIVE" if work.spec.rebuild_indexes else "SHARE ROW EXCLUSIVE"
+        lock = sql.SQL(f"LOCK TABLE {{}} IN {mode} MODE").format(work.target)
         destination.run(lock, "locking the destination table")
     if work.spec.pre_sql:
         destination.run(UserText(work.spec.pre_sql, "pre_sql"), "executing pre_sql")
     if work.create is not None:
-        destination.run(work.create, "creating the destination table")
+        destination.run(work.create.statement, "creating the destination table")
+        if work.spec.like == "all":
+            rehearse(destination, work.target, work.create.pieces)
     if work.spec.mode == "replace":
         emptied = _what_is_emptied(destination, work)
         destination.run(sql.SQL("TRUNCATE {}").format(work.target), "truncating the destination table")
+        rebuild.begin(work.spec.rebuild_indexes, work.planned_rows)
+    elif work.spec.mode == "append" and work.spec.rebuild_indexes and not _has_rows(destination, work):
+        rebuild.begin(work.spec.rebuild_indexes, work.planned_rows)
     if work.spec.mode == "upsert":
         stage = sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA")
         destination.run(
@@ -157,8 +189,12 @@ def _what_is_emptied(destination: Side, work: Plan) -> str | None:
         destination.run(lock, "locking the destination table")
     if not any(column.may_select for column in work.relation.columns):
         return "may have rows, which this role can't see (no SELECT)"
+    return "has rows" if _has_rows(destination, work) else None
+
+
+def _has_rows(destination: Side, work: Plan) -> bool:
     a_row = sql.SQL("SELECT FROM {} LIMIT 1").format(work.target)
-    return "has rows" if destination.run(a_row, "looking for rows of the destination table") else None
+    return destination.run(a_row, "looking for rows of the destination table") > 0
 
 
 def _finish(destination: Side, work: Plan) -> int:
@@ -217,8 +253,11 @@ def _demand_no_null_keys(destination: Side, work: Plan, keys: Sequence[sql.Ident
 
 
 def _after_load(destination: Side, work: Plan) -> None:
-    if work.spec.reset_sequences and work.relation is not None:
-        reset_sequences(destination, work.relation, {pair.destination for pair in work.pairs})
+    relation = work.relation
+    if work.spec.like == "all":
+        relation = get_relation(destination, work.target.as_string(destination.connection))
+    if work.spec.reset_sequences and relation is not None:
+        reset_sequences(destination, relation, {pair.destination for pair in work.pairs})
     if work.spec.analyze:
         destination.run(sql.SQL("ANALYZE {}").format(work.target), "analyzing the destination table")
     if work.spec.post_sql:

@@ -22,6 +22,11 @@ def flag(name: str, value: Any) -> bool:
     raise UsageError(f"{name} must be true or false, got {value!r}")
 
 
+def or_none(value: Any) -> Any:
+    """Return *value*, or ``None`` for the text that a template makes of it."""
+    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+
 def number(name: str, value: Any) -> float | None:
     """Return a number that a template may have turned into text; ``None`` for ``None`` and its text.
 

@@ -28,7 +28,7 @@ _STAND_INS: dict[str, Any] = {
     **dict.fromkeys(("plan_only", "allow_empty_source"), False),
     **dict.fromkeys(("columns", "key", "remotes", "session_settings", "replace_above"), None),
     "max_mb_per_s": None,
-    **dict.fromkeys(("max_delete_fraction", "max_change_fraction"), None),
+    **dict.fromkeys(("max_delete_fraction", "max_change_fraction", "verify"), None),
     "where": "true",
     "watermark_until": "0",
     "method": "auto",
@@ -93,11 +93,21 @@ def check_known(operator: BaseOperator) -> None:
         if not is_known(getattr(operator, name), files, begins):
             view.__dict__[name] = _stand_in(name, getattr(operator, name))
     if not is_known(getattr(operator, "mode", None), begins=begins):
-        view.__dict__["mode"] = "append" if view.key is None else "upsert"
+        view.__dict__["mode"] = _any_mode(view)
     with constructing(operator):
         view._check_early()
         if view._given_params:
             _refuse_params(view, operator)
+
+
+def _any_mode(view: Any) -> str:
+    """Return a mode that goes together with the other arguments."""
+    if view.key is not None:
+        return "upsert"
+    wants_replace = getattr(view, "verify", None) == "checksum" or getattr(view, "rebuild_indexes", None)
+    if getattr(view, "like", None) == "all":
+        return "create"
+    return "replace" if wants_replace else "append"
 
 
 def _stand_in(name: str, value: Any) -> Any:

@@ -11,9 +11,8 @@ import pytest
 from psycopg import sql
 
 from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.sync import prepare
-from airflow_dblink.core.sync.checksum import Checksum
 from airflow_dblink.core.sync.compare import groups
+from airflow_dblink.core.tables.checksum import Checksum, agree
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database, new_database
 from tests.integration.sync.tables import contents, differences, settled
@@ -66,12 +65,11 @@ ALIKE = [
 
 def disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the two servers hash differently, as far as a sync can tell."""
-    agree = prepare.agree
 
     def disagreed(source: Side, destination: Side, seed: int | None = None) -> Checksum:
         return replace(agree(source, destination, seed), native=False)
 
-    monkeypatch.setattr(prepare, "agree", disagreed)
+    monkeypatch.setattr("airflow_dblink.core.sync.prepare.agree", disagreed)
 
 
 @pytest.fixture(params=["native", "sha256"])
