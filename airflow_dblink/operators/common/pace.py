@@ -12,10 +12,10 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.sqltext.rules import the_query
 from airflow_dblink.core.streams.pace import Pace, Pause
 from airflow_dblink.operators.common.arguments import number
-from airflow_dblink.operators.common.once import ExactlyOnceOperator
+from airflow_dblink.operators.common.base import DblinkBaseOperator
 
 
-class PacedOperator(ExactlyOnceOperator):
+class PacedOperator(DblinkBaseOperator):
     """Base of the operators that move many rows; not one itself.
 
     :param max_mb_per_s: largest number of MB (10^6 bytes of COPY data) to move per second; ``None`` for no

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dblink.core.sqltext.names import demand_columns
 from airflow_dblink.operators.common.lineage import transfer_lineage
+from airflow_dblink.operators.common.once import ExactlyOnceOperator
 from airflow_dblink.operators.common.pace import PacedOperator
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
 
-class TwoDatabasesOperator(PacedOperator):
+class TwoDatabasesOperator(PacedOperator, ExactlyOnceOperator):
     """Base of the operators with a source and a destination; not one itself.
 
     :param source_conn_id: Airflow connection of the source. (templated)
