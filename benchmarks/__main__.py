@@ -15,6 +15,7 @@ from benchmarks import (
     query,
     report,
     small_statements,
+    swap,
     sync,
     transfer,
 )
@@ -54,6 +55,7 @@ def _benchmarks(options: argparse.Namespace) -> Sequence[Callable[[Lab], Outcome
     rows, repeat = options.rows, options.repeat
     every: dict[str, Callable[[Lab], Outcome]] = {
         "transfer": lambda lab: transfer.run(lab, rows, repeat, _say),
+        "swap": lambda lab: swap.run(lab, rows, repeat, _say),
         "sync": lambda lab: sync.run(lab, rows, repeat, large=not options.no_large, say=_say),
         "query": lambda lab: query.run(lab, rows, repeat, _say),
         "memory": lambda lab: memory.run(lab, rows, large=not options.no_large, say=_say),
@@ -77,7 +79,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=_positive, default=5, help="rounds, after a discarded one (5)")
     parser.add_argument(
         "--only",
-        choices=["transfer", "sync", "query", "batches", "builders", "small", "exec", "jobs", "memory"],
+        choices=[
+            "transfer",
+            "swap",
+            "sync",
+            "query",
+            "batches",
+            "builders",
+            "small",
+            "exec",
+            "jobs",
+            "memory",
+        ],
         help="run one benchmark, and keep nothing of it",
     )
     parser.add_argument(

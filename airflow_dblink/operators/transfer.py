@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.tables.like import Like
 from airflow_dblink.core.transfer.plan import Spec
+from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT
 from airflow_dblink.core.transfer.verify import Verify
 from airflow_dblink.operators.common.arguments import flag, or_none
 from airflow_dblink.operators.common.known import check_known
@@ -35,7 +37,8 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
     :param source_parameters: values for ``%s`` or ``%(name)s`` in *source_sql*. (templated)
     :param mode: ``append``: add the rows. ``replace``: TRUNCATE and load; readers wait meanwhile.
         ``upsert``: insert, or update the row with the same *key*; rows whose values are equal are not
-        rewritten. ``create``: make the table, from the source's columns (and primary key). (templated)
+        rewritten. ``create``: make the table, from the source's columns (and primary key). ``swap``: load a
+        new table, which takes the destination's place in the end: readers wait milliseconds. (templated)
     :param columns: which columns, as a list; or as a mapping from source to destination names. By
         default all source columns, each of which the destination must have; those that the
         destination generates are left to it. (templated)
@@ -45,7 +48,8 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
     :param lock: lock the destination table first, before *pre_sql*: nobody else writes to it until the
         transaction ends, and two tasks that delete and load the same rows do so one after the other. Reading
         goes on. Wait no longer than ``session_settings={"lock_timeout": "10min"}`` says.
-    :param allow_empty_source: let an empty source empty the destination in mode ``replace``. (templated)
+    :param allow_empty_source: let an empty source empty the destination in modes ``replace`` and ``swap``.
+        (templated)
     :param analyze: ANALYZE the destination in the end; by default left to autovacuum.
     :param reset_sequences: move the sequences of loaded columns (serial, identity, or behind a default)
         beyond the values that came, in their own direction and steps.
@@ -67,6 +71,11 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
     :param like: for mode ``create``: ``columns``, or ``all``, which also takes the *source_table*'s defaults,
         identity and own sequences, indexes, unique and exclusion constraints, CHECKs and comments. They are
         tried on the empty table first, so what can't be made is known before a row moves.
+    :param swap_timeout: how long ``swap`` goes on asking for the lock in the end, a second at a time, while
+        others use the table.
+    :param old_snapshots_timeout: how long ``swap`` waits for the transactions that have a snapshot when the
+        load is done, and that would see the new rows after the swap. By default it doesn't wait. Needs
+        pg_read_all_stats.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and done again.
 
@@ -124,6 +133,8 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         verify: Verify | None = None,
         rebuild_indexes: bool | None = None,
         like: Like = "columns",
+        swap_timeout: timedelta = SWAP_TIMEOUT,
+        old_snapshots_timeout: timedelta | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -134,6 +145,8 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         self.verify = verify
         self.rebuild_indexes = rebuild_indexes
         self.like = like
+        self.swap_timeout = swap_timeout
+        self.old_snapshots_timeout = old_snapshots_timeout
         self._note_given(pre_sql=pre_sql, post_sql=post_sql)
         check_known(self)
 

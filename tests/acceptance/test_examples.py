@@ -23,6 +23,7 @@ from tests.acceptance.conftest import AirflowEnv, execute, not_over_midnight, ro
 
 TESTED = {
     *("dblink_async", "dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"),
+    "dblink_transfer_swap",
     *("dblink_job", "dblink_job_teardown", "dblink_jobs_parallel"),
     "dblink_join",
     *("dblink_sync", "dblink_sync_tables", "dblink_sync_after_sensor"),
@@ -106,6 +107,20 @@ def test_transfer_twice(airflow_env: AirflowEnv) -> None:
     for _ in range(2):
         airflow_env.run("dblink_transfer")
         assert rows(airflow_env.warehouse, 'SELECT count(*) FROM "Time Zone"') == offered
+
+
+def test_swap_twice(airflow_env: AirflowEnv) -> None:
+    offered = rows(airflow_env.source, "SELECT count(*) FROM pg_settings")
+    tables = set()
+    for _ in range(2):
+        airflow_env.run("dblink_transfer_swap")
+        assert rows(airflow_env.warehouse, "SELECT count(*) FROM setting") == offered
+        indexes = (
+            "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'setting'::regclass ORDER BY 1"
+        )
+        assert rows(airflow_env.warehouse, indexes) == [("setting_category",), ("setting_pkey",)]
+        tables.update(rows(airflow_env.warehouse, "SELECT 'setting'::regclass::oid"))
+    assert len(tables) == 2
 
 
 def test_hook(airflow_env: AirflowEnv) -> None:

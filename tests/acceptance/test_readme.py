@@ -97,7 +97,9 @@ def test_connection_form() -> None:
     exec(compile(script, "connections.md", "exec"), {})  # noqa: S102
 
 
-@pytest.mark.parametrize("name", ["exec", "fetch", "transfer", "sync", "query", "jobs", "stock-operators"])
+@pytest.mark.parametrize(
+    "name", ["exec", "fetch", "transfer", "swap", "sync", "query", "jobs", "stock-operators"]
+)
 def test_how_to(shop: AirflowEnv, name: str) -> None:
     # Python has no infinite date, and docs/how-to/fetch.md says so.
     execute(shop.source, "UPDATE orders SET day = '2026-01-03' WHERE id = 3")

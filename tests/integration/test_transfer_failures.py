@@ -89,7 +89,7 @@ def end_sleeper(database: Database) -> None:
         (None, {"source_sql": " -- nothing\n"}, ["one query, got 0"]),
         (None, {"source_sql": "TABLE item", "source_table": "item"}, ["are both given"]),
         (None, {"source_parameters": [1]}, ["source_parameters"]),
-        (None, {"mode": "merge"}, ["append, replace, upsert or create", "merge"]),
+        (None, {"mode": "merge"}, ["append, replace, upsert, create or swap", "merge"]),
         (None, {"key": ["id"]}, ["upsert"]),
         (None, {"mode": "upsert", "key": "id"}, ["key must be a list"]),
         (None, {"mode": "upsert", "key": ["name"]}, ["'warehouse'", "public.item", "name", "42P10"]),

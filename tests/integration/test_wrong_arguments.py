@@ -256,4 +256,4 @@ def test_a_dag_bag_is_red(tmp_path: Path) -> None:
     )
     bag = DagBag(tmp_path)
 
-    assert "mode must be append, replace, upsert or create, got 'apend'" in bag.import_errors[str(path)]
+    assert "mode must be append, replace, upsert, create or swap, got 'apend'" in bag.import_errors[str(path)]

@@ -168,6 +168,13 @@ def test_transfer(source: Database, warehouse: Database, mode: str, table: str) 
     assert contents(warehouse, table) == contents(source, table)
 
 
+@pytest.mark.parametrize("table", ["item", "keyed", "ident", "odd"])
+def test_swap(source: Database, warehouse: Database, table: str) -> None:
+    for _ in range(2):
+        transfer(table, mode="swap")
+    assert contents(warehouse, table) == contents(source, table)
+
+
 def test_transfer_of_a_query_with_casts_into_another_table(source: Database, warehouse: Database) -> None:
     transfer(
         source_sql=f"{_AS_WIDE} WHERE id OPERATOR(pg_catalog.>) %s",

@@ -290,14 +290,16 @@ class Once:
         """
         self._note({"result": dict(result)})
 
-    def commit(self, result: Mapping[str, Any]) -> None:
+    def commit(self, result: Mapping[str, Any] | None) -> None:
         """Store the result that a retry should return, then commit.
 
+        :param result: ``None`` if :meth:`keep` has stored it.
         :raises Exception: the store's error for a superseded try; nothing is committed then.
         :raises RemoteError: if the commit fails (a deferred constraint); everything is rolled back.
         :raises TransientError: if the connection is lost in the commit; a later try asks for the outcome.
         """
-        self.keep(result)
+        if result is not None:
+            self.keep(result)
         try:
             tag = self.connection.execute(self.ending.statement.encode()).statusmessage
         except psycopg.Error as error:

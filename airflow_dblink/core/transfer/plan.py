@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any, Literal, Self, get_args
 
 from psycopg import sql
@@ -30,9 +31,10 @@ from airflow_dblink.core.tables.route import route
 from airflow_dblink.core.tables.row_key import UpsertKey
 from airflow_dblink.core.tables.source import describe_source, source_query
 from airflow_dblink.core.transfer.rebuild import demand_rebuild, demand_rebuildable, planned_rows
+from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT, demand_swap_arguments, demand_swappable
 from airflow_dblink.core.transfer.verify import Load, Verify, demand_readable, demand_verify
 
-Mode = Literal["append", "replace", "upsert", "create"]
+Mode = Literal["append", "replace", "upsert", "create", "swap"]
 Columns = Sequence[str] | Mapping[str, str]
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class Spec:
     verify: Verify | None = None
     rebuild_indexes: bool | None = None
     like: Like = "columns"
+    swap_timeout: timedelta = SWAP_TIMEOUT
+    old_snapshots_timeout: timedelta | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -78,7 +82,7 @@ class Spec:
         """
         demand_one_source(self.source_table, self.source_sql, self.source_parameters)
         if self.mode not in get_args(Mode):
-            raise UsageError(f"mode must be append, replace, upsert or create, got {self.mode!r}")
+            raise UsageError(f"mode must be append, replace, upsert, create or swap, got {self.mode!r}")
         if self.key is not None and self.mode != "upsert":
             raise UsageError(
                 f"key is for mode='upsert', not for {self.mode!r}", hint="leave key out, or set mode='upsert'"
@@ -90,6 +94,7 @@ class Spec:
         demand_verify(self.verify, self.mode)
         demand_rebuild(self.rebuild_indexes, self.mode, lock=self.lock)
         demand_like(self.like, self.mode, self.source_table, self.columns)
+        demand_swap_arguments(self.mode, self.swap_timeout, self.old_snapshots_timeout)
         if self.source_sql is not None:
             the_query(self.source_sql, conn_id=source_id)
         for name, script in (("pre_sql", self.pre_sql), ("post_sql", self.post_sql)):
@@ -125,7 +130,7 @@ class Plan:
     @property
     def refuses_empty_source(self) -> bool:
         """Whether an empty source must not empty the destination."""
-        return self.spec.mode == "replace" and not self.spec.allow_empty_source
+        return self.spec.mode in ("replace", "swap") and not self.spec.allow_empty_source
 
     @property
     def load(self) -> Load:
@@ -142,8 +147,9 @@ class Plan:
     def copy_in(self) -> sql.Composed | sql.SQL:
         """The destination's COPY."""
         into = STAGE if self.spec.mode == "upsert" else self.target
-        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT {})")
-        return statement.format(into, self.destination_columns, sql.Identifier(self.format))
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT {}{})")
+        more = sql.SQL(", FREEZE" if self.spec.mode == "swap" else "")
+        return statement.format(into, self.destination_columns, sql.Identifier(self.format), more)
 
 
 def plan(source: Side, destination: Side, spec: Spec) -> Plan:
@@ -204,6 +210,10 @@ def _demand_script(name: str, script: str) -> None:
 def _destination(destination: Side, spec: Spec) -> Relation | None:
     if spec.mode != "create":
         relation = get_relation(destination, spec.destination_table)
+        if spec.mode == "swap":
+            waits = spec.old_snapshots_timeout is not None
+            demand_swappable(destination, relation, waits_for_snapshots=waits)
+            return relation
         if relation.kind not in _WRITABLE or (spec.lock and relation.kind == "f"):
             what = "a table that can be locked" if spec.lock else "a table"
             is_a = f"it is {relation.kind_name}: name a table"
@@ -281,7 +291,7 @@ def _demand_privileges(
     given = {pair.destination for pair in pairs}
     closed = [c.name for c in relation.columns if c.name in given and not c.may_insert]
     demand(not closed, destination, f"permission denied: no INSERT on {relation} ({', '.join(closed)})")
-    if spec.lock:
+    if spec.lock or spec.mode == "swap":
         demand(
             relation.may_lock, destination, f"permission denied: lock needs UPDATE or DELETE on {relation}"
         )

@@ -26,6 +26,7 @@ from airflow_dblink.core.tables.rewritten import rewritten
 from airflow_dblink.core.tables.sequences import reset_sequences
 from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
 from airflow_dblink.core.transfer.rebuild import Rebuild
+from airflow_dblink.core.transfer.swap import Shadow, lock_definition, swap
 from airflow_dblink.core.transfer.verify import verify_load
 
 Progress = Callable[[int, int, int | None], None]
@@ -104,11 +105,13 @@ def run(
     """
     started = time.monotonic()
     # Under a lock that was waited for, each statement must see what others have committed meanwhile.
-    read_committed = work.spec.lock or work.refuses_empty_source
+    read_committed = work.spec.lock or work.refuses_empty_source or work.spec.mode == "swap"
     once.begin({**TEXT_FORMS, **settings}, read_committed=read_committed)
     rebuild = Rebuild(destination, work.target)
     emptied = _make_room(destination, work, rebuild)
-    pumped = _pump(source, destination, work, progress, pace)
+    shadow = Shadow.create(destination, work, once.xid) if work.spec.mode == "swap" else None
+    loaded = shadow.work if shadow else work
+    pumped = _pump(source, destination, loaded, progress, pace)
     if emptied and not pumped.sent:
         raise UsageError(
             f"the source is empty, and {work.relation} {emptied}",
@@ -116,7 +119,7 @@ def run(
             hint="if that is right: allow_empty_source=True",
         )
     if work.spec.verify is not None:
-        verify_load(source, destination, work.load, pumped, work.spec.verify)
+        verify_load(source, destination, loaded.load, pumped, work.spec.verify)
     source.run("COMMIT", "ending the source transaction")
     changed = _finish(destination, work) if work.spec.mode == "upsert" else pumped.taken
     rebuild.end()
@@ -124,7 +127,10 @@ def run(
         make(destination, work.create.pieces)
     if work.spec.mode != "upsert" and pumped.taken != pumped.sent:
         log.warning("%s kept %s of %s rows", work.spec.destination_table, pumped.taken, pumped.sent)
-    _after_load(destination, work)
+    if shadow:
+        shadow.finish()
+    else:
+        _after_load(destination, work)
     result = {
         "rows": pumped.sent,
         "changed": changed,
@@ -134,7 +140,10 @@ def run(
         "xid": once.xid,
         "verified": work.spec.verify,
     }
-    once.commit(result)
+    if shadow:
+        swap(shadow, once, result)
+    else:
+        once.commit(result)
     return result
 
 
@@ -160,12 +169,16 @@ def _make_room(destination: Side, work: Plan, rebuild: Rebuild) -> str | None:
         mode = "ACCESS EXCLUSIVE" if work.spec.rebuild_indexes else "SHARE ROW EXCLUSIVE"
         lock = sql.SQL(f"LOCK TABLE {{}} IN {mode} MODE").format(work.target)
         destination.run(lock, "locking the destination table")
+    elif work.spec.mode == "swap":
+        lock_definition(destination, work)
     if work.spec.pre_sql:
         destination.run(UserText(work.spec.pre_sql, "pre_sql"), "executing pre_sql")
     if work.create is not None:
         destination.run(work.create.statement, "creating the destination table")
         if work.spec.like == "all":
             rehearse(destination, work.target, work.create.pieces)
+    if work.spec.mode == "swap":
+        emptied = _what_is_emptied(destination, work)
     if work.spec.mode == "replace":
         emptied = _what_is_emptied(destination, work)
         destination.run(sql.SQL("TRUNCATE {}").format(work.target), "truncating the destination table")
@@ -181,10 +194,13 @@ def _make_room(destination: Side, work: Plan, rebuild: Rebuild) -> str | None:
 
 
 def _what_is_emptied(destination: Side, work: Plan) -> str | None:
-    """Lock the table as TRUNCATE will, and say whether it has rows; ``None`` where that is no matter."""
+    """Lock the table as TRUNCATE will, and say whether it has rows; ``None`` where that is no matter.
+
+    A swap locks it in the end.
+    """
     if work.relation is None or not work.refuses_empty_source:
         return None
-    if work.relation.kind != "f":  # LOCK takes no foreign tables
+    if work.spec.mode == "replace" and work.relation.kind != "f":  # LOCK takes no foreign tables
         lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(work.target)
         destination.run(lock, "locking the destination table")
     if not any(column.may_select for column in work.relation.columns):

@@ -68,7 +68,8 @@ def demand_verify(verify: str | None, mode: str) -> None:
     if verify == "checksum" and mode == "append":
         raise UsageError(
             "verify='checksum' compares whole tables, and mode='append' adds to rows that are there",
-            hint="verify='count', or a mode after which the table has nothing but what came: replace, create",
+            hint="verify='count', or a mode after which the table has nothing but what came: replace, create,"
+            " swap",
         )
 
 

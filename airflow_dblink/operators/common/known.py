@@ -17,6 +17,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.remote_sets.remote import Remote
 from airflow_dblink.core.sqltext.lexer import tokens
 from airflow_dblink.core.sqltext.rules import PLACEHOLDER
+from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT
 
 _TEMPLATES = ("{{", "{%", "{#")
 #: Valid values that stand in for arguments that aren't known yet.
@@ -107,6 +108,11 @@ def _any_mode(view: Any) -> str:
     wants_replace = getattr(view, "verify", None) == "checksum" or getattr(view, "rebuild_indexes", None)
     if getattr(view, "like", None) == "all":
         return "create"
+    if (
+        getattr(view, "old_snapshots_timeout", None)
+        or getattr(view, "swap_timeout", SWAP_TIMEOUT) != SWAP_TIMEOUT
+    ):
+        return "swap"
     return "replace" if wants_replace else "append"
 
 

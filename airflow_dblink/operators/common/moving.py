@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class MovingOperator(ExactlyOnceOperator):
     """Base of the operators that move rows by COPY; not one itself.
 
-    :param mode: ``append``, ``replace``, ``upsert`` or ``create``. (templated)
-    :param allow_empty_source: let an empty source empty the destination in mode ``replace``. (templated)
+    :param mode: ``append``, ``replace``, ``upsert``, ``create`` or ``swap``. (templated)
+    :param allow_empty_source: let an empty source empty the destination in modes ``replace`` and
+        ``swap``. (templated)
     """
 
     def __init__(

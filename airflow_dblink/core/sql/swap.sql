@@ -1,0 +1,151 @@
+-- name: owner
+-- Whether the role may make a table in place of another: it acts as the owner, and gives the new one to the owner. For
+-- the latter, it must be able to become the owner (SET, before 16 MEMBER), who must be allowed to create there.
+SELECT owner.rolname AS owner,
+       c.relpersistence = 't' AS is_temporary,
+       c.relispartition AS is_partition,
+       pg_catalog.pg_has_role(c.relowner, 'USAGE')
+           AND pg_catalog.pg_has_role(c.relowner, CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 160000
+                                                       THEN 'SET' ELSE 'MEMBER' END) AS may_act,
+       pg_catalog.has_schema_privilege(c.relnamespace, 'CREATE') AS may_create,
+       pg_catalog.has_schema_privilege(c.relowner, c.relnamespace, 'CREATE') AS owner_may_create,
+       pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') AS sees_sessions
+  FROM pg_catalog.pg_class AS c
+  JOIN pg_catalog.pg_roles AS owner ON owner.oid = c.relowner
+ WHERE c.oid = %(oid)s;
+
+-- name: obstacles
+-- What a table of the same name can't have, or what would go on using the old one. "own" is what the table consists
+-- of, with the triggers of its foreign keys on other tables; "owned" are sequences that outlive it. An object that
+-- depends on any of it and isn't part of it is an obstacle. Triggers: type 4 is INSERT. Through pg_publication_tables
+-- since it knows all tables and schemas that are published.
+WITH own (classid, objid, is_asked) AS (
+    SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid, true FROM pg_catalog.pg_class AS c WHERE c.oid = %(oid)s
+     UNION ALL
+    SELECT 'pg_catalog.pg_class'::regclass, c.reltoastrelid, false
+      FROM pg_catalog.pg_class AS c WHERE c.oid = %(oid)s
+     UNION ALL
+    SELECT 'pg_catalog.pg_class'::regclass, i.indexrelid, true
+      FROM pg_catalog.pg_index AS i WHERE i.indrelid = %(oid)s
+     UNION ALL
+    SELECT 'pg_catalog.pg_class'::regclass, d.objid, d.deptype = 'i'
+      FROM pg_catalog.pg_depend AS d
+      JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+     WHERE d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.refobjid = %(oid)s AND d.deptype IN ('a', 'i')
+       AND d.refclassid = 'pg_catalog.pg_class'::regclass::oid
+     UNION ALL
+    SELECT 'pg_catalog.pg_type'::regclass, t.oid, true
+      FROM pg_catalog.pg_type AS t
+     WHERE t.typrelid = %(oid)s
+        OR t.oid = (SELECT row.typarray FROM pg_catalog.pg_type AS row WHERE row.typrelid = %(oid)s)
+     UNION ALL
+    SELECT 'pg_catalog.pg_attrdef'::regclass, d.oid, true FROM pg_catalog.pg_attrdef AS d WHERE d.adrelid = %(oid)s
+     UNION ALL
+    SELECT 'pg_catalog.pg_constraint'::regclass, c.oid, true
+      FROM pg_catalog.pg_constraint AS c WHERE c.conrelid = %(oid)s
+     UNION ALL
+    SELECT 'pg_catalog.pg_trigger'::regclass, t.oid, true FROM pg_catalog.pg_trigger AS t
+     WHERE t.tgrelid = %(oid)s
+        OR t.tgconstraint IN (SELECT c.oid FROM pg_catalog.pg_constraint AS c WHERE c.conrelid = %(oid)s)
+     UNION ALL
+    SELECT 'pg_catalog.pg_policy'::regclass, p.oid, true FROM pg_catalog.pg_policy AS p WHERE p.polrelid = %(oid)s
+     UNION ALL
+    SELECT 'pg_catalog.pg_statistic_ext'::regclass, s.oid, true
+      FROM pg_catalog.pg_statistic_ext AS s WHERE s.stxrelid = %(oid)s
+     UNION ALL
+    SELECT 'pg_catalog.pg_rewrite'::regclass, r.oid, false FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class = %(oid)s
+     UNION ALL
+    SELECT 'pg_catalog.pg_publication_rel'::regclass, p.oid, false
+      FROM pg_catalog.pg_publication_rel AS p WHERE p.prrelid = %(oid)s
+), outside AS (
+    SELECT DISTINCT d.classid, d.objid, d.objsubid
+      FROM pg_catalog.pg_depend AS d
+      JOIN own ON own.classid = d.refclassid AND own.objid = d.refobjid AND own.is_asked
+     WHERE NOT EXISTS (SELECT FROM own AS part WHERE part.classid = d.classid AND part.objid = d.objid)
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits AS i
+                        WHERE i.inhparent = %(oid)s AND d.classid = 'pg_catalog.pg_class'::regclass::oid
+                          AND i.inhrelid = d.objid)
+), found (kind, name) AS (
+    SELECT 'outside', coalesce(
+               (SELECT pg_catalog.pg_describe_object('pg_catalog.pg_class'::regclass::oid, r.ev_class, 0)
+                  FROM pg_catalog.pg_rewrite AS r
+                 WHERE outside.classid = 'pg_catalog.pg_rewrite'::regclass::oid AND r.oid = outside.objid),
+               pg_catalog.pg_describe_object(outside.classid, outside.objid, outside.objsubid))
+      FROM outside
+     UNION
+    SELECT 'rule', r.rulename FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class = %(oid)s
+     UNION
+    SELECT 'publication', p.pubname
+      FROM pg_catalog.pg_publication_tables AS p
+      JOIN pg_catalog.pg_namespace AS n ON n.nspname = p.schemaname
+      JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.tablename
+     WHERE c.oid = %(oid)s
+     UNION
+    SELECT 'subscription', s.subname
+      FROM pg_catalog.pg_subscription_rel AS r
+      JOIN pg_catalog.pg_subscription AS s ON s.oid = r.srsubid
+     WHERE r.srrelid = %(oid)s
+     UNION
+    SELECT 'parent', i.inhparent::pg_catalog.regclass::text FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = %(oid)s
+     UNION
+    SELECT 'child', i.inhrelid::pg_catalog.regclass::text FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = %(oid)s
+     UNION
+    SELECT 'trigger', t.tgname
+      FROM pg_catalog.pg_trigger AS t
+     WHERE t.tgrelid = %(oid)s AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgtype::int & 4 = 4
+     UNION
+    SELECT 'function', t.tgname
+      FROM pg_catalog.pg_trigger AS t
+     WHERE t.tgrelid = %(oid)s AND NOT t.tgisinternal
+       AND NOT pg_catalog.has_function_privilege(t.tgfoid, 'EXECUTE')
+     UNION
+    SELECT 'changed', c.conname
+      FROM pg_catalog.pg_trigger AS t
+      JOIN pg_catalog.pg_constraint AS c ON c.oid = t.tgconstraint
+     WHERE t.tgrelid = %(oid)s AND t.tgisinternal AND t.tgenabled <> 'O'
+     UNION
+    SELECT 'label', label.provider
+      FROM pg_catalog.pg_seclabel AS label
+      JOIN own ON own.classid = label.classoid AND own.objid = label.objoid
+     UNION
+    SELECT 'extension', e.extname
+      FROM pg_catalog.pg_depend AS d
+      JOIN own ON own.classid = d.classid AND own.objid = d.objid
+      JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid
+     WHERE d.refclassid = 'pg_catalog.pg_extension'::regclass::oid AND d.deptype IN ('e', 'x')
+     UNION
+    SELECT 'invalid', i.indexrelid::pg_catalog.regclass::text
+      FROM pg_catalog.pg_index AS i WHERE i.indrelid = %(oid)s AND NOT i.indisvalid
+     UNION
+    SELECT 'type', pg_catalog.format_type(c.reloftype, NULL)
+      FROM pg_catalog.pg_class AS c WHERE c.oid = %(oid)s AND c.reloftype <> 0::oid
+)
+SELECT kind, name FROM found ORDER BY kind, name;
+
+-- name: holders
+-- Whose locks keep a table, or one that it refers to, from being locked; no query's text. A prepared transaction has no
+-- session.
+SELECT DISTINCT lock.pid, activity.application_name, activity.state,
+       (extract(epoch FROM pg_catalog.clock_timestamp() - activity.xact_start))::int AS seconds
+  FROM pg_catalog.pg_locks AS lock
+  LEFT JOIN pg_catalog.pg_stat_activity AS activity ON activity.pid = lock.pid
+ WHERE lock.locktype = 'relation' AND lock.granted
+   AND lock.database = (SELECT d.oid FROM pg_catalog.pg_database AS d
+                         WHERE d.datname = pg_catalog.current_database())
+   AND (lock.relation = %(oid)s OR lock.relation IN (
+        SELECT c.confrelid FROM pg_catalog.pg_constraint AS c WHERE c.conrelid = %(oid)s AND c.contype = 'f'))
+   AND lock.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+ ORDER BY seconds DESC NULLS FIRST
+ LIMIT 5;
+
+-- name: snapshots
+-- Other sessions of this database that hold a snapshot, with what tells their transactions apart.
+SELECT a.pid, a.application_name, a.xact_start::text AS since, a.state,
+       (extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start))::int AS seconds
+  FROM pg_catalog.pg_stat_activity AS a
+ WHERE a.datname = pg_catalog.current_database() AND a.backend_type = 'client backend'
+   AND a.backend_xmin IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid()
+ ORDER BY a.xact_start;
+
+-- name: setting
+SELECT pg_catalog.current_setting('lock_timeout') AS lock_timeout;
