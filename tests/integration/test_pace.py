@@ -64,7 +64,7 @@ def paused(**arguments: Any) -> dict[str, Any]:
 # -- limits
 
 
-@pytest.mark.parametrize("mode", ["append", "replace", "upsert", "create"])
+@pytest.mark.parametrize("mode", ["append", "replace", "upsert", "create", "swap"])
 def test_a_limit_holds_in_every_mode(both: tuple[Database, Database], mode: str) -> None:
     _, warehouse = both
     table = "made" if mode == "create" else "item"
@@ -168,7 +168,7 @@ def test_notices_in_a_pause_are_no_error(
 # -- ends of a pause
 
 
-@pytest.mark.parametrize("mode", ["append", "replace", "upsert"])
+@pytest.mark.parametrize("mode", ["append", "replace", "upsert", "swap"])
 def test_a_kill_in_a_pause_changes_nothing_and_leaves_no_session(
     both: tuple[Database, Database], mode: str, is_paused: Callable[[], bool]
 ) -> None:
