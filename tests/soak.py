@@ -138,15 +138,16 @@ def crash_server(here: World, dice: random.Random) -> None:
 
 def stop_a_worker(here: World, dice: random.Random) -> None:
     """Send SIGTERM to one task's supervisor, as a worker's restart does."""
-    tasks = [process for process in psutil.process_iter(["cmdline"]) if _is_task(process)]
+    tasks = [process for process in here.airflow.component_processes("scheduler") if _is_task(process)]
     if tasks:
         with suppress(psutil.NoSuchProcess):  # it may have ended by itself
             psutil.Process(dice.choice(tasks).ppid()).terminate()
 
 
 def _is_task(process: psutil.Process) -> bool:
-    title = " ".join(process.info["cmdline"] or [])
-    return re.match(r"airflow worker -- [0-9a-f]{8}-", title) is not None
+    with suppress(psutil.NoSuchProcess):
+        return re.match(r"airflow worker -- [0-9a-f]{8}-", " ".join(process.cmdline())) is not None
+    return False
 
 
 if __name__ == "__main__":
