@@ -1,13 +1,19 @@
-"""One real Airflow with the example Dags, between two real servers, for all acceptance tests that use it."""
+"""Real Airflows between two real servers, shared by all acceptance tests that use the same one.
+
+An Airflow takes 30 s of processor time to start, and a tenth of the machine while it is idle. So the tests
+of one Airflow run one after the other, whatever their file, and the next Airflow's start ends the one before.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -15,6 +21,9 @@ import pytest
 from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.demo import DAGS_FOLDER, connections, environment
 from airflow_dblink.embedded.server import Server
+from tests.acceptance.jobs_world import DAGS, SETTINGS
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,46 @@ def execute(server: Server, script: str) -> None:
         connection.execute(script.encode())
 
 
+class Kept:
+    """The Airflow that runs: whoever asks for another one ends it."""
+
+    def __init__(self) -> None:
+        self._stack, self._name = ExitStack(), ""
+        self._made: Any = None
+
+    def use(self, name: str, make: Callable[[], AbstractContextManager[T]]) -> T:
+        """Return what *make* gave when it was last called for *name*, or gives now."""
+        if self._name != name:
+            self.close()
+            self._made = self._stack.enter_context(make())
+            self._name = name
+        made: T = self._made
+        return made
+
+    def close(self) -> None:
+        """End what runs."""
+        self._name, self._made = "", None
+        self._stack.close()
+
+
 @pytest.fixture(scope="session")
+def kept() -> Iterator[Kept]:
+    """Give what keeps an Airflow from test to test."""
+    airflow = Kept()
+    yield airflow
+    airflow.close()
+
+
+@pytest.fixture
 def airflow_env(
-    pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[AirflowEnv]:
+    kept: Kept, pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory
+) -> AirflowEnv:
     """Run Airflow and one triggerer with a copy of ``dags_examples``; no run starts by its schedule."""
+    return kept.use("examples", partial(_examples, pair, tmp_path_factory))
+
+
+@contextmanager
+def _examples(pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowEnv]:
     source, warehouse = pair
     files = tmp_path_factory.mktemp("files")
     dags = tmp_path_factory.mktemp("dags") / "dags"
@@ -82,3 +126,57 @@ def airflow_env(
     conns = {**connections(source, warehouse), "shop_db": source.airflow_uri()}
     with Airflow(dags, conns, env=env, triggerers=1) as airflow:
         yield AirflowEnv(airflow, source, warehouse, dags, files)
+
+
+@dataclass(frozen=True)
+class Killing:
+    """A running Airflow whose tasks die, are stopped or marked.
+
+    :ivar suspended: directory with a file per task that has stopped itself: its name is the task's pid, its
+        text the supervisor's.
+    """
+
+    airflow: Airflow
+    suspended: Path
+
+
+@pytest.fixture(scope="module")
+def killing(kept: Kept, pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> Killing:
+    """Run Airflow and one triggerer with the Dags in ``tests/acceptance/dags``."""
+    return kept.use("killing", partial(_killing, pair, tmp_path_factory))
+
+
+@contextmanager
+def _killing(pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killing]:
+    source, warehouse = pair
+    suspended = tmp_path_factory.mktemp("suspended")
+    conns = {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
+    env = {**SETTINGS, "SUSPENDED_PIDS": str(suspended)}
+    with Airflow(DAGS, conns, env=env, triggerers=1, parallelism=24) as airflow:
+        yield Killing(airflow, suspended)
+
+
+# The fixtures that lead to an Airflow, in the order in which tests of them run.
+_AIRFLOWS = ("site", "killing", "here", "airflow", "airflow_env")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of one Airflow behind each other, and into one process; those without come first."""
+    here = Path(__file__).parent
+    ours = [item for item in items if here in item.path.parents]
+    order = {item: _airflow_of(item) for item in ours}
+    for item, (_, group) in order.items():
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    ordered = iter(sorted(ours, key=lambda item: order[item][0]))
+    items[:] = [next(ordered) if item in order else item for item in items]
+
+
+def _airflow_of(item: pytest.Item) -> tuple[int, str]:
+    """Return the place of an item's Airflow among the others, and its name."""
+    names = getattr(item, "fixturenames", ())
+    for place, name in enumerate(_AIRFLOWS, 1):
+        if name in names:
+            return place, name if name in ("site", "killing", "airflow_env") else item.path.stem
+    return 0, ""

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -11,10 +10,8 @@ import pytest
 
 from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.server import Server
+from tests.acceptance.conftest import Killing
 
-DAGS = Path(__file__).parent / "dags"
-# Longest time until the scheduler notices a dead task; then the task may be tried again.
-HEARTBEAT_TIMEOUT_S = 20
 ENDS_WITHIN_S = 5.0  # after SIGTERM; then the supervisor sends SIGKILL
 # Until the supervisor learns that the task is no longer wanted, and sends SIGTERM: about a second, but
 # Airflow may be slow.
@@ -76,16 +73,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    suspended = tmp_path_factory.mktemp("suspended")
-    source, warehouse = pair
-    connections = {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
-    env = {
-        "SUSPENDED_PIDS": str(suspended),
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT_S),
-    }
-    with Airflow(DAGS, connections, env=env, parallelism=16) as airflow:
-        yield World(airflow, source, warehouse, suspended)
+def world(killing: Killing, pair: tuple[Server, Server]) -> World:
+    return World(killing.airflow, *pair, killing.suspended)
 
 
 @pytest.fixture(autouse=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.server import Server
-from tests.acceptance.jobs_world import DAGS, SETTINGS, World
+from tests.acceptance.conftest import Killing
+from tests.acceptance.jobs_world import World
 
 CANCELLED_WITHIN_S = 5.0
 TIMEOUT_S = 20  # execution_timeout of job_timeout
@@ -26,11 +25,8 @@ SELECT DISTINCT ended_at - cancel_requested_at < make_interval(secs => %s)
 
 
 @pytest.fixture(scope="module")
-def world(pair: tuple[Server, Server]) -> Iterator[World]:
-    source, warehouse = pair
-    connections = {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
-    with Airflow(DAGS, connections, env=SETTINGS, triggerers=1, parallelism=24) as airflow:
-        yield World(airflow, source, warehouse)
+def world(killing: Killing, pair: tuple[Server, Server]) -> World:
+    return World(killing.airflow, *pair)
 
 
 @pytest.fixture(autouse=True)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.server import Server
-from tests.acceptance.conftest import execute, rows
+from tests.acceptance.conftest import Killing, execute, rows
 
-DAGS = Path(__file__).parent / "dags"
 ENDS_WITHIN_S = 5.0  # after SIGTERM; then the supervisor sends SIGKILL
 # Until the supervisor learns that the task is no longer wanted, and sends SIGTERM: about a second, but
 # Airflow may be slow.
@@ -93,14 +90,12 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(pair: tuple[Server, Server]) -> Iterator[World]:
+def world(killing: Killing, pair: tuple[Server, Server]) -> World:
     source, warehouse = pair
     execute(warehouse, "DROP TABLE IF EXISTS sync_applied")
     for name in (*MOMENTS, *SLOW):
         make(source, warehouse, name)
-    connections = {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
-    with Airflow(DAGS, connections, parallelism=8) as airflow:
-        yield World(airflow, source, warehouse)
+    return World(killing.airflow, source, warehouse)
 
 
 def test_a_sync_killed_at_any_moment_is_done_exactly_once(world: World) -> None:
