@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# Two processes, each with servers of its own. A real Airflow needs the machine for itself.
-TWO := --numprocesses=2 --dist=loadfile
+# Four processes, each with servers of its own: two cores do that, since tests often wait for something.
+# A real Airflow needs the machine for itself.
+FOUR := --numprocesses=4 --dist=loadfile
 
 .PHONY: demo ui test test-postgres test-stock fuzz soak check format bench clean
 
@@ -22,12 +23,12 @@ ui: $(VENV)/.installed  ## the same in Airflow's own web interface
 	$(BIN)/python -m airflow_dblink.embedded.demo --ui
 
 test: $(VENV)/.installed  ## every test, on the embedded PostgreSQL
-	$(PYTEST) $(TWO) --ignore=tests/acceptance
+	$(PYTEST) $(FOUR) --ignore=tests/acceptance
 	$(PYTEST) tests/acceptance
 
 # Another PostgreSQL: make test-postgres PG_BINDIR=$$(pg_config --bindir)
 test-postgres: $(VENV)/.installed  ## the tests that need a server, on the PostgreSQL in PG_BINDIR
-	AIRFLOW_DBLINK_PG_BINDIR="$(PG_BINDIR)" $(PYTEST) $(TWO) tests/integration tests/differential
+	AIRFLOW_DBLINK_PG_BINDIR="$(PG_BINDIR)" $(PYTEST) $(FOUR) tests/integration tests/differential
 
 test-stock: $(VENV)/.installed  ## the stock providers' own tests, with DblinkHook for PostgresHook
 	$(BIN)/python -m tests.stock

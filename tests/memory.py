@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 _MEMORY = Path("/dev/shm")
-_ENOUGH = 12 * 1024**3  # the servers' write-ahead logs and the largest tables, of two test runs at once
+_ENOUGH = 12 * 1024**3  # the write-ahead logs of eight servers, and the largest tables
 
 
 def use_memory() -> None:
