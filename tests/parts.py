@@ -8,15 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from airflow_dblink.core.errors import DblinkError
+from airflow_dblink.core.once.transaction import Once
+from airflow_dblink.core.once.tries import Store
 from airflow_dblink.core.parts import keeper
 from airflow_dblink.core.parts.copying import copy_part
+from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done, Head, Ledger
 from airflow_dblink.core.parts.load import LoadSpec, begin
+from airflow_dblink.core.parts.swapping import swap
 from airflow_dblink.core.parts.verifying import verify
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.login import connect
@@ -24,6 +29,7 @@ from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.server.target import Target
 from tests.databases import Database
 from tests.oracle import wait_until
+from tests.stores import MemoryStore
 
 #: 5,000 rows in some 300 pages.
 ITEM = "CREATE TABLE item (id int PRIMARY KEY, name text, at timestamptz DEFAULT '2026-01-01Z')"
@@ -89,6 +95,45 @@ class Load:
         """Verify the load."""
         with self.sides() as (source, destination):
             return verify(source, destination, self.key, self.spec, parts)[2]
+
+    def index(self, try_number: int = 1) -> int:
+        """Build the indexes, two at a time."""
+        del try_number  # whichever it is
+        with self.sides() as (_, destination):
+            return build_indexes(
+                destination,
+                lambda check: connect(self.destination, check=check),
+                self.key,
+                self.spec,
+                sessions=2,
+                check=lambda: None,
+                settings={},
+            )
+
+    def swap(
+        self,
+        store: Store | None = None,
+        wait: timedelta = timedelta(minutes=1),
+        *,
+        allow_empty_source: bool = False,
+    ) -> dict[str, Any]:
+        """Swap the tables, unless an earlier try has done so."""
+        with self.sides() as (source, destination):
+            once = Once(destination.connection, destination.conn_id, store or MemoryStore())
+            if (result := once.recall()) is None:
+                result = swap(
+                    source,
+                    destination,
+                    self.key,
+                    self.spec,
+                    once,
+                    {},
+                    swap_timeout=timedelta(minutes=1),
+                    older_transactions_timeout=wait,
+                    reset_sequences=True,
+                    allow_empty_source=allow_empty_source,
+                )
+            return result
 
     def keeper(self) -> keeper.Keeper | None:
         """Return the load's keeper, if there is one."""

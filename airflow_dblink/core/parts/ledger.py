@@ -25,6 +25,7 @@ from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.slices import Part, Piece
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.tables.pieces import TableName
 
 _SQL = statements("parts_ledger.sql")
 _ACTION = "asking the ledger of the load"
@@ -108,6 +109,11 @@ class Ledger:
     def shadow(self) -> sql.Identifier:
         """The qualified name of the table that is loaded."""
         return sql.Identifier(self.schema_name, self.key.shadow)
+
+    @property
+    def shadow_name(self) -> TableName:
+        """The same, as :mod:`airflow_dblink.core.tables.pieces` takes it."""
+        return TableName(self.schema_name, self.key.shadow)
 
     # -- making and removing it
 

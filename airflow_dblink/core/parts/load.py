@@ -9,10 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from psycopg import sql
-
 from airflow_dblink.core.errors import DblinkError, NoLoadError, TransientError, UsageError
 from airflow_dblink.core.parts import keeper as keepers
+from airflow_dblink.core.parts import shadow as shadows
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Head, Ledger
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES, cut, leaves_of
@@ -21,6 +20,8 @@ from airflow_dblink.core.server.side import Side, set_local
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.transfer.plan import Columns, Plan, Spec, plan
+from airflow_dblink.core.transfer.swap import Shadow
+from airflow_dblink.core.transfer.swappable import demand_swappable
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ def begin(
     :raises RemoteError: what a server says.
     """
     spec.check()
-    target = _target(destination, spec)
+    target = get_relation(destination, spec.destination_table)
+    demand_swappable(destination, target)
     ledger = Ledger(key, target.schema_name)
     ledger.demand_not_superseded(destination, try_number)
     if not is_anew and (head := _begun(source, destination, ledger, target)) is not None:
@@ -132,19 +134,6 @@ def begin(
             keepers.release(source, key)
         raise
     return ledger, head
-
-
-def _target(destination: Side, spec: LoadSpec) -> Relation:
-    target = get_relation(destination, spec.destination_table)
-    if target.kind != "r" or target.has_children:
-        what = "the parent of other tables" if target.kind == "r" else target.kind_name
-        raise UsageError(
-            f"{target} is {what}, whose place another table can't take",
-            destination.conn_id,
-            "42809",
-            hint="name a table of its own",
-        )
-    return target
 
 
 def _begun(source: Side, destination: Side, ledger: Ledger, target: Relation) -> Head | None:
@@ -197,11 +186,11 @@ def _make(
 ) -> Head:
     """Make shadow and ledger in the open transaction, in place of those that are there."""
     ledger.drop(destination, try_number)
-    like = sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING INDEXES)")
-    destination.run(like.format(ledger.shadow, target.identifier), "creating the table that is loaded")
+    pieces = shadows.create(destination, ledger, target)
     table = get_relation(source, spec.source_table)
     leaves = leaves_of(source, table)
-    plan(source, destination, spec.into(ledger, destination))
+    work = work_of(source, destination, ledger, spec)
+    Shadow.of(destination, work, target, ledger.shadow_name, pieces).try_building()
     parts = cut(leaves, part_bytes=spec.part_bytes, min_parts=spec.min_parts, max_parts=spec.max_parts)
     shadow = ledger.found(destination)[ledger.key.shadow]
     facts: dict[str, Any] = {

@@ -10,7 +10,7 @@ schema can't be there twice. The rest is made by statements that hold final name
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,17 +82,33 @@ class Index:
 
         :param name: of the new index; by default its own.
         """
+        return [*self.create(table, name), *self.complete(table, name)]
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether :meth:`create` leaves its constraint to :meth:`complete`."""
+        return self.constraint_definition is None
+
+    def create(self, table: TableName, name: str | None = None) -> list[sql.Composed]:
+        """Return the first statements of :meth:`build`: they read all rows."""
         new, index = sql.Identifier(name or self.name), sql.Identifier(table.schema_name, name or self.name)
-        add = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}")
         made = [sql.SQL("SET LOCAL default_tablespace = {}").format(sql.Literal(self.tablespace))]
         if self.constraint_definition is not None:
+            add = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}")
             made.append(add.format(table.identifier, new, sql.SQL(self.constraint_definition)))
             made += [_set_option(index, option) for option in self.options]
         else:
             create = sql.SQL("CREATE {}INDEX {} ON {} USING {}")
             unique = sql.SQL("UNIQUE " if self.is_unique else "")
             made.append(create.format(unique, new, table.identifier, sql.SQL(self.method)))
+        return made
+
+    def complete(self, table: TableName, name: str | None = None) -> list[sql.Composed]:
+        """Return the other statements of :meth:`build`: they give the index what belongs to it."""
+        new, index = sql.Identifier(name or self.name), sql.Identifier(table.schema_name, name or self.name)
+        made: list[sql.Composed] = []
         if self.constraint_definition is None and self.constraint_type is not None:
+            add = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}")
             key = sql.SQL(f"{_KEYS[self.constraint_type]} USING INDEX {{}}{self.deferral}").format(new)
             made.append(add.format(table.identifier, new, key))
         target = sql.SQL("ALTER INDEX {} ALTER COLUMN {} SET STATISTICS {}")
@@ -309,9 +325,18 @@ def comment_statements(side: Side, oid: int, on: TableName, *, is_namesake: bool
     return _texts(side, "comments", oid, on, is_namesake=is_namesake)
 
 
-def build_indexes(indexes: Iterable[tuple[Index, str | None]], table: TableName) -> list[sql.Composable]:
-    """Return the statements that make indexes on *table*, under these names or their own."""
-    built = [statement for index, name in indexes for statement in index.build(table, name)]
+def build_indexes(
+    indexes: Iterable[tuple[Index, str | None]], table: TableName, created: Collection[str] = ()
+) -> list[sql.Composable]:
+    """Return the statements that make indexes on *table*, under these names or their own.
+
+    :param created: names of those that are created by now, and only have to be completed.
+    """
+    built = [
+        statement
+        for index, name in indexes
+        for statement in (index.complete if name in created else index.build)(table, name)
+    ]
     return [_KEEP_SPACE, *built, _GIVE_SPACE_BACK] if built else []
 
 

@@ -91,6 +91,7 @@ class Shadow:
     :ivar relation: the new table.
     :ivar old: the old table, which *name* means until the swap.
     :ivar identities: pairs of the old and the new sequence of each identity column.
+    :ivar built: names of the indexes that are built by now, of those in *pieces*.
     """
 
     side: Side
@@ -99,6 +100,7 @@ class Shadow:
     old: Relation
     pieces: Pieces
     identities: tuple[tuple[OwnSequence, OwnSequence], ...]
+    built: frozenset[str] = frozenset()
 
     @classmethod
     def create(cls, side: Side, work: Plan, xid: str) -> Shadow:
@@ -117,22 +119,35 @@ class Shadow:
         short = old.name.encode()[:_NAME_BYTES].decode(errors="ignore")
         name = TableName(old.schema_name, f"{short}_airflow_dblink_{xid}")
         made: list[str | sql.Composable] = [
-            _create(old, name, pieces.place),
+            create_like(old, name, pieces.place),
             *storage_statements(side, old.oid, name),
         ]
         run_all(side, made, "creating the new table")
+        shadow = cls.of(side, work, old, name, pieces)
+        shadow.try_building()
+        return shadow
+
+    @classmethod
+    def of(cls, side: Side, work: Plan, old: Relation, name: TableName, pieces: Pieces) -> Shadow:
+        """Return the new table, which has that *name*."""
         relation = get_relation(side, str(name))
         mine = {each.column_name: each for each in read_sequences(side, relation.oid) if each.is_identity}
         identities = tuple((each, mine[each.column_name]) for each in pieces.sequences if each.is_identity)
-        run_all(side, [each.give_type(to) for each, to in identities], "creating the new table")
         new = replace(work, target=name.identifier, relation=relation)
-        shadow = cls(side, new, relation, old, pieces, identities)
-        side.run("SAVEPOINT airflow_dblink_trial", "trying what is built after the load")
-        shadow._build()
+        return cls(side, new, relation, old, pieces, identities)
+
+    def try_building(self) -> None:
+        """Give its sequences their types, and build on it, while it is empty, what is built after the load.
+
+        :raises RemoteError: what the server says of what can't be built.
+        """
+        types = [each.give_type(to) for each, to in self.identities]
+        run_all(self.side, types, "creating the new table")
+        self.side.run("SAVEPOINT airflow_dblink_trial", "trying what is built after the load")
+        self._build()
         # COPY takes FREEZE in the very subtransaction of CREATE TABLE only: hence the second statement.
         undo = "ROLLBACK TO SAVEPOINT airflow_dblink_trial; RELEASE SAVEPOINT airflow_dblink_trial"
-        side.run(undo, "trying what is built after the load")
-        return shadow
+        self.side.run(undo, "trying what is built after the load")
 
     @property
     def name(self) -> TableName:
@@ -169,7 +184,7 @@ class Shadow:
 
     def _build_pieces(self) -> None:
         indexes = [(index, name) for name, index in self.pieces.indexes.items()]
-        run_all(self.side, build_indexes(indexes, self.name), "building the indexes")
+        run_all(self.side, build_indexes(indexes, self.name, self.built), "building the indexes")
         made: list[sql.Composed] = []
         for name, each in self.pieces.statistics.items():
             made += each.build(self.name, name, keep_owner=True)
@@ -319,7 +334,8 @@ def lock_definition(side: Side, work: Plan) -> None:
     side.run(lock, "locking the destination table")
 
 
-def _create(old: Relation, new: TableName, place: Place) -> sql.Composed:
+def create_like(old: Relation, new: TableName, place: Place) -> sql.Composed:
+    """Return the statement that creates a table like *old*, without what is built after the load."""
     statement = sql.SQL(
         "CREATE {}TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY"
         " INCLUDING CONSTRAINTS INCLUDING STORAGE INCLUDING COMPRESSION) USING {} TABLESPACE {}"

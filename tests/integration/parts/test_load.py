@@ -368,7 +368,7 @@ def test_a_source_that_has_no_parts_is_refused(
     ("setup", "words"),
     [
         ("DROP TABLE item; CREATE TABLE item (id int) PARTITION BY LIST (id)", ["a partitioned table"]),
-        ("CREATE TABLE child () INHERITS (item)", ["the parent of other tables"]),
+        ("CREATE TABLE child () INHERITS (item)", ["child inherits from it"]),
         ("DROP TABLE item", ['relation "item" does not exist']),
         ("ALTER TABLE item DROP COLUMN name", ["'name'"]),
     ],

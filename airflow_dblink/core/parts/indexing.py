@@ -1,0 +1,98 @@
+"""Building the shadow's indexes, in several sessions at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from queue import Empty, SimpleQueue
+from threading import Event
+
+from airflow_dblink.core.errors import RemoteError, StoppedError
+from airflow_dblink.core.parts.key import LoadKey
+from airflow_dblink.core.parts.ledger import Ledger
+from airflow_dblink.core.parts.load import LoadSpec, Settings
+from airflow_dblink.core.parts.shadow import index_names, pieces_of
+from airflow_dblink.core.server.connection import Check, LinkConnection
+from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.tables.catalog import get_relation
+from airflow_dblink.core.tables.pieces import Index, TableName, run_all
+
+log = logging.getLogger(__name__)
+
+_THERE = "42P07"
+
+
+def build_indexes(
+    destination: Side,
+    connect: Callable[[Check], LinkConnection],
+    key: LoadKey,
+    spec: LoadSpec,
+    *,
+    sessions: int,
+    check: Check,
+    settings: Settings,
+) -> int:
+    """Build the shadow's indexes, unless an earlier try has done so; returns how many were built.
+
+    Each is built in a transaction of its own. What can be built in no other session than its constraint, such
+    as an exclusion constraint, is left to the swap.
+
+    :param connect: opens a session on the destination, which asks the check whenever it waits.
+    :param sessions: how many indexes are built at the same time.
+    :param check: raises if the task is told to stop.
+    :param settings: run-time parameters, local to the transactions.
+    :raises NoLoadError: if the load's tables are gone.
+    :raises RemoteError: what the server says: two rows have one key; others are not begun then.
+    """
+    target = get_relation(destination, spec.destination_table)
+    ledger = Ledger(key, target.schema_name)
+    head = ledger.head(destination)
+    there = index_names(destination, head.shadow)
+    pieces = pieces_of(destination, target.oid, ledger)
+    work: SimpleQueue[tuple[str, Index]] = SimpleQueue()
+    for name, index in pieces.indexes.items():
+        if name not in there and index.is_separable:
+            work.put((name, index))
+    count = work.qsize()
+    stop = Event()
+
+    def ask() -> None:
+        check()
+        if stop.is_set():
+            raise StoppedError("another index could not be built")
+
+    def take() -> None:
+        with closing(connect(ask)) as connection:
+            side = Side(connection, destination.conn_id)
+            try:
+                while True:
+                    _build(side, ledger.shadow_name, *work.get_nowait(), settings)
+            except Empty:
+                return
+            except BaseException:
+                stop.set()
+                connection.abort()
+                raise
+
+    with ThreadPoolExecutor(max(min(sessions, count), 1), thread_name_prefix="index") as pool:
+        futures = [pool.submit(take) for _ in range(min(sessions, count))]
+    failures = [error for future in futures if (error := future.exception()) is not None]
+    for failure in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
+        raise failure
+    return count
+
+
+def _build(side: Side, table: TableName, name: str, index: Index, settings: Settings) -> None:
+    side.run("BEGIN", "building an index")
+    set_local(side, settings)
+    try:
+        run_all(side, index.create(table, name), f"building the index {index.name}")
+    except RemoteError as error:
+        if error.sqlstate != _THERE:
+            raise
+        side.run("ROLLBACK", "building an index")  # a session of an earlier try has built it meanwhile
+        return
+    side.run("COMMIT", "building an index")
+    log.info("%s: index %s is built", side.conn_id, index.name)

@@ -1,0 +1,109 @@
+"""The shadow: the table that is loaded in parts, and then takes the destination's place.
+
+:mod:`airflow_dblink.core.transfer.swap` has what a swap needs. Here several tasks do it. So each looks
+what the one before has left, and the last whether somebody has altered the destination meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import LoadLostError, UsageError
+from airflow_dblink.core.parts.ledger import Head, Ledger
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.tables.catalog import get_relation
+from airflow_dblink.core.tables.entries import Relation
+from airflow_dblink.core.tables.pieces import Index, run_all, storage_statements
+from airflow_dblink.core.transfer.plan import Plan
+from airflow_dblink.core.transfer.swap import Pieces, Shadow, create_like
+
+_SQL = statements("parts_shadow.sql")
+_DIGITS = 8
+
+
+def create(side: Side, ledger: Ledger, old: Relation) -> Pieces:
+    """Create the shadow in the open transaction, for the destination *old*; returns what it lacks.
+
+    It belongs to the session's role until the swap, whoever owns the destination.
+
+    :raises UsageError: if the destination is unlogged.
+    """
+    pieces = pieces_of(side, old.oid, ledger)
+    if pieces.place.is_unlogged:
+        raise UsageError(
+            f"{old} is unlogged: a crash of its server would empty what was loaded, and nobody would notice",
+            side.conn_id,
+            "55000",
+            hint="copy it as a whole with DblinkTransferOperator",
+        )
+    name = ledger.shadow_name
+    made: list[str | sql.Composable] = [
+        create_like(old, name, replace(pieces.place, is_own=True)),
+        *storage_statements(side, old.oid, name),
+    ]
+    run_all(side, made, "creating the table that is loaded")
+    return pieces
+
+
+def shadow_of(side: Side, ledger: Ledger, head: Head, destination_table: str, work: Plan) -> Shadow:
+    """Return the shadow, with what it lacks, as the destination is now.
+
+    :param work: the transfer into the shadow.
+    :raises LoadLostError: if somebody has replaced or altered the destination since the load was planned.
+    """
+    old = get_relation(side, destination_table)
+    relation = get_relation(side, str(ledger.shadow_name))
+    changed = "was replaced by another table" if old.oid != head.destination else None
+    if changed is None and _definition(side, old.oid) != _definition(side, relation.oid):
+        changed = "was altered"
+    if changed is not None:
+        raise LoadLostError(
+            f"{old} {changed} since the load was planned",
+            side.conn_id,
+            "55000",
+            hint="it is as it was left; clear the task that plans the load, with all that come after it",
+        )
+    shadow = Shadow.of(side, work, old, ledger.shadow_name, pieces_of(side, old.oid, ledger))
+    return replace(shadow, built=frozenset(index_names(side, relation.oid)))
+
+
+def pieces_of(side: Side, oid: int, ledger: Ledger) -> Pieces:
+    """Return what the shadow lacks of a table; an index's name depends on its definition, not on others."""
+    pieces = Pieces.of(side, oid, ledger.key.shadow)
+    indexes = {_name(ledger.key.shadow, index): index for index in pieces.indexes.values()}
+    return replace(pieces, indexes=indexes)
+
+
+def _name(prefix: str, index: Index) -> str:
+    facts = (index.name, index.is_unique, index.method, index.tablespace, index.constraint_definition)
+    return f"{prefix}_{sha256(repr(facts).encode()).hexdigest()[:_DIGITS]}"
+
+
+def index_names(side: Side, oid: int) -> list[str]:
+    """Return the names of the indexes of a table."""
+    return [row["name"] for row in side.ask(_SQL["index_names"], {"oid": oid})]
+
+
+def _definition(side: Side, oid: int) -> list[str]:
+    return [row["line"] for row in side.ask(_SQL["definition"], {"oid": oid})]
+
+
+def drop_others(shadow: Shadow) -> None:
+    """Drop the shadow's indexes that the destination no longer has."""
+    drop = sql.SQL("DROP INDEX {}")
+    gone = sorted(shadow.built - {*shadow.pieces.indexes})
+    made = [drop.format(sql.Identifier(shadow.name.schema_name, name)) for name in gone]
+    run_all(shadow.side, made, "dropping an index that the destination no longer has")
+
+
+def give_to_owner(shadow: Shadow) -> None:
+    """Give the shadow to the owner of the destination."""
+    place = shadow.pieces.place
+    if not place.is_own:
+        give = sql.SQL("ALTER TABLE {} OWNER TO {}")
+        owner = sql.Identifier(place.owner)
+        shadow.side.run(give.format(shadow.name.identifier, owner), "giving the table to its owner")

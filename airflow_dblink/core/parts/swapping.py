@@ -1,0 +1,126 @@
+"""The end of a load: the shadow takes the destination's place, in one transaction."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from psycopg import sql
+
+from airflow_dblink.core.errors import TransientError, UsageError
+from airflow_dblink.core.once.transaction import Once
+from airflow_dblink.core.parts.key import LoadKey
+from airflow_dblink.core.parts.ledger import Ledger, end_holders
+from airflow_dblink.core.parts.load import LoadSpec, Settings, work_of
+from airflow_dblink.core.parts.shadow import drop_others, give_to_owner, shadow_of
+from airflow_dblink.core.server.settings import TEXT_FORMS
+from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.tables.catalog import get_relation
+from airflow_dblink.core.transfer.swap import swap as take_place
+
+log = logging.getLogger(__name__)
+
+_SQL = statements("parts_shadow.sql")
+_WAITING = "waiting for older transactions"
+_LOOK_S = 0.2
+_MOST_NAMED = 5
+
+
+def swap(
+    source: Side,
+    destination: Side,
+    key: LoadKey,
+    spec: LoadSpec,
+    once: Once,
+    settings: Settings,
+    *,
+    swap_timeout: timedelta,
+    older_transactions_timeout: timedelta | None,
+    reset_sequences: bool,
+    allow_empty_source: bool,
+) -> dict[str, Any]:
+    """Give the shadow what it lacks and the destination's name; drop the old table and the ledger; commit.
+
+    :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
+    :param settings: run-time parameters of the destination, local to the transaction.
+    :param swap_timeout: how long to try to lock the destination, each time for a second.
+    :param older_transactions_timeout: how long to wait for transactions that are older; ``None``: don't wait.
+    :param reset_sequences: move the destination's sequences beyond the values that came.
+    :param allow_empty_source: let an empty source empty the destination.
+    :returns: ``rows``, ``bytes`` and ``seconds`` of all parts together, ``parts``, ``retries``, and
+        ``snapshot``: when it was taken, as ISO text.
+    :raises UsageError: if another table can't take the destination's place any more, or the source is empty.
+    :raises LoadLostError: if the destination was altered since the load was planned.
+    :raises TransientError: if the destination is in use for too long; nothing is changed then.
+    """
+    target = get_relation(destination, spec.destination_table)
+    ledger = Ledger(key, target.schema_name)
+    ledger.demand_done(destination)
+    once.begin({**TEXT_FORMS, **settings}, read_committed=True)
+    lock = sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(target.identifier)
+    destination.run(lock, "locking the destination table")
+    head = ledger.head(destination)
+    end_holders(destination, head.shadow)
+    done = ledger.demand_done(destination)
+    if not done.rows and not allow_empty_source:
+        a_row = sql.SQL("SELECT FROM {} LIMIT 1").format(target.identifier)
+        if destination.run(a_row, "looking for rows of the destination table"):
+            raise UsageError(
+                f"the source is empty, and {target} has rows",
+                source.conn_id,
+                hint="if that is right: allow_empty_source=True",
+            )
+    source.run("BEGIN READ ONLY", "beginning the source transaction")
+    set_local(source, {})
+    work = work_of(source, destination, ledger, spec)
+    source.run("ROLLBACK", "ending the source transaction")
+    asked = replace(work.spec, mode="swap", swap_timeout=swap_timeout, reset_sequences=reset_sequences)
+    shadow = shadow_of(destination, ledger, head, spec.destination_table, replace(work, spec=asked))
+    drop_others(shadow)
+    give_to_owner(shadow)
+    shadow.finish()
+    if older_transactions_timeout is not None:
+        _wait_for_older(destination, older_transactions_timeout.total_seconds())
+    destination.run(sql.SQL("DROP TABLE {}").format(ledger.name), "dropping the ledger")
+    result = {
+        "rows": done.rows,
+        "bytes": done.bytes,
+        "seconds": round(done.seconds, 3),
+        "parts": done.parts,
+        "retries": done.tries - done.parts,
+        "snapshot": head.taken,
+        "xid": once.xid,
+    }
+    take_place(shadow, once, result)
+    return result
+
+
+def _wait_for_older(destination: Side, timeout_s: float) -> None:
+    """Wait until no transaction is left that began before: by its snapshot the new table would be empty.
+
+    Not by snapshots alone, which only some roles see: another role's transaction may have one.
+    """
+    deadline = time.monotonic() + timeout_s
+    waits_for: set[str] | None = None
+    while True:
+        destination.run("SELECT pg_catalog.pg_stat_clear_snapshot()", _WAITING)
+        found = {row["transaction"]: row for row in destination.ask(_SQL["transactions"], action=_WAITING)}
+        waits_for = {*found} if waits_for is None else waits_for & {*found}
+        if not waits_for:
+            return
+        if time.monotonic() >= deadline:
+            rows = [found[each] for each in sorted(waits_for)[:_MOST_NAMED]]
+            names = ", ".join(f"{row['pid']} ({row['name'] or 'without a name'})" for row in rows)
+            raise TransientError(
+                "transactions that are older than the swap have not ended within older_transactions_timeout:"
+                f" sessions {names}",
+                destination.conn_id,
+                "55P03",
+                hint="they would find an empty table; end these sessions, wait for longer, or don't wait"
+                " (older_transactions_timeout=None)",
+            )
+        destination.run(f"SELECT pg_catalog.pg_sleep({_LOOK_S})", _WAITING)

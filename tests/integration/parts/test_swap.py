@@ -1,0 +1,276 @@
+"""The end of a load in parts: indexes and swap. The table has all that it had, and the source's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from airflow_dblink.core.errors import (
+    LoadLostError,
+    NoLoadError,
+    RemoteError,
+    TransientError,
+    UsageError,
+    VerificationError,
+)
+from tests.databases import Database
+from tests.descriptions import EVERYTHING, describe
+from tests.parts import FILL, ITEM, Load, killed_at_each_wait, load_of
+
+ROWS = "SELECT * FROM item ORDER BY 1"
+TABLES = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+INDEXES = "CREATE INDEX item_name ON item (name); CREATE UNIQUE INDEX item_at ON item (at, id)"
+
+
+@pytest.fixture
+def load(source: Database, warehouse: Database) -> Iterator[Load]:
+    """Give a load of 5,000 rows into a table with a key and two indexes."""
+    source.execute(f"{ITEM}; {FILL}")
+    warehouse.execute(f"{ITEM}; {INDEXES}")
+    warehouse.execute("INSERT INTO item VALUES (0, 'before')")
+    with load_of(source, warehouse) as load:
+        yield load
+
+
+def copied(load: Load) -> int:
+    """Do all that comes before the indexes."""
+    parts = load.begin().parts
+    for part in range(1, parts + 1):
+        load.copy(part)
+    load.verify(parts)
+    return parts
+
+
+def unchanged(database: Database) -> bool:
+    return database.rows("SELECT id, name FROM item") == [(0, "before")]
+
+
+def test_the_loaded_table_takes_the_place(load: Load, source: Database, warehouse: Database) -> None:
+    before, tables = describe(warehouse, "item"), warehouse.rows(TABLES)
+    parts = copied(load)
+    assert load.index() == 3
+    assert unchanged(warehouse)
+    result = load.swap()
+    assert {name: result[name] for name in ("rows", "parts", "retries")} == {
+        "rows": 5000,
+        "parts": parts,
+        "retries": 0,
+    }
+    assert result["snapshot"].startswith("20")
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+    assert describe(warehouse, "item") == before
+    assert warehouse.rows(TABLES) == tables
+
+
+def test_the_catalogs_say_the_same_of_a_table_with_everything(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    warehouse.execute(EVERYTHING)
+    warehouse.execute("SELECT setval('everything_id_seq', 70000), setval('everything_num_seq', 80000)")
+    before, tables = describe(warehouse), warehouse.rows(TABLES)
+    source.execute(
+        """CREATE TABLE everything AS
+        SELECT 5 * i AS id, i AS num, 'name ' || i AS name, repeat(md5(i::text), 100) AS body,
+               'de' AS country, i::numeric AS total, int4range(i, i + 1) AS span
+          FROM generate_series(1, 1000) AS i"""
+    )
+    whole = load.but(source_table="everything", destination_table="everything")
+    copied(whole)
+    assert whole.index() == 6
+    assert whole.swap()["rows"] == 1000
+    after = describe(warehouse)
+    for what, rows in before.items():
+        assert after[what] == rows, what
+    assert warehouse.rows(TABLES) == tables
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        warehouse.admin("UPDATE everything SET country = 'xx'")
+
+
+def test_a_table_that_another_role_owns_stays_its(load: Load, warehouse: Database) -> None:
+    role = warehouse.server.role
+    warehouse.admin(
+        f'CREATE ROLE parts_owner; GRANT parts_owner TO "{role}";'
+        " GRANT CREATE ON SCHEMA public TO parts_owner; ALTER TABLE item OWNER TO parts_owner"
+    )
+    try:
+        before = describe(warehouse, "item")
+        copied(load)
+        load.index()
+        load.swap()
+        assert describe(warehouse, "item") == before
+    finally:
+        warehouse.admin("DROP OWNED BY parts_owner; DROP ROLE parts_owner")
+
+
+# -- kills
+
+
+class FileStore:
+    """A store of task state that outlives the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return json.loads(self._path.read_text()).get(key, default) if self._path.exists() else default
+
+    def set(self, key: str, value: Any) -> None:
+        values = json.loads(self._path.read_text()) if self._path.exists() else {}
+        changed = self._path.with_suffix(".new")
+        changed.write_text(json.dumps({**values, key: value}))
+        changed.replace(self._path)
+
+
+def test_indexes_and_swap_are_exact_wherever_they_are_killed(
+    load: Load, source: Database, warehouse: Database, tmp_path: Path
+) -> None:
+    before, tables = describe(warehouse, "item"), warehouse.rows(TABLES)
+    copied(load)
+    assert killed_at_each_wait(lambda _: load.index(1)) > 5
+    store = FileStore(tmp_path / "state")
+    assert killed_at_each_wait(lambda _: load.swap(store)) > 20
+    assert load.swap(store)["rows"] == 5000
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+    assert describe(warehouse, "item") == before
+    assert warehouse.rows(TABLES) == tables
+
+
+# -- what is found, and changes nothing
+
+
+def test_rows_that_break_a_key_are_said_and_the_table_is_untouched(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    source.execute("ALTER TABLE item DROP CONSTRAINT item_pkey; INSERT INTO item VALUES (1, 'again')")
+    copied(load)
+    with pytest.raises(RemoteError, match="item_pkey") as caught:
+        load.index()
+    assert caught.value.sqlstate == "23505"
+    assert unchanged(warehouse)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE item ADD COLUMN more int",
+        "ALTER TABLE item ADD CHECK (id >= 0)",
+        "ALTER TABLE item ALTER name SET DEFAULT 'x'",
+        "ALTER TABLE item ALTER name TYPE varchar(400)",
+        "ALTER TABLE item RENAME TO old; CREATE TABLE item (LIKE old INCLUDING DEFAULTS)",
+    ],
+)
+def test_a_destination_that_was_altered_is_not_replaced(load: Load, warehouse: Database, change: str) -> None:
+    copied(load)
+    warehouse.execute(change)
+    before = warehouse.rows("TABLE item")
+    load.index()
+    with pytest.raises(LoadLostError, match="since the load was planned"):
+        load.swap()
+    assert warehouse.rows("TABLE item") == before
+
+
+def test_an_index_that_came_meanwhile_is_built_in_the_swap(load: Load, warehouse: Database) -> None:
+    copied(load)
+    load.index()
+    warehouse.execute("CREATE INDEX a_new_one ON item (id); DROP INDEX item_name")
+    before = describe(warehouse, "item")
+    load.swap()
+    assert describe(warehouse, "item")["indexes"] == before["indexes"]
+
+
+def test_a_view_that_came_meanwhile_is_named(load: Load, warehouse: Database) -> None:
+    copied(load)
+    load.index()
+    warehouse.execute("CREATE VIEW looks AS TABLE item")
+    with pytest.raises(UsageError, match="view looks depends on it"):
+        load.swap()
+    assert unchanged(warehouse)
+
+
+def test_a_table_that_can_not_be_swapped_is_refused_before_a_row_moves(
+    load: Load, warehouse: Database
+) -> None:
+    warehouse.execute("CREATE VIEW looks AS TABLE item")
+    with pytest.raises(UsageError, match="view looks depends on it"):
+        load.begin()
+    assert load.keeper() is None
+
+
+def test_the_swap_waits_for_a_transaction_that_would_find_an_empty_table(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    with psycopg.connect(warehouse.conninfo, autocommit=True) as reader:
+        reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        copied(load)
+        load.index()
+        with pytest.raises(TransientError, match=f"have not ended .*: sessions {reader.info.backend_pid} "):
+            load.swap(wait=timedelta(seconds=0.5))
+        assert reader.execute("SELECT id FROM item").fetchall() == [(0,)]
+        reader.execute("COMMIT")
+    load.swap()
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+def test_a_swap_without_all_parts_is_refused(load: Load, warehouse: Database) -> None:
+    load.begin()
+    load.copy(1)
+    with pytest.raises(VerificationError, match="are not copied: 2, 3"):
+        load.swap()
+    assert unchanged(warehouse)
+
+
+def test_after_the_swap_there_is_nothing_to_do(load: Load) -> None:
+    copied(load)
+    load.index()
+    load.swap()
+    for step in (load.index, load.swap, partial(load.copy, 1)):
+        with pytest.raises(NoLoadError):
+            step()
+
+
+def test_an_empty_source_empties_the_table_only_if_that_is_allowed(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    source.execute("TRUNCATE item")
+    copied(load)
+    load.index()
+    with pytest.raises(UsageError, match=r"the source is empty, and public\.item has rows"):
+        load.swap()
+    assert unchanged(warehouse)
+    assert load.swap(allow_empty_source=True)["rows"] == 0
+    assert warehouse.rows(ROWS) == []
+
+
+def test_names_are_names_whatever_they_are(load: Load, source: Database, warehouse: Database) -> None:
+    odd = """a "b" 'c' $keep$ $$; DROP TABLE item; --"""
+    table = "CREATE TABLE {} ({} int PRIMARY KEY, {} text)"
+    for database in (source, warehouse):
+        database.execute('CREATE SCHEMA "Odd ""schema\'; --"')
+    name = sql.Identifier("Odd \"schema'; --", odd)
+    for database in (source, warehouse):
+        database.execute(
+            sql.SQL(table).format(name, sql.Identifier(odd + "1"), sql.Identifier(odd)).as_string()
+        )
+        database.execute(
+            sql.SQL("CREATE INDEX {} ON {} ({})")
+            .format(sql.Identifier(odd + "2"), name, sql.Identifier(odd))
+            .as_string()
+        )
+    source.execute(
+        sql.SQL("INSERT INTO {} SELECT i, 'x' FROM generate_series(1, 100) AS i").format(name).as_string()
+    )
+    named = load.but(source_table=name.as_string(), destination_table=name.as_string())
+    copied(named)
+    assert named.index() == 2
+    assert named.swap()["rows"] == 100
+    query = sql.SQL("SELECT * FROM {} ORDER BY 1").format(name).as_string()
+    assert warehouse.rows(query) == source.rows(query)
+    assert unchanged(warehouse)
