@@ -164,12 +164,15 @@ def test_what_cannot_be_made_is_named(
         "ALTER name SET DEFAULT pg_read_file('PG_VERSION')",
         "ALTER name SET DEFAULT table_to_xml('pg_class', true, true, '')::text",
         "ADD CHECK (harmless(small) > 0)",
+        "ADD CHECK (touchy(small) > 0) NOT VALID",
     ],
 )
 def test_expressions_of_the_source_do_nothing_here(table: tuple[Database, Database], change: str) -> None:
     source, warehouse = table
     function = "CREATE FUNCTION harmless(int) RETURNS int IMMUTABLE RETURN 1"
-    source.execute(function)
+    touchy = "CREATE FUNCTION touchy(int) RETURNS int VOLATILE RETURN 1"  # a superuser's own
+    source.execute(f"{function}; {touchy}")
+    warehouse.admin(touchy)
     source.admin(f"SET check_function_bodies = off; ALTER TABLE item {change}")
     owner = warehouse.admin("SELECT 'stranger_' || md5(random()::text)")[0][0]
     warehouse.admin(f"CREATE ROLE {owner}")

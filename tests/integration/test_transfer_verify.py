@@ -3,6 +3,7 @@
 # ruff: noqa: S608 - names that the tests themselves made
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_dblink.core.errors import VerificationError
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.tables.checksum import Checksum, agree
-from tests.databases import Database
+from airflow_dblink.embedded.server import servers
+from tests.databases import Database, new_database
+from tests.debian import postgres_bindir
 from tests.integration.sync.tables import contents
 from tests.transfers import meanwhile, transfer
 
@@ -254,6 +257,30 @@ def test_any_source_and_destination(both: tuple[Database, Database], arguments: 
     )
     rows = arguments.pop("rows", 3)
     assert transfer(mode="replace", verify="checksum", **arguments)["rows"] == rows
+
+
+@pytest.fixture
+def older(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """Give a database on the system's PostgreSQL; connection ``older``."""
+    with (
+        servers("system", bindir=postgres_bindir()) as (server,),
+        new_database(server, "older") as database,
+    ):
+        monkeypatch.setenv("AIRFLOW_CONN_OLDER", database.uri)
+        yield database
+
+
+def test_two_versions_of_postgresql_agree(source: Database, older: Database, warehouse: Database) -> None:
+    source.execute(f"{ALIKE}; {VALUES}")
+    older.execute(ALIKE)
+    warehouse.execute(ALIKE)
+    there = {"destination_conn_id": "older", "mode": "replace"}
+    assert transfer(**there, verify="checksum")["rows"] == 21
+    assert transfer(source_conn_id="older", mode="replace", verify="checksum")["rows"] == 21
+    warehouse.execute("DROP TABLE item")
+    again = transfer(source_conn_id="older", mode="create", like="all", verify="checksum")
+    assert (again["rows"], again["verified"]) == (21, "checksum")
+    assert contents(warehouse) == contents(source)
 
 
 # -- one snapshot

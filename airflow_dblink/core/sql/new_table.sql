@@ -57,7 +57,7 @@ SELECT name FROM part ORDER BY step, name;
 
 -- name: calls
 -- Functions of PostgreSQL's own among %(names)s that the source's expressions may not call here: they may change
--- something, or run a query that they are given. Others are looked for in "strangers".
+-- something, or run a query that they are given. "strangers" looks for others.
 SELECT DISTINCT p.proname AS name
   FROM pg_catalog.pg_proc AS p
  WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = ANY (%(names)s)
@@ -67,9 +67,9 @@ SELECT DISTINCT p.proname AS name
  ORDER BY p.proname;
 
 -- name: strangers
--- What defaults, constraints and indexes of a table use, and others may change: functions, operators and types that
--- belong neither to a superuser nor to the database's owner nor to this role. (Those of pg_catalog aren't in
--- pg_depend.)
+-- What defaults, constraints and indexes of a table may not use: functions, operators and types that belong neither
+-- to a superuser nor to the database's owner nor to this role, and functions that may change something. (Those of
+-- pg_catalog aren't in pg_depend.)
 WITH piece (classid, objid) AS (
     SELECT 'pg_catalog.pg_attrdef'::regclass::oid, oid FROM pg_catalog.pg_attrdef WHERE adrelid = %(oid)s
      UNION ALL
@@ -87,7 +87,9 @@ SELECT DISTINCT pg_catalog.pg_describe_object(d.refclassid, d.refobjid, 0) AS na
   LEFT JOIN pg_catalog.pg_type AS t
     ON d.refclassid = 'pg_catalog.pg_type'::regclass AND t.oid = d.refobjid
   JOIN pg_catalog.pg_roles AS owner ON owner.oid IN (p.proowner, o.oprowner, t.typowner)
- WHERE NOT owner.rolsuper AND NOT pg_catalog.pg_has_role(owner.oid, 'USAGE')
-   AND NOT EXISTS (SELECT FROM pg_catalog.pg_database AS own
-                    WHERE own.datname = pg_catalog.current_database() AND own.datdba = owner.oid)
+ WHERE p.provolatile = 'v'
+       AND p.proname <> ALL ('{uuid_generate_v1,uuid_generate_v1mc,uuid_generate_v4,gen_random_uuid,gen_random_bytes}')
+    OR NOT owner.rolsuper AND NOT pg_catalog.pg_has_role(owner.oid, 'USAGE')
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_database AS own
+                        WHERE own.datname = pg_catalog.current_database() AND own.datdba = owner.oid)
  ORDER BY name;

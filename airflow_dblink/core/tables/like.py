@@ -30,7 +30,9 @@ _SQL = statements("new_table.sql")
 _NAME_BYTES = 63
 _IDENTITY = {"a": "ALWAYS", "d": "BY DEFAULT"}
 _INTEGERS = {name: sql.SQL(name) for name in ("smallint", "integer", "bigint")}
+_CONSTRAINTS = ("EXCLUDE ", "PRIMARY KEY ", "UNIQUE ")
 _DEFERRALS = ("", " DEFERRABLE", " DEFERRABLE INITIALLY DEFERRED")
+_NO_TEXT = ";"
 _CHECKING = "checking what the new table will have"
 
 
@@ -132,7 +134,9 @@ def _options(row: Mapping[str, Any]) -> sql.Composed:
 def _index(index: Index, name: str, target: TableName) -> Piece:
     deferral = index.deferral if index.deferral in _DEFERRALS else ""
     made = build_indexes([(replace(index, tablespace="", deferral=deferral), name)], target)
-    texts = (index.method, index.constraint_definition or "")
+    texts: tuple[str, ...] = (index.method,)
+    if (definition := index.constraint_definition) is not None:
+        texts = (definition if definition.startswith(_CONSTRAINTS) else _NO_TEXT,)
     return Piece(f"index {index.name}", tuple(made), texts)
 
 
