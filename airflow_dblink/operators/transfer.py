@@ -58,10 +58,10 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         before anything is begun, and every *pause_check_interval* (5 s) while rows move. (templated)
     :param pause_while_conn_id: where it is asked; by default the destination's connection. (templated)
     :param verify: compare the destination with the source after the load, before *post_sql*; if they differ,
-        nothing is committed. ``count``: as many rows are kept as were sent, and after ``replace`` and
-        ``create`` the table has as many. ``checksum``, for ``replace`` and ``create``: the columns that were
-        moved have the same values, too; the source is read twice, from one snapshot. ``None``: no check; if
-        the destination drops rows, the log says so. (templated)
+        nothing is committed. ``count``: as many rows are kept as were sent, and after ``replace``, ``create``
+        and ``swap`` the table has as many. ``checksum``, for these three: the columns that were moved have
+        the same values, too; the source is read twice, from one snapshot. ``None``: no check; if the
+        destination drops rows, the log says so. (templated)
     :param rebuild_indexes: drop the destination's indexes before the load and build them after it, in the
         same transaction. ``None``: in mode ``replace``, if the source is estimated at over 10,000 rows,
         the role owns the table, no trigger fires for its new rows, and the database has no event triggers.
