@@ -32,7 +32,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": _modules("hooks", "dblink"),
-        "operators": _modules("operators", "execute", "fetch", "jobs", "query", "sync", "transfer"),
+        "operators": _modules("operators", "execute", "fetch", "jobs", "parts", "query", "sync", "transfer"),
         "sensors": _modules("sensors", "base", "job"),
         "triggers": _modules("triggers", "base", "job"),
         "config": {

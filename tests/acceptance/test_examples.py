@@ -24,6 +24,7 @@ from tests.acceptance.conftest import AirflowEnv, execute, not_over_midnight, ro
 TESTED = {
     *("dblink_async", "dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"),
     "dblink_transfer_swap",
+    "dblink_parts",
     *("dblink_job", "dblink_job_teardown", "dblink_jobs_parallel"),
     "dblink_join",
     *("dblink_sync", "dblink_sync_tables", "dblink_sync_after_sensor"),
@@ -107,6 +108,16 @@ def test_transfer_twice(airflow_env: AirflowEnv) -> None:
     for _ in range(2):
         airflow_env.run("dblink_transfer")
         assert rows(airflow_env.warehouse, 'SELECT count(*) FROM "Time Zone"') == offered
+
+
+def test_parts_twice(airflow_env: AirflowEnv) -> None:
+    for _ in range(2):
+        run = airflow_env.run("dblink_parts")
+        result = airflow_env.airflow.xcom("dblink_parts", run, "load_measurement.swap")
+        assert (result["rows"], result["retries"]) == (100_000, 0)
+        assert result["parts"] > 3
+    measured = "SELECT count(*), min(at), max(value) FROM measurement"
+    assert rows(airflow_env.warehouse, measured) == rows(airflow_env.source, measured)
 
 
 def test_swap_twice(airflow_env: AirflowEnv) -> None:

@@ -98,7 +98,7 @@ def test_connection_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["exec", "fetch", "transfer", "swap", "sync", "query", "jobs", "stock-operators"]
+    "name", ["exec", "fetch", "transfer", "swap", "parts", "sync", "query", "jobs", "stock-operators"]
 )
 def test_how_to(shop: AirflowEnv, name: str) -> None:
     # Python has no infinite date, and docs/how-to/fetch.md says so.

@@ -11,6 +11,13 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.load_tasks import (
+    DblinkPartsIndexOperator,
+    DblinkPartsLoadOperator,
+    DblinkPartsPlanOperator,
+    DblinkPartsSwapOperator,
+    DblinkPartsVerifyOperator,
+)
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from airflow_dblink.operators.jobs import (
@@ -27,6 +34,13 @@ from tests.integration.tasks import context
 
 JOB = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
 TWO = {"source_conn_id": "source", "destination_conn_id": "warehouse", "destination_table": "t"}
+PARTS: dict[type[DblinkBaseOperator], dict[str, Any]] = {
+    DblinkPartsPlanOperator: {},
+    DblinkPartsLoadOperator: {"part": 1},
+    DblinkPartsVerifyOperator: {"parts": [1]},
+    DblinkPartsIndexOperator: {},
+    DblinkPartsSwapOperator: {},
+}
 # Valid arguments, of which each text in turn gets a NUL.
 OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
     DblinkExecOperator: [{"conn_id": "source", "sql": "SELECT 1", "session_settings": {"work_mem": "1MB"}}],
@@ -50,6 +64,13 @@ OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
         {**TWO, "source_sql": "SELECT 1 AS a", "key": ["a"]},
         {**TWO, "source_table": "t", "columns": {"a": "a"}, "watermark_column": "a"},
     ],
+    **{
+        kind: [
+            {**TWO, "source_table": "t", "columns": ["a"], **more},
+            {**TWO, "source_table": "t", "columns": {"a": "a"}, **more},
+        ]
+        for kind, more in PARTS.items()
+    },
     DblinkSendQueryOperator: [{"conn_id": "source", "sql": "SELECT 1", "job_schema": "s"}],
     DblinkJobOperator: [{"conn_id": "source", "sql": "SELECT 1", "path": "/dev/shm/none", "job_schema": "s"}],
     DblinkGetResultOperator: [

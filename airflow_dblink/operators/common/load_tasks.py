@@ -1,0 +1,365 @@
+"""The tasks of a load in parts, and what they share: between which databases, which table, which load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import XComArg
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_dblink.core.errors import LoadLostError, UsageError, VerificationError
+from airflow_dblink.core.once.tries import Tries
+from airflow_dblink.core.parts.copying import copy_part
+from airflow_dblink.core.parts.indexing import build_indexes
+from airflow_dblink.core.parts.key import LoadKey
+from airflow_dblink.core.parts.load import LoadSpec, begin
+from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
+from airflow_dblink.core.parts.swapping import swap
+from airflow_dblink.core.parts.verifying import verify
+from airflow_dblink.core.server.login import connect
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sqltext.names import demand_columns
+from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT
+from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.hooks.parts.task import task_name
+from airflow_dblink.operators.common.arguments import whole_number
+from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.known import check_known
+from airflow_dblink.operators.common.once import ExactlyOnceOperator
+from airflow_dblink.operators.common.progress import Progress
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+INDEX_SESSIONS = 2
+OLDER_TRANSACTIONS_TIMEOUT = timedelta(minutes=10)
+_KEY = "airflow_dblink_load"
+MIN_PARTS = 16
+DEADLINE = timedelta(hours=24)
+IDLE = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Both:
+    """Both sides of a load, and the hooks that have opened them."""
+
+    source: Side
+    destination: Side
+    source_hook: DblinkHook
+    destination_hook: DblinkHook
+
+
+class LoadBaseOperator(DblinkBaseOperator):
+    """Base of the tasks of a load in parts; not one itself.
+
+    :param load_id: task_id of the task that plans the load: it tells the loads of one Dag apart. By default
+        its own.
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
+    :param source_table: table that is read, as in SQL. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param part_bytes: how large a part is at most, TOAST included.
+    :param min_parts: so many parts at least, if they would have 8 MB.
+    :param max_parts: so many parts at most; they are larger then.
+    :param lock: lock the source table in ACCESS SHARE mode while the snapshot is kept: TRUNCATE, VACUUM FULL
+        and ALTER TABLE wait. Without it such a change is found, and the load fails.
+    :param deadline: the most that the snapshot is kept.
+    :param idle: how long the snapshot is kept while no part uses it.
+    """
+
+    template_fields: Sequence[str] = (
+        "source_conn_id",
+        "destination_conn_id",
+        "destination_table",
+        "source_table",
+        "columns",
+        "session_settings",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"columns": "json", "session_settings": "json"}
+    ui_color = "#f5e3cf"
+
+    def __init__(
+        self,
+        *,
+        source_conn_id: str,
+        destination_conn_id: str,
+        destination_table: str,
+        source_table: str,
+        columns: Sequence[str] | Mapping[str, str] | None = None,
+        part_bytes: int = PART_BYTES,
+        min_parts: int = MIN_PARTS,
+        max_parts: int = MAX_PARTS,
+        lock: bool = True,
+        deadline: timedelta = DEADLINE,
+        idle: timedelta = IDLE,
+        load_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("deadline", deadline), ("idle", idle)):
+            if not isinstance(value, timedelta):
+                raise UsageError(f"{name} must be a timedelta, got {type(value).__name__}")
+        self.load_id = load_id
+        self.source_conn_id = source_conn_id
+        self.destination_conn_id = destination_conn_id
+        self.destination_table = destination_table
+        self.source_table = source_table
+        self.columns = columns
+        self.part_bytes = part_bytes
+        self.min_parts = min_parts
+        self.max_parts = max_parts
+        self.lock = lock
+        self.deadline = deadline
+        self.idle = idle
+
+    def _check_early(self) -> None:
+        self._spec().check()
+
+    def _spec(self) -> LoadSpec:
+        names = ("source_conn_id", "destination_conn_id", "destination_table", "source_table")
+        self._demand_values(*names)
+        demand_columns("columns", self.columns, or_mapping=True)
+        return LoadSpec(
+            destination_table=self.destination_table,
+            source_table=self.source_table,
+            columns=self.columns,
+            part_bytes=self.part_bytes,
+            min_parts=min(self.min_parts, self.max_parts),
+            max_parts=self.max_parts,
+            lock=self.lock,
+            deadline_s=self.deadline.total_seconds(),
+            idle_s=self.idle.total_seconds(),
+        )
+
+    def _key(self, context: Context) -> LoadKey:
+        ti = context["ti"]
+        return LoadKey.of({"dag_id": ti.dag_id, "run_id": ti.run_id, "load_id": self.load_id or ti.task_id})
+
+    @contextmanager
+    def _sides(self) -> Iterator[Both]:
+        """Give both sides, and their hooks; a mistake, or a load that is lost, is not tried again."""
+        with self._errors_for_airflow():
+            self._spec().check()
+            with (
+                self._hook(self.source_conn_id) as source,
+                self._hook(self.destination_conn_id) as destination,
+            ):
+                try:
+                    yield Both(
+                        Side(source.link().connection, self.source_conn_id),
+                        Side(destination.link().connection, self.destination_conn_id),
+                        source,
+                        destination,
+                    )
+                except (LoadLostError, VerificationError) as error:
+                    raise AirflowFailException(str(error)) from None
+
+
+class DblinkPartsPlanOperator(LoadBaseOperator):
+    """Begin a load in parts: keep a snapshot of the source, make the table that is loaded, cut the source.
+
+    :param load_id: task_id of the plan, for the tasks after it.
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param source_table: table that is read, as in SQL. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+
+    :returns: (XCom) the numbers of the parts, to be mapped over.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_known(self)
+
+    def execute(self, context: Context) -> list[int]:
+        """Begin the load, or go on with what an earlier try has begun."""
+        ti, spec = context["ti"], self._spec()
+        tries = Tries(context["task_state_store"], ti.max_tries)
+        left = tries.left(_KEY)
+        tries.leave(_KEY, {})  # refused if a later try is running
+        with self._sides() as both:
+            source, destination = both.source, both.destination
+            ledger, head = begin(
+                source,
+                destination,
+                lambda: connect(both.source_hook.target(), application_name=task_name(), check=self._check),
+                self._key(context),
+                spec,
+                try_number=ti.try_number,
+                is_anew=left is not None and left.is_cleared,
+                source_settings=self._settings(source.connection, source.conn_id),
+                destination_settings=self._settings(destination.connection, destination.conn_id),
+            )
+            self.log.info("The load's table is %s until it takes its place", ledger.shadow.as_string())
+            return list(range(1, head.parts + 1))
+
+
+class DblinkPartsLoadOperator(LoadBaseOperator):
+    """Copy one part of a load, once, across retries and killed workers.
+
+    :param load_id: task_id of the plan, for the tasks after it.
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param source_table: table that is read, as in SQL. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param part: its number. (templated)
+
+    :returns: (XCom) ``rows`` and ``bytes`` of the part, ``seconds`` and ``tries`` that it took.
+    """
+
+    template_fields: Sequence[str] = (*LoadBaseOperator.template_fields, "part")
+
+    def __init__(self, *, part: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.part = part
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Copy the part; the counts become the XCom return value."""
+        progress = Progress(self.log.info)
+        with self._sides() as both:
+            source, destination = both.source, both.destination
+            part = whole_number("part", self.part, least=1)
+            done = copy_part(
+                source,
+                destination,
+                self._key(context),
+                self._spec(),
+                part,
+                context["ti"].try_number,
+                source_settings=self._settings(source.connection, source.conn_id),
+                destination_settings=self._settings(destination.connection, destination.conn_id),
+                progress=progress.report,
+            )
+            progress.say(f"Part {part}", done.rows, done.bytes, done.seconds)
+            return {"rows": done.rows, "bytes": done.bytes, "seconds": done.seconds, "tries": done.tries}
+
+
+class DblinkPartsVerifyOperator(LoadBaseOperator):
+    """Look whether all parts of a load are there, and let go of the source's snapshot.
+
+    :param load_id: task_id of the plan, for the tasks after it.
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param source_table: table that is read, as in SQL. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param parts: the numbers of the parts, as the plan has returned them. (templated)
+
+    :returns: (XCom) ``rows``, ``bytes`` and ``parts``.
+    """
+
+    template_fields: Sequence[str] = (*LoadBaseOperator.template_fields, "parts")
+
+    def __init__(self, *, parts: Sequence[int] | XComArg, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parts = parts
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Verify the load; the counts become the XCom return value."""
+        with self._sides() as both:
+            if not isinstance(self.parts, Sequence) or isinstance(self.parts, str):
+                raise UsageError(f"parts must be a list of numbers, got {type(self.parts).__name__}")
+            done = verify(both.source, both.destination, self._key(context), self._spec(), len(self.parts))[2]
+            self.log.info("%s rows in %s parts, %.1f MB", f"{done.rows:,}", done.parts, done.bytes / 1e6)
+            return {"rows": done.rows, "bytes": done.bytes, "parts": done.parts}
+
+
+class DblinkPartsIndexOperator(LoadBaseOperator):
+    """Build the indexes of the table that was loaded, several at once.
+
+    :param load_id: task_id of the plan, for the tasks after it.
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param source_table: table that is read, as in SQL. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param index_sessions: how many at once; each is a session of its own.
+
+    :returns: (XCom) ``indexes``: how many were built.
+    """
+
+    def __init__(self, *, index_sessions: int = INDEX_SESSIONS, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.index_sessions = whole_number("index_sessions", index_sessions, least=1)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Build the indexes that an earlier try hasn't built."""
+        with self._sides() as both:
+            destination, target = both.destination, both.destination_hook.target()
+            built = build_indexes(
+                destination,
+                lambda check: connect(target, application_name=task_name(), check=check),
+                self._key(context),
+                self._spec(),
+                sessions=self.index_sessions,
+                check=self._check,
+                settings=self._settings(destination.connection, destination.conn_id),
+            )
+            return {"indexes": built}
+
+
+class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
+    """Give the loaded table the destination's place, exactly once: readers wait for the rename alone.
+
+    :param load_id: task_id of the plan, for the tasks after it.
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param source_table: table that is read, as in SQL. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param swap_timeout: how long to try to lock the destination, each time for a second.
+    :param older_transactions_timeout: how long to wait for transactions that began before: they would find
+        an empty table afterwards. ``None``: don't wait.
+    :param reset_sequences: move the destination's sequences beyond the values that came.
+    :param allow_empty_source: let an empty source empty the destination.
+
+    :returns: (XCom) ``rows``, ``bytes`` and ``seconds`` of all parts together, ``parts``, ``retries``,
+        ``snapshot`` (when it was taken, as ISO text) and ``xid``.
+    """
+
+    def __init__(
+        self,
+        *,
+        swap_timeout: timedelta = SWAP_TIMEOUT,
+        older_transactions_timeout: timedelta | None = OLDER_TRANSACTIONS_TIMEOUT,
+        reset_sequences: bool = True,
+        allow_empty_source: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.swap_timeout = swap_timeout
+        self.older_transactions_timeout = older_transactions_timeout
+        self.reset_sequences = reset_sequences
+        self.allow_empty_source = allow_empty_source
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Swap the tables, once across all tries."""
+        with self._sides() as both:
+            destination = both.destination
+            once = self._once(context, destination.connection, destination.conn_id)
+            result = self._recall(context, both.destination_hook, once)
+            if result is not None:
+                self.log.info("An earlier try has committed: nothing is swapped. %s", result)
+            else:
+                result = swap(
+                    both.source,
+                    destination,
+                    self._key(context),
+                    self._spec(),
+                    once,
+                    self._settings(destination.connection, destination.conn_id),
+                    swap_timeout=self.swap_timeout,
+                    older_transactions_timeout=self.older_transactions_timeout,
+                    reset_sequences=self.reset_sequences,
+                    allow_empty_source=self.allow_empty_source,
+                )
+                self._check()
+            once.finish(result)
+            return result

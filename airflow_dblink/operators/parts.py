@@ -1,0 +1,113 @@
+"""A table loaded in parts by many tasks, from one snapshot: a group of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import TaskGroup, chain
+
+from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
+from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT
+from airflow_dblink.operators.common.load_tasks import (
+    DEADLINE,
+    IDLE,
+    INDEX_SESSIONS,
+    MIN_PARTS,
+    OLDER_TRANSACTIONS_TIMEOUT,
+    DblinkPartsIndexOperator,
+    DblinkPartsLoadOperator,
+    DblinkPartsPlanOperator,
+    DblinkPartsSwapOperator,
+    DblinkPartsVerifyOperator,
+)
+
+
+def dblink_parted_transfer(
+    *,
+    group_id: str,
+    source_conn_id: str,
+    source_table: str,
+    destination_conn_id: str,
+    destination_table: str,
+    columns: Sequence[str] | Mapping[str, str] | None = None,
+    part_bytes: int = PART_BYTES,
+    min_parts: int = MIN_PARTS,
+    max_parts: int = MAX_PARTS,
+    max_active_parts: int | None = None,
+    lock: bool = True,
+    deadline: timedelta = DEADLINE,
+    idle: timedelta = IDLE,
+    index_sessions: int = INDEX_SESSIONS,
+    swap_timeout: timedelta = SWAP_TIMEOUT,
+    older_transactions_timeout: timedelta | None = OLDER_TRANSACTIONS_TIMEOUT,
+    reset_sequences: bool = True,
+    allow_empty_source: bool = False,
+    session_settings: Mapping[str, Any] | None = None,
+    task_arguments: Mapping[str, Any] | None = None,
+) -> TaskGroup:
+    """Return a group of tasks that copies a table in parts, from one snapshot, and swaps it in.
+
+    ``plan >> load (one task per part) >> verify >> index >> swap``. To be called in a Dag.
+
+    :param group_id: name of the group; it begins the names of its tasks.
+    :param source_conn_id: Airflow connection that is read. (templated)
+    :param source_table: table that is read, as in SQL. (templated)
+    :param destination_conn_id: Airflow connection that is written. (templated)
+    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
+    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param part_bytes: how large a part is at most, TOAST included.
+    :param min_parts: so many parts at least, if they would have 8 MB. Eight per worker let all end together.
+    :param max_parts: so many parts at most; they are larger then.
+    :param max_active_parts: how many parts are copied at the same time; by default as many as Airflow runs.
+    :param lock: lock the source table in ACCESS SHARE mode while the snapshot is kept: TRUNCATE, VACUUM FULL
+        and ALTER TABLE wait. Without it such a change is found, and the load fails.
+    :param deadline: the most that the snapshot is kept; VACUUM on the source removes little meanwhile.
+    :param idle: how long the snapshot is kept while no part uses it.
+    :param index_sessions: how many indexes are built at the same time.
+    :param swap_timeout: how long to try to lock the destination for the swap, each time for a second.
+    :param older_transactions_timeout: how long the swap waits for transactions of the destination's database
+        that began before it, and would find an empty table. ``None``: don't wait.
+    :param reset_sequences: move the destination's sequences beyond the values that came.
+    :param allow_empty_source: let an empty source empty the destination.
+    :param session_settings: run-time parameters by name, local to the tasks' transactions. (templated)
+    :param task_arguments: arguments of all tasks of the group: ``retries``, ``pool``, ``queue``, ...
+
+    :returns: the group; its last task, ``swap``, returns ``rows``, ``bytes``, ``seconds``, ``parts``,
+        ``retries``, ``snapshot`` and ``xid``.
+    :raises AirflowFailException: for arguments that make no sense.
+    """
+    with TaskGroup(group_id) as group:
+        common: dict[str, Any] = {
+            "source_conn_id": source_conn_id,
+            "source_table": source_table,
+            "destination_conn_id": destination_conn_id,
+            "destination_table": destination_table,
+            "columns": columns,
+            "part_bytes": part_bytes,
+            "min_parts": min_parts,
+            "max_parts": max_parts,
+            "lock": lock,
+            "deadline": deadline,
+            "idle": idle,
+            "session_settings": session_settings,
+            **(task_arguments or {}),
+        }
+        plan = DblinkPartsPlanOperator(task_id="plan", **common)
+        common["load_id"] = plan.task_id
+        load = DblinkPartsLoadOperator.partial(
+            task_id="load", max_active_tis_per_dagrun=max_active_parts, **common
+        ).expand(part=plan.output)
+        verified = DblinkPartsVerifyOperator(task_id="verify", parts=plan.output, **common)
+        index = DblinkPartsIndexOperator(task_id="index", index_sessions=index_sessions, **common)
+        swapped = DblinkPartsSwapOperator(
+            task_id="swap",
+            swap_timeout=swap_timeout,
+            older_transactions_timeout=older_transactions_timeout,
+            reset_sequences=reset_sequences,
+            allow_empty_source=allow_empty_source,
+            **common,
+        )
+        chain(plan, load, verified, index, swapped)
+    return group

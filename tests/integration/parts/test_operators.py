@@ -1,0 +1,156 @@
+"""The tasks of a load in parts, as Airflow runs them: retries, a cleared plan, mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_dblink.operators.common.load_tasks import (
+    DblinkPartsIndexOperator,
+    DblinkPartsLoadOperator,
+    DblinkPartsPlanOperator,
+    DblinkPartsSwapOperator,
+    DblinkPartsVerifyOperator,
+)
+from airflow_dblink.operators.parts import dblink_parted_transfer
+from tests.databases import Database
+from tests.integration.tasks import context
+from tests.parts import FILL, ITEM, PART_BYTES
+from tests.stores import MemoryStore
+
+ROWS = "SELECT * FROM item ORDER BY 1"
+LEFT = "SELECT relname FROM pg_class WHERE relname LIKE 'dblink_load%%'"
+COMMON: dict[str, Any] = {
+    "source_conn_id": "source",
+    "source_table": "item",
+    "destination_conn_id": "warehouse",
+    "destination_table": "item",
+    "part_bytes": PART_BYTES,
+    "idle": timedelta(minutes=1),
+}
+
+
+@dataclass
+class Run:
+    """One run of the group: its tasks, and their state."""
+
+    stores: dict[str, MemoryStore] = field(default_factory=dict)
+
+    def execute(
+        self, kind: type[Any], name: str, try_number: int = 1, max_tries: int = 0, **arguments: Any
+    ) -> Any:
+        """Execute the task *name* of the group."""
+        given = {**COMMON, **({} if name == "plan" else {"load_id": "plan"}), **arguments}
+        task = kind(task_id=name, **given)
+        store = self.stores.setdefault(name, MemoryStore())
+        found = context(store, task_id=name, try_number=try_number, max_tries=max_tries)
+        return task.execute(found)
+
+    def plan(self, try_number: int = 1, max_tries: int = 0, **arguments: Any) -> list[int]:
+        found: list[int] = self.execute(DblinkPartsPlanOperator, "plan", try_number, max_tries, **arguments)
+        return found
+
+    def load(self, part: Any, try_number: int = 1) -> dict[str, Any]:
+        found: dict[str, Any] = self.execute(DblinkPartsLoadOperator, "load", try_number, part=part)
+        return found
+
+    def rest(self, parts: list[int]) -> dict[str, Any]:
+        """Execute the tasks after the parts; returns the result of the last one."""
+        self.execute(DblinkPartsVerifyOperator, "verify", parts=parts)
+        self.execute(DblinkPartsIndexOperator, "index", index_sessions=2)
+        found: dict[str, Any] = self.execute(DblinkPartsSwapOperator, "swap")
+        return found
+
+
+@pytest.fixture
+def run(source: Database, warehouse: Database) -> Iterator[Run]:
+    """Give a run, and the tables; the keeper is ended afterwards."""
+    source.execute(f"{ITEM}; {FILL}")
+    warehouse.execute(ITEM)
+    warehouse.execute("INSERT INTO item VALUES (0, 'before')")
+    yield Run()
+    source.admin(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE 'dblink_keeper%%'"
+    )
+
+
+def test_the_tasks_load_the_table(run: Run, source: Database, warehouse: Database) -> None:
+    parts = run.plan()
+    assert parts == list(range(1, len(parts) + 1))
+    done = [run.load(part) for part in parts]
+    result = run.rest(parts)
+    assert sum(each["rows"] for each in done) == result["rows"] == 5000
+    assert (result["parts"], result["retries"]) == (len(parts), 0)
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+    assert warehouse.rows(LEFT) == []
+    # A try that comes after the commit, as Airflow has not heard of it, returns the same.
+    run.stores["swap"].set(
+        "airflow_dblink_once", {**run.stores["swap"].get("airflow_dblink_once"), "ended": None}
+    )
+    assert run.execute(DblinkPartsSwapOperator, "swap", 2) == result
+
+
+def test_tries_go_on_and_a_cleared_plan_begins_anew(run: Run, source: Database, warehouse: Database) -> None:
+    parts = run.plan()
+    run.load(1)
+    assert run.plan(2) == parts
+    assert run.load(1, 2)["tries"] == 1
+    source.execute("DELETE FROM item WHERE id > 100")
+    again = run.plan(3, max_tries=2)
+    for part in again:
+        run.load(part, 3)
+    assert run.rest(again)["rows"] == 100
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+def test_a_load_that_is_lost_is_not_tried_again(run: Run, source: Database, warehouse: Database) -> None:
+    parts = run.plan(lock=False)
+    source.execute("TRUNCATE item")
+    with pytest.raises(AirflowFailException, match="was truncated, rewritten"):
+        run.load(1)
+    with pytest.raises(AirflowFailException, match="are not copied: 1, 2"):
+        run.rest(parts)
+    assert warehouse.rows("SELECT id FROM item") == [(0,)]
+
+
+def test_a_part_of_a_load_that_has_ended_says_so(run: Run) -> None:
+    parts = run.plan()
+    for part in parts:
+        run.load(part)
+    run.rest(parts)
+    with pytest.raises(AirflowFailException, match="there is nothing to load into"):
+        run.load(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"part_bytes": 0}, "part_bytes must be a whole number"),
+        ({"source_table": None}, "source_table has no value"),
+        ({"columns": "id"}, "columns must be a list or a mapping"),
+        ({"idle": 5}, "idle must be a timedelta"),
+        ({"max_parts": 9999}, "max_parts must be at most 1000"),
+    ],
+)
+def test_a_mistake_is_said_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+    with DAG("mistaken", schedule=None), pytest.raises(Exception, match=message):
+        dblink_parted_transfer(group_id="load", **{**COMMON, **arguments})
+
+
+def test_the_group_runs_its_tasks_in_order() -> None:
+    with DAG("ordered", schedule=None) as dag:
+        group = dblink_parted_transfer(group_id="load", task_arguments={"retries": 7}, **COMMON)
+    assert group.group_id == "load"
+    order = ["plan", "load", "verify", "index", "swap"]
+    assert [*dag.task_dict] == [f"load.{name}" for name in order]
+    assert {task.retries for task in dag.tasks} == {7}
+    for before, after in pairwise(order):
+        assert f"load.{after}" in dag.task_dict[f"load.{before}"].downstream_task_ids
