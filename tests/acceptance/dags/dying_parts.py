@@ -35,6 +35,6 @@ with (
         source_table="dying_part",
         destination_conn_id="warehouse_db",
         destination_table="dying_part",
-        part_bytes=100_000,
+        part_bytes=250_000,
         task_arguments={"retries": 1, "retry_delay": timedelta(0)},
     )
