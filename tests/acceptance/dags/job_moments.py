@@ -113,7 +113,8 @@ class Send(FirstTryDies, DblinkSendQueryOperator):
 
 MODES: dict[str, dict[str, Any]] = {
     "poke": {"mode": "poke", "poke_interval": 1},
-    "reschedule": {"mode": "reschedule", "poke_interval": 3},
+    # Longer than a task takes to end: Airflow fails a task that is queued again before it has heard of that.
+    "reschedule": {"mode": "reschedule", "poke_interval": 10},
     "deferrable": {"deferrable": True, "poke_interval": 1},
 }
 KILLED: dict[str, dict[str, Any]] = {
