@@ -132,7 +132,9 @@ def _become(log: Path, arguments: list[str]) -> NoReturn:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Exception:  # noqa: BLE001 - to the log, as Python does
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)  # as Python does
+    except BaseException:  # noqa: BLE001 - to the log, as Python does
         traceback.print_exc()
     finally:
         with suppress(BaseException):

@@ -13,6 +13,7 @@ from airflow_dblink.core.sync.session import Session
 from airflow_dblink.core.sync.spec import Apply, Lock, Method, OnConflict, Spec, Triggers
 from airflow_dblink.operators.common.arguments import flag, number, plan_of
 from airflow_dblink.operators.common.known import check_known
+from airflow_dblink.operators.common.pace import hold_before_work
 from airflow_dblink.operators.common.progress import Progress
 from airflow_dblink.operators.common.sync.statements import StatementsFileOperator
 from airflow_dblink.operators.common.sync.watermark import WatermarkOperator, watermark_key
@@ -229,7 +230,7 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
                 once.finish(earlier)
                 return earlier
             if pace is not None:
-                pace.hold_while_paused(destination.idle)
+                hold_before_work(pace, destination)
             source = Side(there.link().connection, self.source_conn_id)
             session = Session(
                 source,

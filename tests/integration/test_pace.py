@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
+from psycopg.sql import SQL, Identifier
 
 from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.server.login import connect
@@ -284,23 +285,58 @@ def test_a_source_that_is_lost_in_a_pause_is_noticed_in_it(
     assert warehouse.admin("TABLE item") == BEFORE
 
 
-def test_a_lost_session_of_the_query_itself_names_it(
+def test_a_lost_session_of_the_query_is_opened_again(
     both: tuple[Database, Database], is_paused: Callable[[], bool]
 ) -> None:
     source, warehouse = both
-    source.execute("CREATE TABLE flag (stop bool); INSERT INTO flag VALUES (true)")
-    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+
+    def lose_it() -> None:
+        source.admin(_END_OTHERS)
+        while not source.sessions():
+            time.sleep(0.02)
+        source.execute("UPDATE flag SET stop = false")
+
+    with meanwhile(lose_it, is_paused):
+        _paused_by_a_flag(source)
+    assert warehouse.rows("SELECT count(*) FROM item") == [(2001,)]
+
+
+def test_a_session_of_the_query_that_cannot_be_opened_again_names_it(
+    both: tuple[Database, Database], is_paused: Callable[[], bool]
+) -> None:
+    source, warehouse = both
+
+    def close_the_door() -> None:
+        with psycopg.connect(
+            source.server.conninfo(dbname="postgres", superuser=True), autocommit=True
+        ) as admin:
+            admin.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(source.name)))
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (source.name,)
+            )
+
     with (
-        meanwhile(lambda: source.admin(f"{end} AND pid <> pg_backend_pid()"), is_paused),
-        pytest.raises(TransientError, match=r"(?s)connection 'source'.*while asking pause_while"),
+        meanwhile(close_the_door, is_paused),
+        pytest.raises(TransientError, match=r"(?s)'source'.*pause_while is asked on this connection"),
     ):
-        transfer(
-            source_sql=ROWS,
-            pause_while="SELECT stop FROM flag",
-            pause_while_conn_id="source",
-            pause_check_interval=timedelta(milliseconds=20),
-        )
+        _paused_by_a_flag(source)
     assert warehouse.admin("TABLE item") == BEFORE
+
+
+_END_OTHERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+def _paused_by_a_flag(source: Database) -> None:
+    source.execute("CREATE TABLE flag (stop bool); INSERT INTO flag VALUES (true)")
+    transfer(
+        source_sql=ROWS,
+        pause_while="SELECT stop FROM flag",
+        pause_while_conn_id="source",
+        pause_check_interval=timedelta(milliseconds=20),
+    )
 
 
 # -- queries that can't be asked

@@ -3,6 +3,8 @@
 # ruff: noqa: S608 - names that the tests themselves made
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -164,26 +166,63 @@ def test_what_cannot_be_made_is_named(
         "ALTER name SET DEFAULT pg_read_file('PG_VERSION')",
         "ALTER name SET DEFAULT table_to_xml('pg_class', true, true, '')::text",
         "ADD CHECK (harmless(small) > 0)",
+        "ADD CHECK (harmless(1) > 0)",
+        "ADD CHECK (small OPERATOR(public.<%>) 1 > 0)",
         "ADD CHECK (touchy(small) > 0) NOT VALID",
     ],
 )
 def test_expressions_of_the_source_do_nothing_here(table: tuple[Database, Database], change: str) -> None:
     source, warehouse = table
-    function = "CREATE FUNCTION harmless(int) RETURNS int IMMUTABLE RETURN 1"
     touchy = "CREATE FUNCTION touchy(int) RETURNS int VOLATILE RETURN 1"  # a superuser's own
-    source.execute(f"{function}; {touchy}")
+    source.execute(f"{_harmless('RETURN 1')}; {touchy}")
     warehouse.admin(touchy)
     source.admin(f"SET check_function_bodies = off; ALTER TABLE item {change}")
-    owner = warehouse.admin("SELECT 'stranger_' || md5(random()::text)")[0][0]
-    warehouse.admin(f"CREATE ROLE {owner}")
-    warehouse.admin(f"{function}; ALTER FUNCTION harmless OWNER TO {owner}")
-    try:
+    with _stranger(warehouse) as owner:
+        runs = "LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'ran as %', current_user; END$$"
+        warehouse.admin(f"SET SESSION AUTHORIZATION {owner}; {_harmless(runs)}")
         with pytest.raises(
             AirflowFailException, match=r"(?s)in the name of this role.*42501.*like='columns'"
         ):
             transfer(**ALL)
+    assert warehouse.rows("SELECT to_regclass('item')") == [(None,)]
+
+
+def _harmless(body: str) -> str:
+    function = f"RETURNS int IMMUTABLE {body}"
+    operator = "CREATE OPERATOR <%> (LEFTARG = int, RIGHTARG = int, FUNCTION = harmless)"
+    return (
+        f"CREATE FUNCTION harmless(int) {function}; CREATE FUNCTION harmless(int, int) {function}; {operator}"
+    )
+
+
+@contextmanager
+def _stranger(database: Database) -> Iterator[str]:
+    """Give a role that may create in public, and drop it with all that it has made."""
+    ((role,),) = database.admin("SELECT 'stranger_' || md5(random()::text)")
+    database.admin(f"CREATE ROLE {role}; GRANT CREATE ON SCHEMA public TO {role}")
+    try:
+        yield role
     finally:
-        warehouse.admin(f"DROP OWNED BY {owner}; DROP ROLE {owner}")
+        database.admin(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+def test_a_function_that_a_stranger_makes_during_the_load_is_not_called(
+    table: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, warehouse = table
+    trusted = "CREATE FUNCTION thrice(bigint) RETURNS bigint IMMUTABLE RETURN 3 * $1"
+    source.execute(f"{trusted}; ALTER TABLE item ADD CHECK (thrice(small) IS NOT NULL) NOT VALID")
+    warehouse.admin(trusted)
+    with _stranger(warehouse) as owner:
+        fits_better = "CREATE FUNCTION thrice(smallint) RETURNS bigint IMMUTABLE RETURN 1 / 0"
+
+        def make(*args: Any) -> None:
+            warehouse.admin(f"SET SESSION AUTHORIZATION {owner}; {fits_better}")
+            like.make(*args)
+
+        monkeypatch.setattr("airflow_dblink.core.transfer.run.make", make)
+        with pytest.raises(AirflowFailException, match=r"use function public\.thrice, which could do"):
+            transfer(**ALL)
     assert warehouse.rows("SELECT to_regclass('item')") == [(None,)]
 
 
@@ -205,6 +244,8 @@ def test_expressions_of_the_source_do_nothing_here(table: tuple[Database, Databa
         "/* a */ 1",
         "$$x$$",
         'U&"query\\005fto_xml"(1)',
+        "TREAT(1 AS pg_sleep)",
+        "treat(small AS pg_terminate_backend)",
     ],
 )
 def test_a_text_that_is_no_expression_is_refused(text: str) -> None:
@@ -212,7 +253,7 @@ def test_a_text_that_is_no_expression_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1", "f(1, 2) + (3)", "ARRAY[1, 2]", "'a;, (' || \"x(\"", r"E'it''s \\ y'::text"]
+    "text", ['"treat" > 0', "1", "f(1, 2) + (3)", "ARRAY[1, 2]", "'a;, (' || \"x(\"", r"E'it''s \\ y'::text"]
 )
 def test_an_expression_is_none_of_these(text: str) -> None:
     assert like._is_contained(text)

@@ -93,3 +93,23 @@ SELECT DISTINCT pg_catalog.pg_describe_object(d.refclassid, d.refobjid, 0) AS na
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_database AS own
                         WHERE own.datname = pg_catalog.current_database() AND own.datdba = owner.oid)
  ORDER BY name;
+
+-- name: strange_names
+-- Functions, operators and types by schema and name (%(schemas)s and %(names)s), whatever their arguments, that belong to
+-- strangers: neither to a superuser nor to the database's owner nor to this role.
+WITH thing (kind, schema_name, name, owner) AS (
+    SELECT 'function', p.pronamespace, p.proname, p.proowner FROM pg_catalog.pg_proc AS p
+     UNION ALL
+    SELECT 'operator', o.oprnamespace, o.oprname, o.oprowner FROM pg_catalog.pg_operator AS o
+     UNION ALL
+    SELECT 'type', t.typnamespace, t.typname, t.typowner FROM pg_catalog.pg_type AS t
+)
+SELECT DISTINCT pg_catalog.concat(thing.kind, ' ', pg_catalog.quote_ident(n.nspname), '.', thing.name) AS name
+  FROM ROWS FROM (pg_catalog.unnest(%(schemas)s::text[]), pg_catalog.unnest(%(names)s::text[])) AS mention (schema_name, name)
+  JOIN pg_catalog.pg_namespace AS n ON n.nspname = mention.schema_name
+  JOIN thing ON thing.schema_name = n.oid AND thing.name = mention.name
+  JOIN pg_catalog.pg_roles AS owner ON owner.oid = thing.owner
+ WHERE NOT owner.rolsuper AND NOT pg_catalog.pg_has_role(owner.oid, 'USAGE')
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_database AS own
+                    WHERE own.datname = pg_catalog.current_database() AND own.datdba = owner.oid)
+ ORDER BY name;

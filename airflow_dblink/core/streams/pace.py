@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.postgres import types
 from psycopg.rows import tuple_row
 
-from airflow_dblink.core.errors import ConnectError, RemoteError, UsageError, from_psycopg
+from airflow_dblink.core.errors import ConnectError, RemoteError, TransientError, UsageError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection, time_limit
 from airflow_dblink.core.server.settings import set_config
 from airflow_dblink.core.server.side import Side
@@ -44,7 +44,8 @@ class Pause:
 
     :ivar query: one query; the first column of its first row is a boolean. False, NULL and no row mean go on.
     :ivar conn_id: where it is asked, for errors and logs.
-    :ivar connect: opens the session, when it is first needed; whoever gave it closes the session.
+    :ivar connect: opens the session when it is first needed, and anew when it was lost; whoever gave it
+        closes the session.
     :ivar every_s: seconds from one answer to the next question.
     :ivar answer_s: seconds that an answer may take.
     """
@@ -59,19 +60,29 @@ class Pause:
     def is_wanted(self) -> bool:
         """Ask, in a read-only transaction, and return whether rows should wait.
 
+        A session that was lost since the last answer is opened again: it is idle while no rows move, and
+        servers and poolers may limit that (``idle_session_timeout``).
+
         :raises UsageError: if the text isn't one query, or its first column is no boolean.
         :raises RemoteError: what the server says.
         :raises TransientError: if there is no connection, or no answer within 5 s more.
         """
         part = the_query(self.query, "pause_while", self.conn_id)
         query = UserText(self.query, "pause_while").part(part.start, part.end)
-        if self._side is None:
+        if self._side is not None:
             try:
-                self._side = Side(self.connect(), self.conn_id)
-            except ConnectError as error:
-                hints = filter(None, (error.hint, "pause_while is asked on this connection"))
-                raise error.but(hint="; ".join(hints)) from None
-        side = self._side
+                return self._ask(self._side, query)
+            except TransientError:
+                if not self._side.connection.closed:
+                    raise
+        try:
+            self._side = Side(self.connect(), self.conn_id)
+        except ConnectError as error:
+            hints = filter(None, (error.hint, "pause_while is asked on this connection"))
+            raise error.but(hint="; ".join(hints)) from None
+        return self._ask(self._side, query)
+
+    def _ask(self, side: Side, query: UserText) -> bool:
         with _at_most(side, self.answer_s + _ANSWER_GRACE_S):
             side.run("BEGIN READ ONLY", _ACTION)
             limit = {"statement_timeout": f"{self.answer_s * 1000:.0f}ms"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, Literal, get_args
 
 from psycopg import sql
@@ -104,6 +104,8 @@ def _values(source: Side, table: Relation, target: TableName) -> list[Piece]:
     names: dict[str, str] = {}
     for row in source.ask(_SQL["sequences"], {"oid": table.oid}):
         column, options = sql.Identifier(row["column_name"]), _options(row)
+        if row["type"] not in _INTEGERS or row["identity"] not in ("", *_IDENTITY):
+            raise _undescribed(source, f"the sequence of column {row['column_name']}")
         if row["identity"]:
             kind = sql.SQL(_IDENTITY[row["identity"]])
             identity = sql.SQL("ALTER TABLE {} ALTER COLUMN {} ADD GENERATED {} AS IDENTITY ({})")
@@ -175,7 +177,9 @@ def _renamed(name: str, table: Relation, target: TableName) -> str:
     if table.name == target.name:
         return name
     rest = name.removeprefix(table.name) if name.startswith(table.name) else f"_{name}"
-    return f"{target.name}{rest}".encode()[:_NAME_BYTES].decode(errors="ignore")
+    room = max(_NAME_BYTES - len(rest.encode()), 0)  # what tells the names apart stays
+    head = target.name.encode()[:room].decode(errors="ignore")
+    return f"{head}{rest}".encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
 def _demand_contained(source: Side, what: str, text: str) -> None:
@@ -185,11 +189,15 @@ def _demand_contained(source: Side, what: str, text: str) -> None:
         for comments and quotes that PostgreSQL doesn't write.
     """
     if not _is_contained(text):
-        raise UsageError(
-            f"{what} isn't described as PostgreSQL does it",
-            source.conn_id,
-            hint="look who answers there; like='columns' takes no definitions",
-        )
+        raise _undescribed(source, what)
+
+
+def _undescribed(source: Side, what: str) -> UsageError:
+    return UsageError(
+        f"{what} isn't described as PostgreSQL does it",
+        source.conn_id,
+        hint="look who answers there; like='columns' takes no definitions",
+    )
 
 
 def _is_contained(text: str) -> bool:
@@ -201,7 +209,9 @@ def _is_contained(text: str) -> bool:
             return start == len(text) and depth == 0
         word = text[start:end]
         depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(word, 0)
+        # TREAT(x AS f) would call f, which no list of names before a parenthesis has.
         is_odd = kind == "dollar" or (kind == "quoted" and word[0] != '"')
+        is_odd = is_odd or (kind == "word" and word.lower() == "treat")
         if is_odd or depth < 0 or (depth == 0 and word == ","):
             return False
         last = end
@@ -215,17 +225,56 @@ def _called(pieces: Iterable[Piece]) -> set[str]:
         found = [(kind, text[start:end]) for kind, start, end in tokens(text)]
         for (kind, word), (_, after) in pairwise(found):
             if after == "(" and kind in ("word", "quoted"):
-                names.add(word.lower() if kind == "word" else word[1:-1].replace('""', '"'))
+                names.add(_name(kind, word))
     return names
+
+
+def _mentioned(piece: Piece) -> list[tuple[str, str]]:
+    """Return (schema, name) of the functions, operators and types outside of pg_catalog in a piece."""
+    pairs: set[tuple[str, str]] = set()
+    for text in piece.texts:
+        found = [(kind, text[start:end]) for kind, start, end in tokens(text)]
+        for i, ((kind, word), (_, dot)) in enumerate(pairwise(found)):
+            if dot != "." or kind not in ("word", "quoted"):
+                continue
+            after = found[i + 2 :]
+            if after and after[0][0] in ("word", "quoted"):
+                pairs.add((_name(kind, word), _name(*after[0])))
+            else:
+                characters = takewhile(lambda each: each[1] != ")", after)
+                pairs.add((_name(kind, word), "".join(each for _, each in characters)))
+    return sorted(pairs)
+
+
+def _name(kind: str, word: str) -> str:
+    return word.lower() if kind == "word" else word[1:-1].replace('""', '"')
+
+
+def _demand_no_stranger(destination: Side, piece: Piece) -> None:
+    """Raise if a name in *piece* means, or could mean, something that a stranger owns.
+
+    This comes before a piece is made: even on an empty table PostgreSQL runs an immutable function whose
+    arguments are constants. All functions of a name count, since another one may fit the arguments better.
+
+    :raises UsageError: names them.
+    """
+    if not (pairs := _mentioned(piece)):
+        return
+    schemas, names = ([pair[i] for pair in pairs] for i in (0, 1))
+    found = destination.ask(_SQL["strange_names"], {"schemas": schemas, "names": names}, _CHECKING)
+    if found:
+        raise _refused(destination, "use", [str(row["name"]) for row in found])
 
 
 def make(destination: Side, pieces: Sequence[Piece]) -> None:
     """Make *pieces* on the new table.
 
+    :raises UsageError: if by now a stranger's function has a name that a piece calls.
     :raises RemoteError: the server's errors.
     """
-    with own_path(destination):
-        for piece in pieces:
+    for piece in pieces:
+        _demand_no_stranger(destination, piece)
+        with own_path(destination):
             run_all(destination, piece.made_by, f"making {piece.what}")
 
 
@@ -238,6 +287,8 @@ def rehearse(destination: Side, target: sql.Identifier, pieces: Sequence[Piece])
     calls = destination.ask(_SQL["calls"], {"names": sorted(_called(pieces))}, _CHECKING)
     if calls:
         raise _refused(destination, "call", [f"{row['name']}()" for row in calls])
+    for piece in pieces:
+        _demand_no_stranger(destination, piece)
     destination.run("SAVEPOINT airflow_dblink_rehearsal", _CHECKING)
     with own_path(destination):
         for piece in pieces:

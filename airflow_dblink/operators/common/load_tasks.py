@@ -23,12 +23,12 @@ from airflow_dblink.core.parts.verifying import verify
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.names import demand_columns
-from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT
+from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT, demand_swap_arguments
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.task import task_name
-from airflow_dblink.operators.common.arguments import whole_number
+from airflow_dblink.operators.common.arguments import demand_timedelta, flag, whole_number
 from airflow_dblink.operators.common.base import DblinkBaseOperator
-from airflow_dblink.operators.common.known import check_known
+from airflow_dblink.operators.common.known import check_known, constructing
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
 from airflow_dblink.operators.common.progress import Progress
 
@@ -101,9 +101,10 @@ class LoadBaseOperator(DblinkBaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in (("deadline", deadline), ("idle", idle)):
-            if not isinstance(value, timedelta):
-                raise UsageError(f"{name} must be a timedelta, got {type(value).__name__}")
+        with constructing(self):
+            for name, value in (("deadline", deadline), ("idle", idle)):
+                demand_timedelta(name, value)
+            self.lock = flag("lock", lock)
         self.load_id = load_id
         self.source_conn_id = source_conn_id
         self.destination_conn_id = destination_conn_id
@@ -113,7 +114,6 @@ class LoadBaseOperator(DblinkBaseOperator):
         self.part_bytes = part_bytes
         self.min_parts = min_parts
         self.max_parts = max_parts
-        self.lock = lock
         self.deadline = deadline
         self.idle = idle
 
@@ -287,7 +287,8 @@ class DblinkPartsIndexOperator(LoadBaseOperator):
 
     def __init__(self, *, index_sessions: int = INDEX_SESSIONS, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.index_sessions = whole_number("index_sessions", index_sessions, least=1)
+        with constructing(self):
+            self.index_sessions = whole_number("index_sessions", index_sessions, least=1)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Build the indexes that an earlier try hasn't built."""
@@ -334,10 +335,14 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        with constructing(self):
+            demand_swap_arguments("swap", swap_timeout, None)
+            if older_transactions_timeout is not None:
+                demand_timedelta("older_transactions_timeout", older_transactions_timeout)
+            self.reset_sequences = flag("reset_sequences", reset_sequences)
+            self.allow_empty_source = flag("allow_empty_source", allow_empty_source)
         self.swap_timeout = swap_timeout
         self.older_transactions_timeout = older_transactions_timeout
-        self.reset_sequences = reset_sequences
-        self.allow_empty_source = allow_empty_source
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Swap the tables, once across all tries."""

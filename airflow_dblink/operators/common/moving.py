@@ -9,6 +9,7 @@ from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.transfer.plan import Mode, Spec
 from airflow_dblink.core.transfer.run import prepare, run
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
+from airflow_dblink.operators.common.pace import hold_before_work
 from airflow_dblink.operators.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class MovingOperator(ExactlyOnceOperator):
                 once.finish(result)
                 return result
             if pace is not None:
-                pace.hold_while_paused(destination.idle)
+                hold_before_work(pace, destination)
             source = Side(source_hook.link().connection, source_conn_id)
             settings = self._settings(destination.connection, destination.conn_id)
             source_settings = self._settings(source.connection, source.conn_id)
@@ -62,8 +63,10 @@ class MovingOperator(ExactlyOnceOperator):
                 spec.mode,
             )
             progress = Progress(self.log.info, pace)
+            paused_s = pace.paused_s if pace else 0.0
             result = run(source, destination, work, once, settings, progress.report, pace)
-            progress.say("Moved", result["rows"], result["bytes"], result["seconds"])
+            paused_s = (pace.paused_s if pace else 0.0) - paused_s
+            progress.say("Moved", result["rows"], result["bytes"], result["seconds"] - paused_s)
             self._check()
             once.finish(result)
             return result

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.rules import the_query
 from airflow_dblink.core.streams.pace import Pace, Pause
 from airflow_dblink.operators.common.arguments import number
 from airflow_dblink.operators.common.base import DblinkBaseOperator
+
+_AWAKE_S = 20.0  # an idle session is ended by idle_session_timeout, or by a pooler or firewall in between
+
+
+def hold_before_work(pace: Pace, destination: Side) -> None:
+    """Wait while the pause wants it, before any work; the destination's session is kept from being idle.
+
+    :raises UsageError, RemoteError, TransientError: as :meth:`Pause.is_wanted`, and if the session is lost.
+    """
+    spoke = time.monotonic()
+
+    def wait(seconds: float) -> None:
+        nonlocal spoke
+        destination.idle(seconds)
+        if time.monotonic() - spoke >= _AWAKE_S:
+            destination.run("SELECT", "waiting")
+            spoke = time.monotonic()
+
+    pace.hold_while_paused(wait)
 
 
 class PacedOperator(DblinkBaseOperator):
@@ -72,5 +94,11 @@ class PacedOperator(DblinkBaseOperator):
             return
         conn_id = self.pause_while_conn_id or default_conn_id
         with self._hook(conn_id) as hook:
+
+            def connect() -> LinkConnection:
+                if None in hook.links:  # the session that was lost
+                    hook.disconnect()
+                return hook.link().connection
+
             every_s = self.pause_check_interval.total_seconds()
-            yield Pace(limit, Pause(query, conn_id, lambda: hook.link().connection, every_s))
+            yield Pace(limit, Pause(query, conn_id, connect, every_s))

@@ -73,7 +73,7 @@ def _left(rows: int, moved: int, total: int | None, seconds: float) -> str:
     if rows > total:
         return f", more than the {total:,} that were estimated"
     share = min(rows / total, _NEARLY_ALL)
-    left = f", {duration((total - rows) * seconds / moved)} left" if moved else ""
+    left = f", {duration((total - rows) * seconds / moved)} left" if moved > 0 else ""
     return f", about {int(share * 100)}% of {total:,}{left}"
 
 
