@@ -55,15 +55,22 @@ def swap(
         ``snapshot``: when it was taken, as ISO text.
     :raises UsageError: if another table can't take the destination's place any more, or the source is empty.
     :raises LoadLostError: if the destination was altered since the load was planned.
-    :raises TransientError: if the destination is in use for too long; nothing is changed then.
+    :raises TransientError: if the destination is in use for too long, or the load is planned anew meanwhile;
+        nothing is changed then.
     """
     target = get_relation(destination, spec.destination_table)
     ledger = Ledger(key, target.schema_name)
+    planned = ledger.head(destination)
     ledger.demand_done(destination)
+    # Now that all rows are committed, and before anything is locked.
+    if older_transactions_timeout is not None:
+        _wait_for_older(destination, older_transactions_timeout.total_seconds())
     once.begin({**TEXT_FORMS, **settings}, read_committed=True)
     lock = sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(target.identifier)
     destination.run(lock, "locking the destination table")
     head = ledger.head(destination)
+    if head != planned:  # its rows may be younger than what was waited for
+        raise TransientError("the load was planned anew meanwhile", destination.conn_id, "40001")
     end_holders(destination, head.shadow)
     done = ledger.demand_done(destination)
     if not done.rows and not allow_empty_source:
@@ -83,8 +90,6 @@ def swap(
     drop_others(shadow)
     give_to_owner(shadow)
     shadow.finish()
-    if older_transactions_timeout is not None:
-        _wait_for_older(destination, older_transactions_timeout.total_seconds())
     destination.run(sql.SQL("DROP TABLE {}").format(ledger.name), "dropping the ledger")
     result = {
         "rows": done.rows,
@@ -102,7 +107,8 @@ def swap(
 def _wait_for_older(destination: Side, timeout_s: float) -> None:
     """Wait until no transaction is left that began before: by its snapshot the new table would be empty.
 
-    Not by snapshots alone, which only some roles see: another role's transaction may have one.
+    Outside of a transaction, or swaps of two tables would wait for each other, and writers for both. Not by
+    snapshots alone, which only some roles see: another role's transaction may have one.
     """
     deadline = time.monotonic() + timeout_s
     waits_for: set[str] | None = None

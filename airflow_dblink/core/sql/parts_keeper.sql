@@ -16,15 +16,16 @@ DECLARE
     seen timestamptz := began;
     snapshot text;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock({key}) THEN
-        RAISE INFO '{told}';
-        RETURN;
-    END IF;
     snapshot := pg_export_snapshot();
     PERFORM set_config(
         'application_name',
         '{name} ' || snapshot || ' ' || to_hex(extract(epoch FROM clock_timestamp())::bigint),
         true);
+    -- The lock is last: by it the session is found, and has to have its name by then.
+    IF NOT pg_try_advisory_xact_lock({key}) THEN
+        RAISE INFO '{told}';
+        RETURN;
+    END IF;
     RAISE INFO '{told}';
     LOOP
         EXIT WHEN clock_timestamp() - began >= make_interval(secs => {deadline_s});

@@ -1,6 +1,8 @@
 -- name: leaves
 -- The tables that hold a table's rows: itself, its partitions, its inheritance children. pg_table_size counts
--- TOAST, too. A table that isn't a heap has other places of rows, or none.
+-- TOAST, too. A table that isn't a heap has other places of rows, or none. The file is the snapshot's: a table that
+-- was truncated since then has another one, and looks empty. A function would tell the new one; of some system tables
+-- only the function knows.
 WITH RECURSIVE tree (oid) AS (
     SELECT %(oid)s::oid
      UNION
@@ -13,7 +15,7 @@ SELECT c.oid::int8 AS oid,
        c.relname AS name,
        c.relkind = 'f' AS is_foreign,
        coalesce(am.amname = 'heap', false) AS is_heap,
-       pg_catalog.pg_relation_filenode(c.oid)::int8 AS filenode,
+       coalesce(nullif(c.relfilenode, 0::oid), pg_catalog.pg_relation_filenode(c.oid))::int8 AS filenode,
        coalesce(pg_catalog.pg_table_size(c.oid), 0) AS bytes,
        coalesce(pg_catalog.pg_relation_size(c.oid), 0)
            / pg_catalog.current_setting('block_size')::int8 AS pages,

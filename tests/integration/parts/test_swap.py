@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from airflow_dblink.core.errors import (
 )
 from tests.databases import Database
 from tests.descriptions import EVERYTHING, describe
+from tests.oracle import wait_until
 from tests.parts import FILL, ITEM, Load, killed_at_each_wait, load_of
 
 ROWS = "SELECT * FROM item ORDER BY 1"
@@ -217,6 +219,38 @@ def test_the_swap_waits_for_a_transaction_that_would_find_an_empty_table(
         reader.execute("COMMIT")
     load.swap()
     assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+WAITS = """
+SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%%pg_sleep(0.2)%%'
+       AND pid <> pg_backend_pid()
+"""
+
+
+def test_nobody_waits_for_a_swap_that_waits_for_older_transactions(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    warehouse.execute(
+        """CREATE TABLE country (id int PRIMARY KEY); INSERT INTO country VALUES (1);
+        ALTER TABLE item ADD COLUMN country int DEFAULT 1 REFERENCES country"""
+    )
+    copied(load)
+    load.index()
+    with (
+        psycopg.connect(warehouse.conninfo, autocommit=True) as older,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        older.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        swapped = pool.submit(load.swap)
+        try:
+            wait_until(lambda: swapped.done() or bool(warehouse.admin(WAITS)))
+            older.execute("SET LOCAL lock_timeout = '1s'; INSERT INTO country VALUES (2)")
+            assert not swapped.done()
+        finally:
+            older.execute("COMMIT")
+        assert swapped.result()["rows"] == 5000
+    assert warehouse.rows("SELECT id FROM country ORDER BY 1") == [(1,), (2,)]
+    assert warehouse.rows("SELECT id, name, at FROM item ORDER BY 1") == source.rows(ROWS)
 
 
 def test_a_swap_without_all_parts_is_refused(load: Load, warehouse: Database) -> None:
