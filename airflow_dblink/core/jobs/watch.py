@@ -21,7 +21,7 @@ from psycopg.errors import error_from_result
 from psycopg.generators import fetch_many
 from psycopg.rows import dict_row
 
-from airflow_dblink.core.errors import DblinkError, from_psycopg
+from airflow_dblink.core.errors import DblinkError, TransientError, from_psycopg
 from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.job import Job, standby
 from airflow_dblink.core.jobs.steps import CALL_AGAIN_AFTER_S, CHANNEL, Pause, Step, Steps, until_claimed
@@ -116,24 +116,40 @@ class Watcher:
         self._to_look_at.update(self._waiting)
 
     async def look(self, session: Session) -> None:
-        """Read the noted jobs, and end the waiting for those that have ended."""
+        """Read the noted jobs, and end the waiting for those that have ended.
+
+        An error that waiting can't help ends the waiting of all who waited when the question was asked. Those
+        who came later ask again: the schema may have been installed since.
+        """
         ids = [job_id for job_id in self._to_look_at if job_id in self._waiting]
         self._to_look_at.clear()
         if not ids:
             return
-        jobs = await adrive(
-            session.connection, session.target, self.schema, steps.look(ids), answer_s=session.answer_s
-        )
+        asking = {future for futures in self._waiting.values() for future in futures}
+        try:
+            jobs = await adrive(
+                session.connection, session.target, self.schema, steps.look(ids), answer_s=session.answer_s
+            )
+        except TransientError:
+            raise
+        except DblinkError as error:
+            self._fail(asking, error)
+            return
         for job_id in ids:
             self._seen(job_id, jobs.get(job_id), session)
 
     def fail(self, error: Exception) -> None:
         """End the waiting for all jobs with *error*."""
-        for futures in self._waiting.values():
-            for future in futures:
+        self._fail({future for futures in self._waiting.values() for future in futures}, error)
+
+    def _fail(self, asking: set[asyncio.Future[Job | None]], error: Exception) -> None:
+        for job_id, futures in [*self._waiting.items()]:
+            for future in futures & asking:
                 if not future.done():
                     future.set_exception(error)
-        self._waiting.clear()
+            futures -= asking
+            if not futures:
+                del self._waiting[job_id]
 
     def standby(self, conn_id: str) -> DblinkError:
         """Return the error for a standby."""

@@ -8,12 +8,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
 
 from airflow_dblink.core.errors import CredentialError, RemoteError, UsageError
+from airflow_dblink.core.jobs import watch
 from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.watch import Watcher, acall, acancel
 from airflow_dblink.core.listen.listener import Listener
@@ -98,6 +99,36 @@ def test_what_has_ended_before_is_seen_at_the_first_look(client: Client, sql: st
         return await _watcher(client.target).wait(job_id, 60)
 
     assert _states([_watched(watch, 20)]) == [state]
+
+
+def test_who_comes_while_a_look_fails_asks_again(
+    client: Client, source: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = client.run(EFFECT).id
+    source.execute(f"ALTER SCHEMA {client.schema} RENAME TO away")
+    later: list[asyncio.Task[Job | None]] = []
+    watcher, adrive = None, watch.adrive
+
+    async def interrupted(*args: Any, **options: Any) -> Any:
+        """Look, and if that fails let another one come before the error is told."""
+        try:
+            return await adrive(*args, **options)
+        except RemoteError:
+            await asyncio.to_thread(source.execute, f"ALTER SCHEMA away RENAME TO {client.schema}")
+            assert watcher is not None
+            later.append(asyncio.create_task(watcher.wait(job_id, 60)))
+            await asyncio.sleep(0)
+            raise
+
+    async def wait() -> Job | None:
+        nonlocal watcher
+        watcher = _watcher(client.target)
+        with pytest.raises(RemoteError, match="does not exist"):
+            await watcher.wait(uuid4(), 60)
+        return await later[0]
+
+    monkeypatch.setattr(watch, "adrive", interrupted)
+    assert _states([_watched(wait, 30)]) == ["succeeded"]
 
 
 def test_several_wait_for_one_job(client: Client, source: Database) -> None:
