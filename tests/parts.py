@@ -69,6 +69,7 @@ class Load:
                 self.key,
                 self.spec,
                 try_number=try_number,
+                run="",
                 is_anew=is_anew,
                 source_settings={},
                 destination_settings={},

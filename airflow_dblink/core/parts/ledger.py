@@ -45,6 +45,7 @@ class Head:
     :ivar shadow: oid of the table that is loaded.
     :ivar destination: oid of the table whose place it will take.
     :ivar planned_by: number of the try that has planned it.
+    :ivar run: what tells that try's run from another one of the same name.
     """
 
     snapshot: str
@@ -53,6 +54,7 @@ class Head:
     shadow: int
     destination: int
     planned_by: int
+    run: str = ""
 
     @property
     def taken(self) -> str:
@@ -73,7 +75,7 @@ class Head:
             raise UsageError("the ledger of the load doesn't tell its snapshot")
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise UsageError("the ledger of the load doesn't tell its facts")
-        return cls(snapshot, *numbers)
+        return cls(snapshot, *[*numbers, str(facts.get("run", ""))])
 
 
 @dataclass(frozen=True)
@@ -164,20 +166,21 @@ class Ledger:
         insert = sql.SQL("INSERT INTO {} (part, facts) VALUES {}").format(self.name, rows)
         destination.run(insert, "writing the ledger of the load")
 
-    def drop(self, destination: Side, try_number: int | None = None) -> None:
+    def drop(self, destination: Side, try_number: int, run: str) -> None:
         """Drop the load's tables, in the open transaction; sessions that hold one of them are ended.
 
         A part that is still being copied holds its lock for as long as its worker lives, or hangs.
 
         :param try_number: who plans the load anew.
+        :param run: its run.
         :raises UsageError: if a later try has planned it.
         """
         found = self.found(destination)
-        if try_number is not None and self.key.ledger in found:
+        if self.key.ledger in found:
             end_holders(destination, found[self.key.ledger], readers=True)
             lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(self.name)
             destination.run(lock, "locking the ledger of the load")
-            self.demand_not_superseded(destination, try_number)
+            self.demand_not_superseded(destination, try_number, run)
         for name, oid in found.items():
             end_holders(destination, oid, readers=True)
             drop = sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(self.schema_name, name))
@@ -185,15 +188,16 @@ class Ledger:
 
     # -- reading it
 
-    def demand_not_superseded(self, destination: Side, try_number: int) -> None:
-        """Raise if a later try than this has planned the load.
+    def demand_not_superseded(self, destination: Side, try_number: int, run: str) -> None:
+        """Raise if a later try of this run has planned the load.
 
         :raises UsageError: says which.
         """
         with suppress(NoLoadError):
-            if (planned_by := self.head(destination).planned_by) > try_number:
+            head = self.head(destination)
+            if head.run == run and head.planned_by > try_number:
                 raise UsageError(
-                    f"try {planned_by} has planned load {self.key.text} meanwhile", destination.conn_id
+                    f"try {head.planned_by} has planned load {self.key.text} meanwhile", destination.conn_id
                 )
 
     def head(self, destination: Side) -> Head:

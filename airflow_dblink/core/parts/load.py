@@ -91,6 +91,7 @@ def begin(
     spec: LoadSpec,
     *,
     try_number: int,
+    run: str,
     is_anew: bool,
     source_settings: Settings,
     destination_settings: Settings,
@@ -99,6 +100,8 @@ def begin(
 
     :param connect: opens another session on the source, for the keeper.
     :param try_number: higher than that of every earlier try.
+    :param run: what tells the tries of this run from those of another one with the same key, whose try
+        numbers are nothing to it.
     :param is_anew: whether the user has cleared the task since: whatever is there is removed.
     :param source_settings: run-time parameters, local to the transaction.
     :param destination_settings: the same for the destination.
@@ -109,7 +112,7 @@ def begin(
     target = get_relation(destination, spec.destination_table)
     demand_swappable(destination, target)
     ledger = Ledger(key, target.schema_name)
-    ledger.demand_not_superseded(destination, try_number)
+    ledger.demand_not_superseded(destination, try_number, run)
     if not is_anew and (head := _begun(source, destination, ledger, target)) is not None:
         log.info("An earlier try has begun load %s: it goes on.", key.text)
         return ledger, head
@@ -123,7 +126,7 @@ def begin(
         set_local(source, source_settings)
         destination.run("BEGIN", "beginning the load")
         set_local(destination, destination_settings)
-        head = _make(source, destination, ledger, target, spec, keeper, try_number)
+        head = _make(source, destination, ledger, target, spec, keeper, try_number, run)
         destination.run("COMMIT", "beginning the load")
         source.run("COMMIT", "ending the source transaction")
     except DblinkError:
@@ -183,9 +186,10 @@ def _make(
     spec: LoadSpec,
     keeper: keepers.Keeper,
     try_number: int,
+    run: str,
 ) -> Head:
     """Make shadow and ledger in the open transaction, in place of those that are there."""
-    ledger.drop(destination, try_number)
+    ledger.drop(destination, try_number, run)
     pieces = shadows.create(destination, ledger, target)
     table = get_relation(source, spec.source_table)
     leaves = leaves_of(source, table)
@@ -199,6 +203,7 @@ def _make(
         "shadow": shadow,
         "destination": target.oid,
         "planned_by": try_number,
+        "run": run,
     }
     ledger.create(destination, facts, parts)
     size = sum(leaf.bytes for leaf in leaves)

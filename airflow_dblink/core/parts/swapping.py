@@ -30,6 +30,12 @@ _LOOK_S = 0.2
 _MOST_NAMED = 5
 
 
+def is_left(destination: Side, key: LoadKey, spec: LoadSpec) -> bool:
+    """Return whether a load of this key is still to be swapped: the swap's transaction drops its ledger."""
+    ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
+    return key.ledger in ledger.found(destination)
+
+
 def swap(
     source: Side,
     destination: Side,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
 
 from airflow.sdk import XComArg
 from airflow.sdk.exceptions import AirflowFailException
@@ -18,7 +19,7 @@ from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.load import LoadSpec, begin
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
-from airflow_dblink.core.parts.swapping import swap
+from airflow_dblink.core.parts.swapping import is_left, swap
 from airflow_dblink.core.parts.verifying import verify
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.side import Side
@@ -182,7 +183,11 @@ class DblinkPartsPlanOperator(LoadBaseOperator):
         ti, spec = context["ti"], self._spec()
         tries = Tries(context["task_state_store"], ti.max_tries)
         left = tries.left(_KEY)
-        tries.leave(_KEY, {})  # refused if a later try is running
+        # What is there if no try of this run has begun is another's: of a run of that name that was deleted.
+        is_anew = left is None or left.is_cleared or bool(left.facts.get("anew"))
+        # The store refuses this if a later try is running. It stays until this, or a later, try has begun.
+        run = uuid4().hex if left is None else str(left.facts.get("run", ""))
+        tries.leave(_KEY, {"run": run, "anew": is_anew})
         with self._sides() as both:
             source, destination = both.source, both.destination
             ledger, head = begin(
@@ -192,10 +197,12 @@ class DblinkPartsPlanOperator(LoadBaseOperator):
                 self._key(context),
                 spec,
                 try_number=ti.try_number,
-                is_anew=left is not None and left.is_cleared,
+                run=run,
+                is_anew=is_anew,
                 source_settings=self._settings(source.connection, source.conn_id),
                 destination_settings=self._settings(destination.connection, destination.conn_id),
             )
+            tries.leave(_KEY, {"run": run})
             self.log.info("The load's table is %s until it takes its place", ledger.shadow.as_string())
             return list(range(1, head.parts + 1))
 
@@ -350,6 +357,9 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
             destination = both.destination
             once = self._once(context, destination.connection, destination.conn_id)
             result = self._recall(context, both.destination_hook, once)
+            if result is not None and is_left(destination, self._key(context), self._spec()):
+                self.log.info("An earlier try has swapped a load that was planned anew since.")
+                result = None
             if result is not None:
                 self.log.info("An earlier try has committed: nothing is swapped. %s", result)
             else:

@@ -92,9 +92,7 @@ def test_the_tasks_load_the_table(run: Run, source: Database, warehouse: Databas
     assert warehouse.rows(ROWS) == source.rows(ROWS)
     assert warehouse.rows(LEFT) == []
     # A try that comes after the commit, as Airflow has not heard of it, returns the same.
-    run.stores["swap"].set(
-        "airflow_dblink_once", {**run.stores["swap"].get("airflow_dblink_once"), "ended": None}
-    )
+    forget_end(run)
     assert run.execute(DblinkPartsSwapOperator, "swap", 2) == result
 
 
@@ -108,6 +106,61 @@ def test_tries_go_on_and_a_cleared_plan_begins_anew(run: Run, source: Database, 
     for part in again:
         run.load(part, 3)
     assert run.rest(again)["rows"] == 100
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+def forget_end(run: Run) -> None:
+    """Leave the swap as if its worker had died after the commit."""
+    store = run.stores["swap"]
+    store.set("airflow_dblink_once", {**store.get("airflow_dblink_once"), "ended": None})
+
+
+def test_a_load_that_was_planned_anew_after_the_swap_is_swapped_in(
+    run: Run, source: Database, warehouse: Database
+) -> None:
+    parts = run.plan()
+    for part in parts:
+        run.load(part)
+    run.rest(parts)
+    forget_end(run)
+    source.execute("DELETE FROM item WHERE id > 100")
+    parts = run.plan(3, max_tries=2)
+    for part in parts:
+        run.load(part, 3)
+    run.execute(DblinkPartsVerifyOperator, "verify", 3, 2, parts=parts)
+    run.execute(DblinkPartsIndexOperator, "index", 3, 2)
+    assert run.execute(DblinkPartsSwapOperator, "swap", 3, 2)["rows"] == 100
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+    assert warehouse.rows(LEFT) == []
+
+
+def test_a_cleared_plan_begins_anew_even_if_its_first_try_fails(
+    run: Run, source: Database, warehouse: Database
+) -> None:
+    run.plan()
+    run.load(1)
+    source.execute("DELETE FROM item WHERE id > 100")
+    with pytest.raises(AirflowFailException, match="does not exist"):
+        run.plan(3, max_tries=2, destination_table="nowhere")
+    parts = run.plan(4, max_tries=2)
+    for part in parts:
+        run.load(part, 4)
+    assert run.rest(parts)["rows"] == 100
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+def test_a_run_that_was_deleted_leaves_nothing_to_go_on_with(
+    run: Run, source: Database, warehouse: Database
+) -> None:
+    run.plan()
+    run.load(1)
+    run.plan(2, max_tries=1, min_parts=2)
+    source.execute("DELETE FROM item WHERE id > 100")
+    run.stores.clear()  # a new run of the same name
+    parts = run.plan()
+    for part in parts:
+        run.load(part)
+    assert run.rest(parts)["rows"] == 100
     assert warehouse.rows(ROWS) == source.rows(ROWS)
 
 
