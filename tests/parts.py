@@ -95,7 +95,7 @@ class Load:
     def verify(self, parts: int) -> Done:
         """Verify the load."""
         with self.sides() as (source, destination):
-            return verify(source, destination, self.key, self.spec, parts)[2]
+            return verify(source, destination, self.key, self.spec, parts, {})[2]
 
     def index(self, try_number: int = 1) -> int:
         """Build the indexes, two at a time."""
@@ -128,6 +128,7 @@ class Load:
                     self.key,
                     self.spec,
                     once,
+                    {},
                     {},
                     swap_timeout=timedelta(minutes=1),
                     older_transactions_timeout=wait,

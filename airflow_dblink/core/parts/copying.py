@@ -12,7 +12,7 @@ from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done, Head, Ledger
 from airflow_dblink.core.parts.load import LoadSpec, Settings, work_of
 from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, name_of
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.streams.pump import End, Pumped, Report, pump
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.transfer.plan import Plan
@@ -44,8 +44,9 @@ def copy_part(
     :raises LoadLostError: if the keeper is gone, or the source table was rewritten.
     :raises RemoteError: what a server says; nothing of this try is committed then.
     """
-    ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
-    head = ledger.head(destination)
+    with in_transaction(destination, destination_settings, "looking for the load"):
+        ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
+        head = ledger.head(destination)
     claimed = ledger.claim(destination, part, try_number)
     if isinstance(claimed, Done):
         log.info("Part %s was copied by an earlier try: nothing is copied.", part)

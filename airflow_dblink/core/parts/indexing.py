@@ -15,7 +15,7 @@ from airflow_dblink.core.parts.ledger import Ledger
 from airflow_dblink.core.parts.load import LoadSpec, Settings
 from airflow_dblink.core.parts.shadow import index_names, pieces_of
 from airflow_dblink.core.server.connection import Check, LinkConnection
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.pieces import Index, TableName, run_all
 
@@ -46,11 +46,12 @@ def build_indexes(
     :raises NoLoadError: if the load's tables are gone.
     :raises RemoteError: what the server says: two rows have one key; others are not begun then.
     """
-    target = get_relation(destination, spec.destination_table)
-    ledger = Ledger(key, target.schema_name)
-    head = ledger.head(destination)
-    there = index_names(destination, head.shadow)
-    pieces = pieces_of(destination, target.oid, ledger)
+    with in_transaction(destination, settings, "looking for the load"):
+        target = get_relation(destination, spec.destination_table)
+        ledger = Ledger(key, target.schema_name)
+        head = ledger.head(destination)
+        there = index_names(destination, head.shadow)
+        pieces = pieces_of(destination, target.oid, ledger)
     work: SimpleQueue[tuple[str, Index]] = SimpleQueue()
     for name, index in pieces.indexes.items():
         if name not in there and index.is_separable:

@@ -14,9 +14,9 @@ from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts import shadow as shadows
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Head, Ledger
-from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES, cut, leaves_of
+from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES, Piece, cut, leaves_of
 from airflow_dblink.core.server.connection import LinkConnection
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.transfer.plan import Columns, Plan, Spec, plan
@@ -109,17 +109,19 @@ def begin(
     :raises RemoteError: what a server says.
     """
     spec.check()
-    target = get_relation(destination, spec.destination_table)
-    demand_swappable(destination, target)
-    ledger = Ledger(key, target.schema_name)
-    ledger.demand_not_superseded(destination, try_number, run)
-    if not is_anew and (head := _begun(source, destination, ledger, target)) is not None:
+    with in_transaction(destination, destination_settings, "looking for an earlier load"):
+        target = get_relation(destination, spec.destination_table)
+        demand_swappable(destination, target)
+        ledger = Ledger(key, target.schema_name)
+        ledger.demand_not_superseded(destination, try_number, run)
+        head = None if is_anew else _begun(source, destination, ledger, target)
+    if head is not None:
         log.info("An earlier try has begun load %s: it goes on.", key.text)
         return ledger, head
     if is_anew:
         _end_keeper(source, key)
     keepers.warn_of_standby(source)
-    keeper = _keeper(source, connect, key, spec)
+    keeper = _keeper(source, connect, key, spec, source_settings)
     try:
         source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
         keepers.use(source, key, keeper.snapshot)
@@ -151,11 +153,17 @@ def _begun(source: Side, destination: Side, ledger: Ledger, target: Relation) ->
 
 
 def _keeper(
-    source: Side, connect: Callable[[], LinkConnection], key: LoadKey, spec: LoadSpec
+    source: Side,
+    connect: Callable[[], LinkConnection],
+    key: LoadKey,
+    spec: LoadSpec,
+    settings: Settings,
 ) -> keepers.Keeper:
     """Return the keeper that an earlier try has begun, or a new one."""
     if (keeper := keepers.find(source, key)) is None:
-        tables = [get_relation(source, spec.source_table).identifier] if spec.lock else []
+        with in_transaction(source, settings, "looking for the source table"):
+            table = get_relation(source, spec.source_table)
+        tables = [table.identifier] if spec.lock else []
         keepers.begin(connect(), source.conn_id, key, tables, deadline_s=spec.deadline_s, idle_s=spec.idle_s)
         keeper = keepers.find(source, key)
     if keeper is None:
@@ -196,6 +204,8 @@ def _make(
     work = work_of(source, destination, ledger, spec)
     Shadow.of(destination, work, target, ledger.shadow_name, pieces).try_building()
     parts = cut(leaves, part_bytes=spec.part_bytes, min_parts=spec.min_parts, max_parts=spec.max_parts)
+    if not parts:  # no table that could hold rows: without any part Airflow skips the swap
+        parts = [(Piece(table.oid, 0),)]
     shadow = ledger.found(destination)[ledger.key.shadow]
     facts: dict[str, Any] = {
         "snapshot": keeper.snapshot,

@@ -17,7 +17,7 @@ from airflow_dblink.core.parts.ledger import Ledger, end_holders
 from airflow_dblink.core.parts.load import LoadSpec, Settings, work_of
 from airflow_dblink.core.parts.shadow import drop_others, give_to_owner, shadow_of
 from airflow_dblink.core.server.settings import TEXT_FORMS
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.transfer.swap import swap as take_place
@@ -30,10 +30,11 @@ _LOOK_S = 0.2
 _MOST_NAMED = 5
 
 
-def is_left(destination: Side, key: LoadKey, spec: LoadSpec) -> bool:
+def is_left(destination: Side, key: LoadKey, spec: LoadSpec, settings: Settings) -> bool:
     """Return whether a load of this key is still to be swapped: the swap's transaction drops its ledger."""
-    ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
-    return key.ledger in ledger.found(destination)
+    with in_transaction(destination, settings, "looking for a load"):
+        ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
+        return key.ledger in ledger.found(destination)
 
 
 def swap(
@@ -43,6 +44,7 @@ def swap(
     spec: LoadSpec,
     once: Once,
     settings: Settings,
+    source_settings: Settings,
     *,
     swap_timeout: timedelta,
     older_transactions_timeout: timedelta | None,
@@ -53,6 +55,7 @@ def swap(
 
     :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
     :param settings: run-time parameters of the destination, local to the transaction.
+    :param source_settings: the same for the source.
     :param swap_timeout: how long to try to lock the destination, each time for a second.
     :param older_transactions_timeout: how long to wait for transactions that are older; ``None``: don't wait.
     :param reset_sequences: move the destination's sequences beyond the values that came.
@@ -64,10 +67,11 @@ def swap(
     :raises TransientError: if the destination is in use for too long, or the load is planned anew meanwhile;
         nothing is changed then.
     """
-    target = get_relation(destination, spec.destination_table)
-    ledger = Ledger(key, target.schema_name)
-    planned = ledger.head(destination)
-    ledger.demand_done(destination)
+    with in_transaction(destination, settings, "looking for the load"):
+        target = get_relation(destination, spec.destination_table)
+        ledger = Ledger(key, target.schema_name)
+        planned = ledger.head(destination)
+        ledger.demand_done(destination)
     # Now that all rows are committed, and before anything is locked.
     if older_transactions_timeout is not None:
         _wait_for_older(destination, older_transactions_timeout.total_seconds())
@@ -88,7 +92,7 @@ def swap(
                 hint="if that is right: allow_empty_source=True",
             )
     source.run("BEGIN READ ONLY", "beginning the source transaction")
-    set_local(source, {})
+    set_local(source, source_settings)
     work = work_of(source, destination, ledger, spec)
     source.run("ROLLBACK", "ending the source transaction")
     asked = replace(work.spec, mode="swap", swap_timeout=swap_timeout, reset_sequences=reset_sequences)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from airflow_dblink.core.errors import UsageError, from_psycopg
+from airflow_dblink.core.errors import DblinkError, UsageError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import PATH, ask
 from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
@@ -88,6 +88,27 @@ def set_local(side: Side, settings: Mapping[str, str]) -> None:
     """
     local = {**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
     side.run(set_config(local.items(), local=True), "setting up the transaction")
+
+
+@contextmanager
+def in_transaction(side: Side, settings: Mapping[str, str], action: str) -> Iterator[None]:
+    """Give a transaction on *side*, of READ COMMITTED, with these *settings*; it commits in the end.
+
+    For a question that names a table as its user does: a setting such as ``search_path`` says which one is
+    meant, and holds in a transaction only.
+
+    :param action: its purpose, for errors.
+    :raises RemoteError: the server's errors.
+    """
+    side.run("BEGIN ISOLATION LEVEL READ COMMITTED", action)
+    try:
+        set_local(side, settings)
+        yield
+    except DblinkError:
+        with suppress(DblinkError):
+            side.run("ROLLBACK", action)
+        raise
+    side.run("COMMIT", action)
 
 
 @contextmanager

@@ -273,7 +273,10 @@ class DblinkPartsVerifyOperator(LoadBaseOperator):
         with self._sides() as both:
             if not isinstance(self.parts, Sequence) or isinstance(self.parts, str):
                 raise UsageError(f"parts must be a list of numbers, got {type(self.parts).__name__}")
-            done = verify(both.source, both.destination, self._key(context), self._spec(), len(self.parts))[2]
+            source, destination = both.source, both.destination
+            settings = self._settings(destination.connection, destination.conn_id)
+            key, spec = self._key(context), self._spec()
+            done = verify(source, destination, key, spec, len(self.parts), settings)[2]
             self.log.info("%s rows in %s parts, %.1f MB", f"{done.rows:,}", done.parts, done.bytes / 1e6)
             return {"rows": done.rows, "bytes": done.bytes, "parts": done.parts}
 
@@ -355,9 +358,10 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
         """Swap the tables, once across all tries."""
         with self._sides() as both:
             destination = both.destination
+            settings = self._settings(destination.connection, destination.conn_id)
             once = self._once(context, destination.connection, destination.conn_id)
             result = self._recall(context, both.destination_hook, once)
-            if result is not None and is_left(destination, self._key(context), self._spec()):
+            if result is not None and is_left(destination, self._key(context), self._spec(), settings):
                 self.log.info("An earlier try has swapped a load that was planned anew since.")
                 result = None
             if result is not None:
@@ -369,7 +373,8 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
                     self._key(context),
                     self._spec(),
                     once,
-                    self._settings(destination.connection, destination.conn_id),
+                    settings,
+                    self._settings(both.source.connection, both.source.conn_id),
                     swap_timeout=self.swap_timeout,
                     older_transactions_timeout=self.older_transactions_timeout,
                     reset_sequences=self.reset_sequences,

@@ -57,15 +57,17 @@ class Run:
         found: list[int] = self.execute(DblinkPartsPlanOperator, "plan", try_number, max_tries, **arguments)
         return found
 
-    def load(self, part: Any, try_number: int = 1) -> dict[str, Any]:
-        found: dict[str, Any] = self.execute(DblinkPartsLoadOperator, "load", try_number, part=part)
+    def load(self, part: Any, try_number: int = 1, **arguments: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self.execute(
+            DblinkPartsLoadOperator, "load", try_number, part=part, **arguments
+        )
         return found
 
-    def rest(self, parts: list[int]) -> dict[str, Any]:
+    def rest(self, parts: list[int], **arguments: Any) -> dict[str, Any]:
         """Execute the tasks after the parts; returns the result of the last one."""
-        self.execute(DblinkPartsVerifyOperator, "verify", parts=parts)
-        self.execute(DblinkPartsIndexOperator, "index", index_sessions=2)
-        found: dict[str, Any] = self.execute(DblinkPartsSwapOperator, "swap")
+        self.execute(DblinkPartsVerifyOperator, "verify", parts=parts, **arguments)
+        self.execute(DblinkPartsIndexOperator, "index", index_sessions=2, **arguments)
+        found: dict[str, Any] = self.execute(DblinkPartsSwapOperator, "swap", **arguments)
         return found
 
 
@@ -147,6 +149,42 @@ def test_a_cleared_plan_begins_anew_even_if_its_first_try_fails(
         run.load(part, 4)
     assert run.rest(parts)["rows"] == 100
     assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+def test_the_settings_say_which_tables_are_meant(run: Run, source: Database, warehouse: Database) -> None:
+    for database in (source, warehouse):
+        database.execute("CREATE SCHEMA sales")
+    source.execute(
+        "CREATE TABLE sales.item AS SELECT i AS id, 'sold' AS name FROM generate_series(1, 100) AS i"
+    )
+    warehouse.execute("CREATE TABLE sales.item (id int PRIMARY KEY, name text)")
+    arguments: dict[str, Any] = {"session_settings": {"search_path": "sales"}}
+    parts = run.plan(**arguments)
+    for part in parts:
+        run.load(part, **arguments)
+    assert run.rest(parts, **arguments)["rows"] == 100
+    assert warehouse.rows("SELECT * FROM sales.item ORDER BY 1") == source.rows(
+        "SELECT * FROM sales.item ORDER BY 1"
+    )
+    assert warehouse.rows("SELECT id FROM item") == [(0,)]
+    assert warehouse.rows(LEFT) == []
+    forget_end(run)
+    again = run.execute(DblinkPartsSwapOperator, "swap", 2, **arguments)
+    assert again["rows"] == 100
+
+
+def test_a_partitioned_table_without_partitions_is_one_part_without_rows(
+    run: Run, source: Database, warehouse: Database
+) -> None:
+    source.execute(
+        "DROP TABLE item; CREATE TABLE item (id int, name text, at timestamptz) PARTITION BY LIST (id)"
+    )
+    assert run.plan() == [1]
+    assert run.load(1)["rows"] == 0
+    with pytest.raises(AirflowFailException, match="allow_empty_source"):
+        run.rest([1])
+    assert run.execute(DblinkPartsSwapOperator, "swap", 2, allow_empty_source=True)["rows"] == 0
+    assert warehouse.rows(ROWS) == []
 
 
 def test_a_run_that_was_deleted_leaves_nothing_to_go_on_with(
