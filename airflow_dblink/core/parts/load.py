@@ -17,6 +17,7 @@ from airflow_dblink.core.parts.ledger import Head, Ledger
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES, Piece, cut, leaves_of
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side, in_transaction, set_local
+from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.transfer.plan import Columns, Plan, Spec, plan
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 Settings = Mapping[str, str]
 
+_SQL = statements("parts_ledger.sql")
 _ENDS_S = 10.0  # a session that was told to end is seen for some milliseconds
 _MOST_PARTS = 1000  # Airflow maps over 1024 values at most, by default
 
@@ -83,6 +85,21 @@ class LoadSpec:
         )
 
 
+def key_of(destination: Side, spec: LoadSpec, settings: Settings, names: Mapping[str, Any]) -> LoadKey:
+    """Return the key for the load that *names*, JSON-able, tell from others into the same table.
+
+    Its keeper is on the source, which may have many readers: staging and production may load from it, in runs
+    that have the same names.
+
+    :param settings: run-time parameters of the destination, local to the transaction.
+    :raises UsageError: if there is no such table.
+    """
+    with in_transaction(destination, settings, "looking for the destination table"):
+        target = get_relation(destination, spec.destination_table)
+        (place,) = destination.ask(_SQL["place"])
+    return LoadKey.of({**names, **place, "table": [target.schema_name, target.name]})
+
+
 def begin(
     source: Side,
     destination: Side,
@@ -121,7 +138,7 @@ def begin(
     if is_anew:
         _end_keeper(source, key)
     keepers.warn_of_standby(source)
-    keeper = _keeper(source, connect, key, spec, source_settings)
+    keeper, is_own = _keeper(source, connect, key, spec, source_settings)
     try:
         source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
         keepers.use(source, key, keeper.snapshot)
@@ -136,7 +153,8 @@ def begin(
             with suppress(DblinkError):
                 side.run("ROLLBACK", "giving up the load")
         with suppress(DblinkError):
-            keepers.release(source, key)
+            if is_own and not _is_planned(destination, ledger, keeper.snapshot):
+                keepers.release(source, key)
         raise
     return ledger, head
 
@@ -152,19 +170,30 @@ def _begun(source: Side, destination: Side, ledger: Ledger, target: Relation) ->
     return head if goes_on else None
 
 
+def _is_planned(destination: Side, ledger: Ledger, snapshot: str) -> bool:
+    """Return whether another try has planned the load meanwhile, with the keeper of this one."""
+    try:
+        return ledger.head(destination).snapshot == snapshot
+    except NoLoadError:
+        return False
+
+
 def _keeper(
     source: Side,
     connect: Callable[[], LinkConnection],
     key: LoadKey,
     spec: LoadSpec,
     settings: Settings,
-) -> keepers.Keeper:
-    """Return the keeper that an earlier try has begun, or a new one."""
+) -> tuple[keepers.Keeper, bool]:
+    """Return the keeper that another try has begun, or a new one, and whether it is this try's own."""
+    pid = None
     if (keeper := keepers.find(source, key)) is None:
         with in_transaction(source, settings, "looking for the source table"):
             table = get_relation(source, spec.source_table)
         tables = [table.identifier] if spec.lock else []
-        keepers.begin(connect(), source.conn_id, key, tables, deadline_s=spec.deadline_s, idle_s=spec.idle_s)
+        connection = connect()
+        pid = connection.info.backend_pid
+        keepers.begin(connection, source.conn_id, key, tables, deadline_s=spec.deadline_s, idle_s=spec.idle_s)
         keeper = keepers.find(source, key)
     if keeper is None:
         raise TransientError(
@@ -174,7 +203,7 @@ def _keeper(
             " the connection lead around it",
         )
     log.info("%s: session %s keeps the snapshot of %s", source.conn_id, keeper.pid, keeper.taken)
-    return keeper
+    return keeper, keeper.pid == pid
 
 
 def _end_keeper(source: Side, key: LoadKey) -> None:

@@ -26,3 +26,9 @@ SELECT pg_catalog.pg_terminate_backend(a.pid) AS ended
   JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
  WHERE l.locktype = 'relation' AND l.granted AND l.relation = %(oid)s::oid AND l.pid = %(pid)s
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database());
+
+-- name: place
+-- Which server and database this is, whatever its connection is called.
+SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) AS server,
+       (SELECT oid::text FROM pg_catalog.pg_database
+         WHERE datname = pg_catalog.current_database()) AS database;

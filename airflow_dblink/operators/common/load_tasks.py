@@ -17,7 +17,7 @@ from airflow_dblink.core.once.tries import Tries
 from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.key import LoadKey
-from airflow_dblink.core.parts.load import LoadSpec, begin
+from airflow_dblink.core.parts.load import LoadSpec, begin, key_of
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
 from airflow_dblink.core.parts.swapping import is_left, swap
 from airflow_dblink.core.parts.verifying import verify
@@ -137,9 +137,11 @@ class LoadBaseOperator(DblinkBaseOperator):
             idle_s=self.idle.total_seconds(),
         )
 
-    def _key(self, context: Context) -> LoadKey:
+    def _key(self, context: Context, destination: Side) -> LoadKey:
         ti = context["ti"]
-        return LoadKey.of({"dag_id": ti.dag_id, "run_id": ti.run_id, "load_id": self.load_id or ti.task_id})
+        names = {"dag_id": ti.dag_id, "run_id": ti.run_id, "load_id": self.load_id or ti.task_id}
+        settings = self._settings(destination.connection, destination.conn_id)
+        return key_of(destination, self._spec(), settings, names)
 
     @contextmanager
     def _sides(self) -> Iterator[Both]:
@@ -194,7 +196,7 @@ class DblinkPartsPlanOperator(LoadBaseOperator):
                 source,
                 destination,
                 lambda: connect(both.source_hook.target(), application_name=task_name(), check=self._check),
-                self._key(context),
+                self._key(context, destination),
                 spec,
                 try_number=ti.try_number,
                 run=run,
@@ -236,7 +238,7 @@ class DblinkPartsLoadOperator(LoadBaseOperator):
             done = copy_part(
                 source,
                 destination,
-                self._key(context),
+                self._key(context, destination),
                 self._spec(),
                 part,
                 context["ti"].try_number,
@@ -275,7 +277,7 @@ class DblinkPartsVerifyOperator(LoadBaseOperator):
                 raise UsageError(f"parts must be a list of numbers, got {type(self.parts).__name__}")
             source, destination = both.source, both.destination
             settings = self._settings(destination.connection, destination.conn_id)
-            key, spec = self._key(context), self._spec()
+            key, spec = self._key(context, destination), self._spec()
             done = verify(source, destination, key, spec, len(self.parts), settings)[2]
             self.log.info("%s rows in %s parts, %.1f MB", f"{done.rows:,}", done.parts, done.bytes / 1e6)
             return {"rows": done.rows, "bytes": done.bytes, "parts": done.parts}
@@ -307,7 +309,7 @@ class DblinkPartsIndexOperator(LoadBaseOperator):
             built = build_indexes(
                 destination,
                 lambda check: connect(target, application_name=task_name(), check=check),
-                self._key(context),
+                self._key(context, destination),
                 self._spec(),
                 sessions=self.index_sessions,
                 check=self._check,
@@ -361,7 +363,8 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
             settings = self._settings(destination.connection, destination.conn_id)
             once = self._once(context, destination.connection, destination.conn_id)
             result = self._recall(context, both.destination_hook, once)
-            if result is not None and is_left(destination, self._key(context), self._spec(), settings):
+            key, spec = self._key(context, destination), self._spec()
+            if result is not None and is_left(destination, key, spec, settings):
                 self.log.info("An earlier try has swapped a load that was planned anew since.")
                 result = None
             if result is not None:
@@ -370,8 +373,8 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
                 result = swap(
                     both.source,
                     destination,
-                    self._key(context),
-                    self._spec(),
+                    key,
+                    spec,
                     once,
                     settings,
                     self._settings(both.source.connection, both.source.conn_id),

@@ -16,6 +16,7 @@ from airflow_dblink.core.errors import (
     UsageError,
     VerificationError,
 )
+from airflow_dblink.core.parts import keeper
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done
 from tests.databases import Database
@@ -279,6 +280,26 @@ def test_a_lost_snapshot_stops_the_load_and_it_begins_anew(
     parts = load.begin(2, is_anew=True).parts
     copy_all(load, parts)
     assert load.verify(parts).rows == 4000
+    assert loaded(warehouse, load) == source.rows(ROWS)
+
+
+def test_a_try_that_loses_leaves_the_keeper_to_the_one_that_wins(
+    load: Load, source: Database, warehouse: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = keeper.use
+    heads: list[Any] = []
+
+    def late(*args: Any) -> keeper.Keeper:
+        if not heads:
+            heads.append(None)
+            heads[:] = [load.begin(2)]  # while the first try stands still
+        return use(*args)
+
+    monkeypatch.setattr(keeper, "use", late)
+    with pytest.raises(UsageError, match="try 2 has planned load"):
+        load.begin(1)
+    copy_all(load, heads[0].parts)
+    load.verify(heads[0].parts)
     assert loaded(warehouse, load) == source.rows(ROWS)
 
 

@@ -20,7 +20,7 @@ from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsVerifyOperator,
 )
 from airflow_dblink.operators.parts import dblink_parted_transfer
-from tests.databases import Database
+from tests.databases import Database, new_database
 from tests.integration.tasks import context
 from tests.parts import FILL, ITEM, PART_BYTES
 from tests.stores import MemoryStore
@@ -149,6 +149,28 @@ def test_a_cleared_plan_begins_anew_even_if_its_first_try_fails(
         run.load(part, 4)
     assert run.rest(parts)["rows"] == 100
     assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+def test_loads_into_two_databases_have_a_snapshot_each(
+    run: Run, source: Database, warehouse: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_database(warehouse.server, "staging") as staging:
+        monkeypatch.setenv("AIRFLOW_CONN_STAGING", staging.uri)
+        staging.execute(ITEM)
+        wanted = source.rows(ROWS)
+        parts = run.plan()
+        source.execute("DELETE FROM item WHERE id > 100")
+        other = Run()
+        arguments: dict[str, Any] = {"destination_conn_id": "staging"}
+        others = other.execute(DblinkPartsPlanOperator, "plan", **arguments)
+        for part in others:
+            other.execute(DblinkPartsLoadOperator, "load", part=part, **arguments)
+        for part in parts:
+            run.load(part)
+        assert other.rest(others, **arguments)["rows"] == 100
+        run.rest(parts)
+        assert staging.rows(ROWS) == source.rows(ROWS)
+        assert warehouse.rows(ROWS) == wanted
 
 
 def test_the_settings_say_which_tables_are_meant(run: Run, source: Database, warehouse: Database) -> None:
