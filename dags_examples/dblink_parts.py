@@ -39,5 +39,6 @@ with DAG(dag_id="dblink_parts", schedule=None, doc_md=__doc__, tags=["dblink", "
         destination_conn_id="warehouse_db",
         destination_table="measurement",
         part_bytes=1_000_000,  # small, so that a small table has several parts
+        task_arguments={"retries": 3},
     )
     chain([fill, table], load)
