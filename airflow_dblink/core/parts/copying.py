@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from airflow_dblink.core.errors import VerificationError
+from airflow_dblink.core.errors import RemoteError, VerificationError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done, Head, Ledger
-from airflow_dblink.core.parts.load import LoadSpec, Settings, work_of
-from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, name_of
+from airflow_dblink.core.parts.load import LoadSpec, Settings, route_of, work_of
+from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, lost, name_of
 from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.streams.pump import End, Pumped, Report, pump
 from airflow_dblink.core.tables.catalog import get_relation
@@ -19,6 +20,7 @@ from airflow_dblink.core.transfer.plan import Plan
 
 log = logging.getLogger(__name__)
 
+_GONE = ("42P01", "42703")  # no such table, no such column
 Progress = Callable[[int, int, int | None], None]
 
 
@@ -41,7 +43,7 @@ def copy_part(
     :param destination_settings: the same for the destination.
     :param progress: called with rows, bytes and the estimated total, often.
     :raises UsageError: if there is nothing to load into, no such part, or a later try has claimed it.
-    :raises LoadLostError: if the keeper is gone, or the source table was rewritten.
+    :raises LoadLostError: if the keeper is gone, or the source table was rewritten or altered.
     :raises RemoteError: what a server says; nothing of this try is committed then.
     """
     with in_transaction(destination, destination_settings, "looking for the load"):
@@ -57,13 +59,33 @@ def copy_part(
     set_local(source, source_settings)
     destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the part")
     set_local(destination, destination_settings)
-    work = work_of(source, destination, ledger, spec)
-    pumped = _pump(source, destination, work, claimed, _estimating(progress, work, head))
+    with _lost_if_gone(source):
+        work = work_of(source, destination, ledger, spec)
+        _demand_same_route(source, work, head)
+        pumped = _pump(source, destination, work, claimed.part, _estimating(progress, work, head))
     source.run("COMMIT", "ending the source transaction")
     seconds = round(time.monotonic() - started, 3)
-    done = Done(pumped.taken, pumped.size, seconds)
+    done = Done(pumped.taken, pumped.size, seconds, tries=claimed.tries)
     ledger.commit(destination, head, part, try_number, done)
     return done
+
+
+def _demand_same_route(source: Side, work: Plan, head: Head) -> None:
+    if route_of(source, work) != head.route:
+        table = work.read.as_string(source.connection)
+        why = "its columns, their types, or the task's arguments aren't what they were"
+        raise lost(source, f"{table} would be copied otherwise than the load was planned: {why}")
+
+
+@contextmanager
+def _lost_if_gone(source: Side) -> Iterator[None]:
+    """Raise LoadLostError where the server misses a table or column: a next try would miss it, too."""
+    try:
+        yield
+    except RemoteError as error:
+        if error.sqlstate not in _GONE:
+            raise
+        raise lost(source, f"a table or column is gone since the load was planned: {error.message}") from None
 
 
 def _estimating(progress: Progress, work: Plan, head: Head) -> Progress:

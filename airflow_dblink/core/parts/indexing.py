@@ -11,7 +11,7 @@ from threading import Event
 
 from airflow_dblink.core.errors import RemoteError, StoppedError
 from airflow_dblink.core.parts.key import LoadKey
-from airflow_dblink.core.parts.ledger import Ledger
+from airflow_dblink.core.parts.ledger import Ledger, end_holders
 from airflow_dblink.core.parts.load import LoadSpec, Settings
 from airflow_dblink.core.parts.shadow import index_names, pieces_of
 from airflow_dblink.core.server.connection import Check, LinkConnection
@@ -21,7 +21,10 @@ from airflow_dblink.core.tables.pieces import Index, TableName, run_all
 
 log = logging.getLogger(__name__)
 
-_THERE = "42P07"
+# A session of an earlier try has built it before this one began; or commits it while this one builds it.
+_NOT_UNIQUE = "23505"
+_THERE = ("42P07", _NOT_UNIQUE)
+_IN_CATALOG = "pg_class_relname_nsp_index"
 
 
 def build_indexes(
@@ -50,6 +53,7 @@ def build_indexes(
         target = get_relation(destination, spec.destination_table)
         ledger = Ledger(key, target.schema_name)
         head = ledger.head(destination)
+        end_holders(destination, head.shadow)  # an index that an earlier try still builds
         there = index_names(destination, head.shadow)
         pieces = pieces_of(destination, target.oid, ledger)
     work: SimpleQueue[tuple[str, Index]] = SimpleQueue()
@@ -91,7 +95,9 @@ def _build(side: Side, table: TableName, name: str, index: Index, settings: Sett
     try:
         run_all(side, index.create(table, name), f"building the index {index.name}")
     except RemoteError as error:
-        if error.sqlstate != _THERE:
+        if error.sqlstate not in _THERE or (
+            error.sqlstate == _NOT_UNIQUE and _IN_CATALOG not in error.message
+        ):
             raise
         side.run("ROLLBACK", "building an index")  # a session of an earlier try has built it meanwhile
         return

@@ -46,6 +46,9 @@ class Head:
     :ivar destination: oid of the table whose place it will take.
     :ivar planned_by: number of the try that has planned it.
     :ivar run: what tells that try's run from another one of the same name.
+    :ivar definition: of the destination when it was planned, hashed; see :func:`.shadow.definition_of`.
+    :ivar route: how rows travel, hashed; see :func:`.load.route_of`.
+    :ivar columns: names of the destination's columns that rows are copied into.
     """
 
     snapshot: str
@@ -54,7 +57,10 @@ class Head:
     shadow: int
     destination: int
     planned_by: int
-    run: str = ""
+    run: str
+    definition: str
+    route: str
+    columns: tuple[str, ...]
 
     @property
     def taken(self) -> str:
@@ -75,7 +81,12 @@ class Head:
             raise UsageError("the ledger of the load doesn't tell its snapshot")
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise UsageError("the ledger of the load doesn't tell its facts")
-        return cls(snapshot, *[*numbers, str(facts.get("run", ""))])
+        hashes: list[Any] = [facts.get(name) for name in ("definition", "route")]
+        columns = facts.get("columns")
+        if not all(isinstance(each, str) for each in hashes) or not isinstance(columns, list):
+            raise UsageError("the ledger of the load doesn't tell how it was planned")
+        values: list[Any] = [snapshot, *numbers, str(facts.get("run", "")), *hashes, tuple(map(str, columns))]
+        return cls(*values)
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,17 @@ class Done:
     seconds: float
     parts: int = 1
     tries: int = 1
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A part that is to be copied.
+
+    :ivar tries: how many have claimed it, this one among them.
+    """
+
+    part: Part
+    tries: int
 
 
 @dataclass(frozen=True)
@@ -251,7 +273,7 @@ class Ledger:
 
     # -- a part
 
-    def claim(self, destination: Side, part: int, try_number: int) -> Part | Done:
+    def claim(self, destination: Side, part: int, try_number: int) -> Claimed | Done:
         """Claim a part for this try; from now on no earlier try can commit it.
 
         :returns: what is to be copied; or what an earlier try has brought.
@@ -260,13 +282,13 @@ class Ledger:
         claim = sql.SQL(
             "UPDATE {} SET try = {try_number}, tries = tries OPERATOR(pg_catalog.+) 1"
             " WHERE part OPERATOR(pg_catalog.=) {part} AND done IS NULL"
-            " AND try OPERATOR(pg_catalog.<=) {try_number} RETURNING facts"
+            " AND try OPERATOR(pg_catalog.<=) {try_number} RETURNING facts, tries"
         ).format(self.name, try_number=try_number, part=part)
         if claimed := destination.fetch(claim, "claiming the part"):
             facts = claimed[0]["facts"]
             if not isinstance(facts, list) or not facts:
                 raise UsageError("the ledger of the load doesn't say what the part is", destination.conn_id)
-            return tuple(Piece.of(each) for each in facts)
+            return Claimed(tuple(Piece.of(each) for each in facts), claimed[0]["tries"])
         look = sql.SQL(
             "SELECT try, tries, rows, bytes, seconds, done IS NOT NULL AS is_done FROM {}"
             " WHERE part OPERATOR(pg_catalog.=) {}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
+
+from psycopg import sql
 
 from airflow_dblink.core.errors import DblinkError, NoLoadError, TransientError, UsageError
 from airflow_dblink.core.parts import keeper as keepers
@@ -18,7 +22,7 @@ from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES, Piece, cut, 
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.tables.catalog import get_relation
+from airflow_dblink.core.tables.catalog import describe, get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.transfer.plan import Columns, Plan, Spec, plan
 from airflow_dblink.core.transfer.swap import Shadow
@@ -143,7 +147,7 @@ def begin(
         source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
         keepers.use(source, key, keeper.snapshot)
         set_local(source, source_settings)
-        destination.run("BEGIN", "beginning the load")
+        destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the load")
         set_local(destination, destination_settings)
         head = _make(source, destination, ledger, target, spec, keeper, try_number, run)
         destination.run("COMMIT", "beginning the load")
@@ -227,6 +231,7 @@ def _make(
 ) -> Head:
     """Make shadow and ledger in the open transaction, in place of those that are there."""
     ledger.drop(destination, try_number, run)
+    definition = shadows.definition_of(destination, target.oid)
     pieces = shadows.create(destination, ledger, target)
     table = get_relation(source, spec.source_table)
     leaves = leaves_of(source, table)
@@ -243,13 +248,35 @@ def _make(
         "destination": target.oid,
         "planned_by": try_number,
         "run": run,
+        "definition": definition,
+        "route": route_of(source, work),
+        "columns": [pair.destination for pair in work.pairs],
     }
     ledger.create(destination, facts, parts)
+    shadows.hide(destination, ledger, target)
     size = sum(leaf.bytes for leaf in leaves)
     log.info("%s: %s, %.1f MB, in %s parts", source.conn_id, table, size / 1e6, len(parts))
-    return Head(**facts, parts=len(parts))
+    return Head.of({**facts, "parts": len(parts)})
 
 
 def work_of(source: Side, destination: Side, ledger: Ledger, spec: LoadSpec) -> Plan:
     """Return how rows travel from the source into the shadow, as the catalogs say now."""
     return plan(source, destination, spec.into(ledger, destination))
+
+
+def route_of(source: Side, work: Plan) -> str:
+    """Return a hash of what all parts must agree in: source, columns, casts and format.
+
+    The numbers of the columns are the parser's, which has locked the table: the catalogs, read by an old
+    snapshot, don't know of a column that was renamed since.
+
+    :param source: in a transaction.
+    :raises RemoteError: what the server says: 42703 if a column is gone.
+    """
+    names = sql.SQL(", ").join(sql.Identifier(pair.source) for pair in work.pairs)
+    columns = describe(source, sql.SQL("SELECT {} FROM {}").format(names, work.read))
+    facts = [
+        (column.table, column.number, pair.destination, pair.cast)
+        for column, pair in zip(columns, work.pairs, strict=True)
+    ]
+    return sha256(json.dumps([work.format, facts]).encode()).hexdigest()

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import LoadLostError, UsageError
 from airflow_dblink.core.parts.ledger import Head, Ledger
-from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.server.side import Side, own_path
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
@@ -58,7 +58,7 @@ def shadow_of(side: Side, ledger: Ledger, head: Head, destination_table: str, wo
     old = get_relation(side, destination_table)
     relation = get_relation(side, str(ledger.shadow_name))
     changed = "was replaced by another table" if old.oid != head.destination else None
-    if changed is None and _definition(side, old.oid) != _definition(side, relation.oid):
+    if changed is None and definition_of(side, old.oid) != head.definition:
         changed = "was altered"
     if changed is not None:
         raise LoadLostError(
@@ -88,8 +88,27 @@ def index_names(side: Side, oid: int) -> list[str]:
     return [row["name"] for row in side.ask(_SQL["index_names"], {"oid": oid})]
 
 
-def _definition(side: Side, oid: int) -> list[str]:
-    return [row["line"] for row in side.ask(_SQL["definition"], {"oid": oid})]
+def definition_of(side: Side, oid: int) -> str:
+    """Return a hash of what the shadow copies of a table's definition, for the open transaction's server.
+
+    Two tables aren't compared: a constraint that is NOT VALID is valid in a copy.
+    """
+    with own_path(side):
+        lines = [row["line"] for row in side.ask(_SQL["definition"], {"oid": oid})]
+    return sha256(repr(lines).encode()).hexdigest()
+
+
+def hide(side: Side, ledger: Ledger, old: Relation) -> None:
+    """Keep all others from the load's tables, in the transaction that has made them.
+
+    They are committed long before the swap gives them the privileges and the row security of *old*. What
+    ALTER DEFAULT PRIVILEGES has given would show the rows meanwhile, or let a stranger add a trigger, which
+    would run as this role.
+    """
+    found = ledger.found(side)
+    params = {"oids": [*found.values()], "shadow": found[ledger.key.shadow], "old": old.oid}
+    rows = side.ask(_SQL["hide"], params)
+    run_all(side, [str(row["statement"]) for row in rows], "hiding the table that is loaded")
 
 
 def drop_others(shadow: Shadow) -> None:
@@ -101,8 +120,10 @@ def drop_others(shadow: Shadow) -> None:
 
 
 def give_to_owner(shadow: Shadow) -> None:
-    """Give the shadow to the owner of the destination."""
+    """Give the shadow to the owner of the destination, without the row security that has hidden it."""
     place = shadow.pieces.place
+    show = sql.SQL("ALTER TABLE {} DISABLE ROW LEVEL SECURITY")
+    shadow.side.run(show.format(shadow.name.identifier), "giving the table to its owner")
     if not place.is_own:
         give = sql.SQL("ALTER TABLE {} OWNER TO {}")
         owner = sql.Identifier(place.owner)

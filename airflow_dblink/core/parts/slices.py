@@ -198,8 +198,13 @@ def demand_same_file(source: Side, piece: Piece, name: sql.Identifier) -> None:
 
 
 def _rewritten(source: Side, table: str, what: str) -> LoadLostError:
+    return lost(source, f"{table} {what} since the load was planned, and its rows have other places now")
+
+
+def lost(source: Side, message: str) -> LoadLostError:
+    """Return the error of a load that can't go on with this source."""
     return LoadLostError(
-        f"{table} {what} since the load was planned, and its rows have other places now",
+        message,
         source.conn_id,
         "55000",
         hint="the destination is as it was: clear the task that plans the load, with all that come after it",

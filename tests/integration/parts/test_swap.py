@@ -112,6 +112,72 @@ def test_a_table_that_another_role_owns_stays_its(load: Load, warehouse: Databas
         warehouse.admin("DROP OWNED BY parts_owner; DROP ROLE parts_owner")
 
 
+def test_a_constraint_that_is_not_valid_does_not_keep_the_table_from_being_swapped(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    warehouse.execute("ALTER TABLE item ADD CHECK (id > 0) NOT VALID")
+    copied(load)
+    load.index()
+    load.swap()
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        warehouse.execute("INSERT INTO item VALUES (0)")
+
+
+# -- who may look at the table before
+
+
+GRANTS = """
+SELECT has_table_privilege(role, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER'),
+       relname
+  FROM pg_class AS c, unnest(ARRAY['pg_monitor', 'pg_signal_backend']) AS role
+ WHERE relkind = 'r' AND relname LIKE 'dblink_load%%'
+ UNION ALL
+SELECT has_sequence_privilege('pg_monitor', c.oid, 'USAGE, SELECT, UPDATE'), relname
+  FROM pg_class AS c WHERE relkind = 'S' AND relname LIKE 'dblink_load%%'
+"""
+
+
+def test_others_get_nothing_on_the_table_that_is_loaded(load: Load, warehouse: Database) -> None:
+    warehouse.execute(
+        """ALTER TABLE item ADD COLUMN num int GENERATED ALWAYS AS IDENTITY;
+        GRANT SELECT, UPDATE (name) ON item TO pg_signal_backend;
+        GRANT USAGE ON SEQUENCE item_num_seq TO pg_signal_backend;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO pg_monitor WITH GRANT OPTION;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC"""
+    )
+    before = describe(warehouse, "item")
+    copied(load)
+    load.index()
+    granted = warehouse.rows(GRANTS)
+    assert len(granted) == 5
+    assert not any(may for may, _ in granted), granted
+    load.swap()
+    assert describe(warehouse, "item") == before
+
+
+def test_row_security_holds_for_the_table_that_is_loaded(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    """Members of pg_read_all_data need no grant."""
+    warehouse.execute("ALTER TABLE item ENABLE ROW LEVEL SECURITY")
+    warehouse.admin("CREATE ROLE parts_reader; GRANT pg_read_all_data TO parts_reader")
+    shadow = sql.Identifier("public", load.key.shadow)
+    try:
+        before = describe(warehouse, "item")
+        copied(load)
+        load.index()
+        with psycopg.connect(warehouse.admin_conninfo) as reader:
+            reader.execute("SET ROLE parts_reader")
+            assert reader.execute(sql.SQL("SELECT count(*) FROM {}").format(shadow)).fetchall() == [(0,)]
+        load.swap()
+        assert describe(warehouse, "item") == before
+        assert warehouse.rows(ROWS) == source.rows(ROWS)
+    finally:
+        warehouse.admin("DROP OWNED BY parts_reader; DROP ROLE parts_reader")
+
+
 # -- kills
 
 
@@ -148,6 +214,28 @@ def test_indexes_and_swap_are_exact_wherever_they_are_killed(
 # -- what is found, and changes nothing
 
 
+def test_an_index_that_an_earlier_try_still_builds_is_not_waited_for(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    copied(load)
+    warehouse.execute("DROP INDEX item_at")
+    load.index()
+    name = warehouse.rows(
+        "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisunique AND indrelid = %s::regclass",
+        load.key.shadow,
+    )[0][0]
+    with psycopg.connect(warehouse.conninfo) as hangs:
+        identifiers = {"name": sql.Identifier(name), "table": sql.Identifier(load.key.shadow)}
+        hangs.execute(sql.SQL("DROP INDEX {name}").format(**identifiers))
+        hangs.commit()
+        hangs.execute(sql.SQL("CREATE INDEX {name} ON {table} (name)").format(**identifiers))
+        assert load.index() == 1
+        with pytest.raises(psycopg.OperationalError):
+            hangs.commit()
+    load.swap()
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
 def test_rows_that_break_a_key_are_said_and_the_table_is_untouched(
     load: Load, source: Database, warehouse: Database
 ) -> None:
@@ -166,6 +254,8 @@ def test_rows_that_break_a_key_are_said_and_the_table_is_untouched(
         "ALTER TABLE item ADD CHECK (id >= 0)",
         "ALTER TABLE item ALTER name SET DEFAULT 'x'",
         "ALTER TABLE item ALTER name TYPE varchar(400)",
+        "ALTER TABLE item SET (fillfactor = 50)",
+        "ALTER TABLE item ALTER name SET STORAGE EXTERNAL, ALTER name SET STATISTICS 50",
         "ALTER TABLE item RENAME TO old; CREATE TABLE item (LIKE old INCLUDING DEFAULTS)",
     ],
 )
