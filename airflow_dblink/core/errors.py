@@ -8,6 +8,7 @@ the values out: ``Key (id)=(...) already exists``. See :mod:`airflow_dblink.core
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -78,6 +79,14 @@ class DblinkError(Exception):
         """Return the same error with another message or hint."""
         rest = (self.connname, self.sqlstate, self.detail, hint or self.hint, self.context, self.place)
         return type(self)(message or self.message, *rest)
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """Return the same error with other names: each key of *names* is replaced by its value."""
+        texts = [self.message, self.detail, self.hint, self.context]
+        for name, other in names.items():
+            texts = [text and text.replace(name, other) for text in texts]
+        message, detail, hint, context = texts
+        return type(self)(message or "", self.connname, self.sqlstate, detail, hint, context, self.place)
 
     def __str__(self) -> str:
         parts = [without_credentials(without_values(self.message, self.sqlstate))]

@@ -15,7 +15,7 @@ from airflow_dblink.core.tables.pieces import (
     TableName,
     build_indexes,
     comment_statements,
-    grant_statements,
+    grant_question,
     protection_statements,
     read_foreign_keys,
     read_indexes,
@@ -37,6 +37,10 @@ def side(warehouse: Database) -> Iterator[Side]:
     warehouse.execute(EVERYTHING)
     with closing(connect(warehouse.target)) as connection:
         yield Side(connection, "warehouse")
+
+
+def grants(side: Side, oid: int, new_oid: int, on: TableName) -> list[str]:
+    return [str(row["statement"]) for row in side.ask(grant_question(side, oid, new_oid, on))]
 
 
 def test_indexes_and_keys_are_dropped_and_built_again_on_their_table(side: Side, warehouse: Database) -> None:
@@ -85,8 +89,8 @@ def test_another_table_gets_all_pieces_and_takes_the_name(side: Side, warehouse:
     last = [
         *protection_statements(side, oid, TABLE),
         *comment_statements(side, oid, TABLE, is_namesake=True),
-        *grant_statements(side, oid, new.oid, TABLE),
-        *grant_statements(side, identity.oid, new_identity.oid, TableName("public", identity.name)),
+        *grants(side, oid, new.oid, TABLE),
+        *grants(side, identity.oid, new_identity.oid, TableName("public", identity.name)),
         f"COMMENT ON SEQUENCE {identity.name} IS '{identity.comment}'",
     ]
     run_all(
@@ -136,7 +140,7 @@ def test_default_privileges_do_not_stay(side: Side, warehouse: Database) -> None
     before = describe(warehouse, "plain")["table"]
     old = get_relation(side, "plain")
     side.run("CREATE TABLE copy (LIKE plain)", "creating")
-    statements = grant_statements(side, old.oid, get_relation(side, "copy").oid, TableName("public", "plain"))
+    statements = grants(side, old.oid, get_relation(side, "copy").oid, TableName("public", "plain"))
     run_all(side, ["DROP TABLE plain", "ALTER TABLE copy RENAME TO plain", *statements], "swapping")
 
     assert describe(warehouse, "plain")["table"] == before

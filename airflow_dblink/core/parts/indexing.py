@@ -15,7 +15,7 @@ from airflow_dblink.core.parts.ledger import Ledger, end_holders
 from airflow_dblink.core.parts.load import LoadSpec, Settings
 from airflow_dblink.core.parts.shadow import index_names, pieces_of
 from airflow_dblink.core.server.connection import Check, LinkConnection
-from airflow_dblink.core.server.side import Side, in_transaction, set_local
+from airflow_dblink.core.server.side import Side, in_transaction, own_path, set_local
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.pieces import Index, TableName, run_all
 
@@ -93,7 +93,8 @@ def _build(side: Side, table: TableName, name: str, index: Index, settings: Sett
     side.run("BEGIN", "building an index")
     set_local(side, settings)
     try:
-        run_all(side, index.create(table, name), f"building the index {index.name}")
+        with own_path(side):  # the definition was read under it
+            run_all(side, index.create(table, name), f"building the index {index.name}")
     except RemoteError as error:
         if error.sqlstate not in _THERE or (
             error.sqlstate == _NOT_UNIQUE and _IN_CATALOG not in error.message

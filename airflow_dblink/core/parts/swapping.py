@@ -100,6 +100,7 @@ def swap(
     drop_others(shadow)
     give_to_owner(shadow)
     shadow.finish()
+    shadow.build_keys()
     destination.run(sql.SQL("DROP TABLE {}").format(ledger.name), "dropping the ledger")
     result = {
         "rows": done.rows,

@@ -62,6 +62,16 @@ def rows_of(results: Sequence[T]) -> Sequence[T]:
     return results[2 + count : 2 + 2 * count]
 
 
+def question(
+    connection: psycopg.Connection[Any], statement: str, params: Mapping[str, Any] | None = None
+) -> sql.SQL:
+    """Return the complete statement of a text with ``%(name)s`` placeholders.
+
+    :param params: values for the placeholders.
+    """
+    return sql.SQL(ClientCursor(connection).mogrify(statement, params or {}))
+
+
 def ask(
     connection: psycopg.Connection[Any],
     statement: str | sql.Composable,
@@ -73,12 +83,9 @@ def ask(
     :param params: values for the placeholders.
     :raises psycopg.Error: the server's errors.
     """
-    if isinstance(statement, str):
-        question: sql.Composable = sql.SQL(ClientCursor(connection).mogrify(statement, params or {}))
-    else:
-        question = statement
+    asked = question(connection, statement, params) if isinstance(statement, str) else statement
     with connection.cursor(row_factory=dict_row) as cursor:
-        cursor.execute(sql.SQL("; ").join(message(question)))
+        cursor.execute(sql.SQL("; ").join(message(asked)))
         for _ in range(_BEFORE_ROWS):
             cursor.nextset()
         return cursor.fetchall()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 
 from airflow_dblink.core.errors import DblinkError, UsageError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
-from airflow_dblink.core.server.own_sql import PATH, ask
+from airflow_dblink.core.server.own_sql import PATH, ask, message, rows_of
 from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
 from airflow_dblink.core.sqltext.user_text import place_of
 
@@ -41,6 +41,23 @@ class Side:
             return ask(self.connection, statement, params)
         except psycopg.Error as error:
             raise from_psycopg(error, self.conn_id, action) from None
+
+    def ask_after(
+        self, first: Sequence[sql.Composable], questions: Sequence[sql.Composable], action: str
+    ) -> list[list[dict[str, Any]]]:
+        """Run *first* and ask questions as :meth:`ask`, in one message; return the rows of each.
+
+        :raises RemoteError: the server's errors.
+        """
+        try:
+            with self.connection.cursor(row_factory=dict_row) as cursor:
+                cursor.execute(sql.SQL("; ").join([*first, *message(*questions)]))
+                results = [cursor.fetchall() if cursor.description else []]
+                while cursor.nextset():
+                    results.append(cursor.fetchall() if cursor.description else [])
+        except psycopg.Error as error:
+            raise from_psycopg(error, self.conn_id, action) from None
+        return list(rows_of(results[len(first) :]))
 
     def run(self, statement: str | bytes | sql.SQL | sql.Composed, action: str) -> int:
         """Run *statement* and return the number of rows it touched.

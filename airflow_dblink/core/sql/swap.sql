@@ -123,8 +123,8 @@ WITH own (classid, objid, is_asked) AS (
 SELECT kind, name FROM found ORDER BY kind, name;
 
 -- name: holders
--- Whose locks keep a table, or one that it refers to, from being locked; no query's text. A prepared transaction has no
--- session.
+-- Whose locks keep a table, one that it refers to, or its sequences from being locked; no query's text. Or, of "writers"
+-- alone, whose keep others out that only refer to a table. A prepared transaction has no session.
 SELECT DISTINCT lock.pid, activity.application_name, activity.state,
        (extract(epoch FROM pg_catalog.clock_timestamp() - activity.xact_start))::int AS seconds
   FROM pg_catalog.pg_locks AS lock
@@ -132,8 +132,13 @@ SELECT DISTINCT lock.pid, activity.application_name, activity.state,
  WHERE lock.locktype = 'relation' AND lock.granted
    AND lock.database = (SELECT d.oid FROM pg_catalog.pg_database AS d
                          WHERE d.datname = pg_catalog.current_database())
-   AND (lock.relation = %(oid)s OR lock.relation IN (
-        SELECT c.confrelid FROM pg_catalog.pg_constraint AS c WHERE c.conrelid = %(oid)s AND c.contype = 'f'))
+   AND (lock.relation IN (
+            SELECT c.confrelid FROM pg_catalog.pg_constraint AS c WHERE c.conrelid = %(oid)s AND c.contype = 'f')
+        OR NOT %(writers)s AND (lock.relation = %(oid)s OR lock.relation IN (
+            SELECT d.objid FROM pg_catalog.pg_depend AS d
+             WHERE d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.refobjid = %(oid)s
+               AND d.refclassid = 'pg_catalog.pg_class'::regclass::oid AND d.deptype IN ('a', 'i'))))
+   AND (NOT %(writers)s OR lock.mode NOT IN ('AccessShareLock', 'RowShareLock'))
    AND lock.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
  ORDER BY seconds DESC NULLS FIRST
  LIMIT 5;
@@ -147,5 +152,6 @@ SELECT a.pid, a.application_name, a.xact_start::text AS since, a.state,
    AND a.backend_xmin IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid()
  ORDER BY a.xact_start;
 
--- name: setting
-SELECT pg_catalog.current_setting('lock_timeout') AS lock_timeout;
+-- name: settings
+SELECT pg_catalog.current_setting('lock_timeout') AS lock_timeout,
+       (SELECT s.setting::int FROM pg_catalog.pg_settings AS s WHERE s.name = 'deadlock_timeout') AS deadlock_ms;

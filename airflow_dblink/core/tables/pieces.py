@@ -17,6 +17,7 @@ from typing import Any
 from psycopg import sql
 
 from airflow_dblink.core.errors import RemoteError
+from airflow_dblink.core.server.own_sql import question
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
 
@@ -145,20 +146,35 @@ class ForeignKey:
     """A foreign key from the table.
 
     :ivar parts: its definition; in two parts if it refers to its own table, whose name stands between them.
+    :ivar is_whole: whether :meth:`add` makes all of it: no row has to be looked at, or not apart from it.
     """
 
     name: str
     parts: tuple[str, ...]
+    is_whole: bool
     comment: str | None
 
     def build(self, table: TableName) -> list[sql.Composed]:
         """Return the statements that make it on *table*; PostgreSQL then looks at all rows."""
+        return [*self.add(table), *self.validate(table)]
+
+    def add(self, table: TableName) -> list[sql.Composed]:
+        """Return the first statements of :meth:`build`: they lock both tables."""
         name = sql.Identifier(self.name)
         definition = sql.SQL(f") REFERENCES {table}(").join(sql.SQL(part) for part in self.parts)
-        made = [sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(table.identifier, name, definition)]
+        later = sql.SQL("" if self.is_whole else " NOT VALID")
+        add = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}{}")
+        made = [add.format(table.identifier, name, definition, later)]
         if self.comment is not None:
             made.append(_comment_on_constraint(table, name, self.comment))
         return made
+
+    def validate(self, table: TableName) -> list[sql.Composed]:
+        """Return the other statements of :meth:`build`: they look at all rows."""
+        if self.is_whole:
+            return []
+        validate = sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}")
+        return [validate.format(table.identifier, sql.Identifier(self.name))]
 
 
 @dataclass(frozen=True)
@@ -272,7 +288,7 @@ def read_foreign_keys(side: Side, oid: int) -> list[ForeignKey]:
         parts = tuple(definition.split(reference)) if reference else (definition,)
         if len(parts) != (2 if reference else 1):  # a column of a very odd name
             raise RemoteError(f"foreign key {row['name']} can't be read: {definition[:200]!r}", side.conn_id)
-        found.append(ForeignKey(row["name"], parts, row["comment"]))
+        found.append(ForeignKey(row["name"], parts, row["is_whole"], row["comment"]))
     return found
 
 
@@ -300,13 +316,14 @@ def storage_statements(side: Side, oid: int, on: TableName) -> list[str]:
     return _texts(side, "storage", oid, on)
 
 
-def grant_statements(side: Side, oid: int, new_oid: int, on: TableName) -> list[str]:
-    """Return the statements that give a table or sequence the privileges of another: *oid*'s.
+def grant_question(side: Side, oid: int, new_oid: int, on: TableName) -> sql.SQL:
+    """Return the question whose rows hold statements that give a table or sequence the privileges of another.
 
+    :param oid: of the other.
     :param new_oid: of the table or sequence; what it has been granted by now is revoked.
     :param on: its name when they are run.
     """
-    return _texts(side, "grants", oid, on, new_oid=new_oid)
+    return question(side.connection, _SQL["grants"], {"oid": oid, "on": str(on), "new_oid": new_oid})
 
 
 def protection_statements(side: Side, oid: int, on: TableName) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from psycopg import sql
@@ -111,7 +112,8 @@ def run(
     emptied = _make_room(destination, work, rebuild)
     shadow = Shadow.create(destination, work, once.xid) if work.spec.mode == "swap" else None
     loaded = shadow.work if shadow else work
-    pumped = _pump(source, destination, loaded, progress, pace)
+    with shadow.by_own_names() if shadow else nullcontext():
+        pumped = _pump(source, destination, loaded, progress, pace)
     if emptied and not pumped.sent:
         raise UsageError(
             f"the source is empty, and {work.relation} {emptied}",
@@ -129,6 +131,7 @@ def run(
         log.warning("%s kept %s of %s rows", work.spec.destination_table, pumped.taken, pumped.sent)
     if shadow:
         shadow.finish()
+        shadow.build_keys()
     else:
         _after_load(destination, work)
     result = {
@@ -205,7 +208,9 @@ def _what_is_emptied(destination: Side, work: Plan) -> str | None:
         destination.run(lock, "locking the destination table")
     if not any(column.may_select for column in work.relation.columns):
         return "may have rows, which this role can't see (no SELECT)"
-    return "has rows" if _has_rows(destination, work) else None
+    if _has_rows(destination, work):
+        return "has rows"
+    return "may have rows, which policies hide from this role" if work.relation.row_security else None
 
 
 def _has_rows(destination: Side, work: Plan) -> bool:

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import RemoteError, TransientError
+from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, UsageError
 from airflow_dblink.core.once.transaction import Once
-from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.server.own_sql import PIN, UNPIN
+from airflow_dblink.core.server.side import Side, own_path
 from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
@@ -34,7 +36,7 @@ from airflow_dblink.core.tables.pieces import (
     TableName,
     build_indexes,
     comment_statements,
-    grant_statements,
+    grant_question,
     protection_statements,
     read_foreign_keys,
     read_indexes,
@@ -45,16 +47,12 @@ from airflow_dblink.core.tables.pieces import (
     storage_statements,
 )
 from airflow_dblink.core.tables.sequences import reset_sequences
+from airflow_dblink.core.transfer.in_use import Patience, wait_for_snapshots
 from airflow_dblink.core.transfer.plan import Plan
 from airflow_dblink.core.transfer.swappable import demand_swappable
 
 log = logging.getLogger(__name__)
 
-_SQL = statements("swap.sql")
-_NOT_LOCKED = ("55P03", "40P01")  # lock_timeout is over; a deadlock
-_LOCK_S = 1  # readers queue behind the lock that is waited for: not for longer
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 8.0
-_LOOK_S = 0.2
 _NAME_BYTES = 30  # of the old name that stay in the new one; a name has 63
 
 
@@ -70,17 +68,18 @@ class Pieces:
 
     @classmethod
     def of(cls, side: Side, oid: int, prefix: str) -> Pieces:
-        """Read them from the catalogs.
+        """Read them from the catalogs, as what means the same to whoever runs it under *own_path*.
 
         :param prefix: of the names.
         """
-        return cls(
-            read_place(side, oid),
-            {f"{prefix}_{i:04}": index for i, index in enumerate(read_indexes(side, oid))},
-            {f"{prefix}_s{i:04}": each for i, each in enumerate(read_statistics(side, oid))},
-            tuple(read_foreign_keys(side, oid)),
-            tuple(read_sequences(side, oid)),
-        )
+        with own_path(side):
+            return cls(
+                read_place(side, oid),
+                {f"{prefix}_{i:04}": index for i, index in enumerate(read_indexes(side, oid))},
+                {f"{prefix}_s{i:04}": each for i, each in enumerate(read_statistics(side, oid))},
+                tuple(read_foreign_keys(side, oid)),
+                tuple(read_sequences(side, oid)),
+            )
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,13 @@ class Shadow:
         """Create it in the open transaction, and try on it, while it is empty, what is built after the load.
 
         :param xid: of the transaction, for names that nobody else has.
-        :raises UsageError: if the table can't be swapped any more.
+        :raises UsageError: if the table can't be swapped any more, or *pre_sql* has altered it.
         :raises RemoteError: what the server says, also of what can't be built.
         """
         # Read anew, since another swap may have been waited for.
-        old = get_relation(side, work.spec.destination_table)
+        old = get_relation(side, work.target.as_string(side.connection))
         if work.relation is None or old.columns != work.relation.columns:
-            raise TransientError(f"{old} was altered while the transfer began", side.conn_id, "40001")
+            raise _altered(side, work, old)
         demand_swappable(side, old)
         pieces = Pieces.of(side, old.oid, f"airflow_dblink_{xid}")
         short = old.name.encode()[:_NAME_BYTES].decode(errors="ignore")
@@ -145,6 +144,7 @@ class Shadow:
         run_all(self.side, types, "creating the new table")
         self.side.run("SAVEPOINT airflow_dblink_trial", "trying what is built after the load")
         self._build()
+        self.build_keys()
         # COPY takes FREEZE in the very subtransaction of CREATE TABLE only: hence the second statement.
         undo = "ROLLBACK TO SAVEPOINT airflow_dblink_trial; RELEASE SAVEPOINT airflow_dblink_trial"
         self.side.run(undo, "trying what is built after the load")
@@ -160,9 +160,12 @@ class Shadow:
         return TableName(self.old.schema_name, self.old.name)
 
     def finish(self) -> None:
-        """Build what the loaded table lacks; only writers of tables that it refers to wait for that.
+        """Build what the loaded table lacks, but for its foreign keys: nobody waits for that.
 
-        :raises RemoteError: what the server says, as of rows that break a key.
+        Then wait for the transactions that *old_snapshots_timeout* is for.
+
+        :raises RemoteError: what the server says.
+        :raises TransientError: if these transactions don't end in time.
         """
         self._build()
         if self.work.spec.reset_sequences:
@@ -170,84 +173,102 @@ class Shadow:
             loaded = replace(self.old, name=self.relation.name)
             reset_sequences(self.side, loaded, {pair.destination for pair in self.work.pairs})
         self.side.run(sql.SQL("ANALYZE {}").format(self.name.identifier), "analyzing the new table")
+        if (timeout := self.work.spec.old_snapshots_timeout) is not None:
+            wait_for_snapshots(self.side, timeout.total_seconds(), self.old)
 
     def _build(self) -> None:
-        try:
-            self._build_pieces()
-        except RemoteError as error:
-            message = error.message
-            own = {name: index.name for name, index in self.pieces.indexes.items()}
-            own |= {name: each.name for name, each in self.pieces.statistics.items()}
-            for name, own_name in {**own, self.name.name: self.target.name}.items():
-                message = message.replace(name, own_name)
-            raise error.but(message=message) from None
-
-    def _build_pieces(self) -> None:
         indexes = [(index, name) for name, index in self.pieces.indexes.items()]
-        run_all(self.side, build_indexes(indexes, self.name, self.built), "building the indexes")
         made: list[sql.Composed] = []
         for name, each in self.pieces.statistics.items():
             made += each.build(self.name, name, keep_owner=True)
-        run_all(self.side, made, "creating extended statistics")
-        for key in self.pieces.keys:  # last: these lock the tables they refer to
-            run_all(self.side, key.build(self.name), f"creating the foreign key {key.name}")
+        with self.by_own_names(), own_path(self.side):
+            run_all(self.side, build_indexes(indexes, self.name, self.built), "building the indexes")
+            run_all(self.side, made, "creating extended statistics")
+
+    def build_keys(self) -> None:
+        """Build the foreign keys; writers of the tables that they refer to wait from then on.
+
+        :raises RemoteError: what the server says, as of rows that break a key.
+        :raises TransientError: if one of these tables isn't locked within *swap_timeout*.
+        """
+        if not self.pieces.keys:
+            return
+        patience = Patience.of(self.side)
+        added = [statement for key in self.pieces.keys for statement in key.add(self.name)]
+
+        def add() -> None:
+            made = [PIN, *added, *self._twins(), UNPIN, *patience.end]
+            run_all(self.side, made, "creating the foreign keys")
+
+        with self.by_own_names():
+            timeout_s = self.work.spec.swap_timeout.total_seconds()
+            patience.until_had([add], patience.writers_ms, timeout_s, self.old, writers=True)
+            for key in self.pieces.keys:
+                with own_path(self.side):
+                    run_all(self.side, key.validate(self.name), f"creating the foreign key {key.name}")
+
+    def _twins(self) -> list[sql.Composed]:
+        """Return the statements that make a second key like each to another table.
+
+        Who drops it locks that table, whether or not he may use LOCK TABLE there: see :meth:`take_place`.
+        """
+        twins = (replace(key, name=name, comment=None) for name, key in self._doubled.items())
+        return [statement for twin in twins for statement in twin.add(self.name)]
+
+    @property
+    def _doubled(self) -> dict[str, ForeignKey]:
+        keys = [key for key in self.pieces.keys if not key.is_whole and len(key.parts) == 1]
+        return {f"airflow_dblink_twin_{i}": key for i, key in enumerate(keys)}
+
+    @contextmanager
+    def by_own_names(self) -> Iterator[None]:
+        """Let the server's errors name the table and its pieces as the user does."""
+        own = {name: index.name for name, index in self.pieces.indexes.items()}
+        own |= {name: each.name for name, each in self.pieces.statistics.items()}
+        try:
+            yield
+        except RemoteError as error:
+            raise error.renamed({**own, self.name.name: self.target.name}) from None
 
     def take_place(self) -> float:
         """Lock the old table, drop it, and give the new one its name; return when it was locked.
 
-        The lock is asked for again and again, each time for a second, until *swap_timeout* is over.
+        The lock is asked for again and again, each time for a moment, until *swap_timeout* is over. To drop
+        its keys, the tables that they refer to must be locked, too: in one attempt after it, in the next one
+        before it, since readers that lock them in one order can be in the way of the other for good.
 
         :returns: the value of ``time.monotonic``.
         :raises UsageError: if something has come to depend on the old table meanwhile.
-        :raises TransientError: if the lock isn't had in time, naming who holds it; or if older transactions
-            don't end within *old_snapshots_timeout*.
+        :raises TransientError: if the lock isn't had in time, naming who holds it.
         """
-        spec = self.work.spec
         # Under the lock that keeps the definition, these can't change any more; privileges can.
-        kept = [
-            *protection_statements(self.side, self.old.oid, self.target),
-            *comment_statements(self.side, self.old.oid, self.target, is_namesake=True),
-        ]
-        before = self.side.ask(_SQL["setting"])[0]["lock_timeout"]
-        after = [
-            sql.SQL("RELEASE SAVEPOINT airflow_dblink_swap"),
-            sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(before)),
-        ]
-        if spec.old_snapshots_timeout is not None:
-            self._wait_for_snapshots(spec.old_snapshots_timeout.total_seconds())
+        with own_path(self.side):
+            kept = [
+                *protection_statements(self.side, self.old.oid, self.target),
+                *comment_statements(self.side, self.old.oid, self.target, is_namesake=True),
+            ]
         # A new view needs no lock that the first one keeps away; of one that is still newer DROP TABLE tells.
         demand_swappable(self.side, self.old)
-        deadline, pause = time.monotonic() + spec.swap_timeout.total_seconds(), _FIRST_PAUSE_S
-        while (locked_at := self._try_to_take_place([*kept, *after])) is None:
-            holders = _names(self.side.ask(_SQL["holders"], {"oid": self.old.oid}))
-            if time.monotonic() >= deadline:
-                raise TransientError(
-                    f"{self.old} could not be locked within swap_timeout; it is used by {holders}",
-                    self.side.conn_id,
-                    "55P03",
-                    hint="nothing is changed; end that session, or give more time: swap_timeout=...",
-                )
-            log.info("%s is in use, the swap waits: %s", self.old, holders)
-            self._sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-        return locked_at
+        patience = Patience.of(self.side)
+        lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(self.target.identifier)
+        soon = sql.SQL(f"SET LOCAL lock_timeout = '{patience.next_ms}ms'")
+        drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
+        others = [drop.format(self.name.identifier, sql.Identifier(name)) for name in self._doubled]
 
-    def _try_to_take_place(self, kept: Sequence[str | sql.Composable]) -> float | None:
-        """Take the place unless somebody uses the old table; return when it was locked."""
-        lock = sql.SQL(
-            "SAVEPOINT airflow_dblink_swap; SET LOCAL lock_timeout = '{}s';"
-            " LOCK TABLE {} IN ACCESS EXCLUSIVE MODE"
-        )
-        try:
-            self.side.run(lock.format(_LOCK_S, self.target.identifier), "locking the old table")
+        def attempt(first: Sequence[sql.Composable], then: Sequence[sql.Composable]) -> float:
+            answers = self.side.ask_after(first, self._grants(), "locking the old table")
             locked_at = time.monotonic()
-            run_all(self.side, [*self._exchange(), *self._grants(), *kept], "swapping the tables")
-        except RemoteError as error:
-            if error.sqlstate not in _NOT_LOCKED:
-                raise
-            self.side.run("ROLLBACK TO SAVEPOINT airflow_dblink_swap", "waiting for the lock")
-            return None
-        return locked_at
+            grants = [str(row["statement"]) for rows in answers for row in rows]
+            made: list[str | sql.Composable] = [soon, *then, *self._exchange(), *grants]
+            made += [PIN, *kept, UNPIN]  # under the path that they were read under
+            run_all(self.side, [*made, *patience.end], "swapping the tables")
+            return locked_at
+
+        timeout_s = self.work.spec.swap_timeout.total_seconds()
+        attempts = [partial(attempt, [lock], others)]
+        if others:
+            attempts.append(partial(attempt, [*others, soon, lock], []))
+        return patience.until_had(attempts, patience.first_ms, timeout_s, self.old, writers=False)
 
     def _exchange(self) -> list[sql.Composed]:
         """Return the statements that drop the old table and give the new one and its pieces their names."""
@@ -275,38 +296,12 @@ class Shadow:
             ),
         ]
 
-    def _grants(self) -> list[str]:
-        made = grant_statements(self.side, self.old.oid, self.relation.oid, self.target)
+    def _grants(self) -> list[sql.SQL]:
+        made = [grant_question(self.side, self.old.oid, self.relation.oid, self.target)]
         for old, new in self.identities:
-            made += grant_statements(self.side, old.oid, new.oid, TableName(old.schema_name, old.name))
+            name = TableName(old.schema_name, old.name)
+            made.append(grant_question(self.side, old.oid, new.oid, name))
         return made
-
-    def _wait_for_snapshots(self, timeout_s: float) -> None:
-        """Wait for the transactions that hold a snapshot now; not for those that come later."""
-        deadline = time.monotonic() + timeout_s
-        waits_for: set[tuple[int, str]] | None = None
-        while True:
-            self.side.run("SELECT pg_catalog.pg_stat_clear_snapshot()", "looking for old snapshots")
-            rows = {(row["pid"], row["since"]): row for row in self.side.ask(_SQL["snapshots"])}
-            waits_for = {*rows} if waits_for is None else waits_for & {*rows}
-            if not waits_for:
-                return
-            if time.monotonic() >= deadline:
-                sessions = _names([rows[key] for key in sorted(waits_for)][:5])
-                raise TransientError(
-                    f"old_snapshots_timeout is over, and transactions older than the swap of {self.old} run:"
-                    f" {sessions}",
-                    self.side.conn_id,
-                    "55P03",
-                    hint="nothing is changed; end that session, or leave old_snapshots_timeout out: it would"
-                    " then see the new rows",
-                )
-            self._sleep(_LOOK_S)
-
-    def _sleep(self, seconds: float) -> None:
-        # On the server, since the session must not be idle in its transaction for long.
-        sleep = sql.SQL("SELECT pg_catalog.pg_sleep({})").format(sql.Literal(seconds))
-        self.side.run(sleep, "waiting for the lock")
 
 
 def swap(shadow: Shadow, once: Once, result: Mapping[str, Any]) -> None:
@@ -359,12 +354,13 @@ def _same_position(old: OwnSequence, new: OwnSequence) -> sql.Composed:
     return position.format(sql.Literal(new.oid), old.identifier)
 
 
-def _names(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the sessions as errors name them: no query's text."""
-    named = [
-        f"pid {row['pid']} ({row['application_name'] or ''!r}, {row['state']}, {row['seconds']} s)"
-        if row["pid"] is not None
-        else "a prepared transaction"
-        for row in rows
-    ]
-    return ", ".join(named) or "nobody any more"
+def _altered(side: Side, work: Plan, old: Relation) -> DblinkError:
+    if work.spec.pre_sql:
+        return UsageError(
+            f"{old} is not as it was when the transfer began: pre_sql or somebody else has altered its"
+            " columns, or this role's privileges on them",
+            side.conn_id,
+            "55000",
+            hint="alter the table in a task of its own, before this one",
+        )
+    return TransientError(f"{old} was altered while the transfer began", side.conn_id, "40001")
