@@ -54,10 +54,9 @@ class Patience:
         """For the lock that readers queue behind."""
         return max(1, min(1000, self.deadlock_ms // 2))
 
-    @property
-    def next_ms(self) -> int:
-        """For further locks, while the first one keeps readers waiting."""
-        return max(1, min(50, self.deadlock_ms // 10))
+    def next_ms(self, locks: int) -> int:
+        """For each of so many further *locks*, while the first one keeps readers waiting."""
+        return max(1, min(50, self.deadlock_ms // 4 // max(1, locks)))
 
     @property
     def writers_ms(self) -> int:

@@ -251,7 +251,8 @@ class Shadow:
         demand_swappable(self.side, self.old)
         patience = Patience.of(self.side)
         lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(self.target.identifier)
-        soon = sql.SQL(f"SET LOCAL lock_timeout = '{patience.next_ms}ms'")
+        next_ms = patience.next_ms(1 + len(self.pieces.keys) + len(self.pieces.sequences))
+        soon = sql.SQL(f"SET LOCAL lock_timeout = '{next_ms}ms'")
         drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
         others = [drop.format(self.name.identifier, sql.Identifier(name)) for name in self._doubled]
 
@@ -267,7 +268,7 @@ class Shadow:
         timeout_s = self.work.spec.swap_timeout.total_seconds()
         attempts = [partial(attempt, [lock], others)]
         if others:
-            attempts.append(partial(attempt, [*others, soon, lock], []))
+            attempts.append(partial(attempt, [others[0], soon, *others[1:], lock], []))
         return patience.until_had(attempts, patience.first_ms, timeout_s, self.old, writers=False)
 
     def _exchange(self) -> list[sql.Composed]:
