@@ -71,8 +71,8 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
     :param like: for mode ``create``: ``columns``, or ``all``, which also takes the *source_table*'s defaults,
         identity and own sequences, indexes, unique and exclusion constraints, CHECKs and comments. They are
         tried on the empty table first, so what can't be made is known before a row moves.
-    :param swap_timeout: how long ``swap`` goes on asking for the lock in the end, a second at a time, while
-        others use the table.
+    :param swap_timeout: how long ``swap`` goes on asking for the lock in the end, a moment at a time, while
+        others use the table; before that also for the locks that foreign keys need.
     :param old_snapshots_timeout: how long ``swap`` waits for the transactions that have a snapshot when the
         load is done, and that would see the new rows after the swap. By default it doesn't wait. Needs
         pg_read_all_stats.
