@@ -119,16 +119,14 @@ class Load:
         allow_empty_source: bool = False,
     ) -> dict[str, Any]:
         """Swap the tables, unless an earlier try has done so."""
-        with self.sides() as (source, destination):
+        with self.sides() as (_, destination):
             once = Once(destination.connection, destination.conn_id, store or MemoryStore())
             if (result := once.recall()) is None:
                 result = swap(
-                    source,
                     destination,
                     self.key,
                     self.spec,
                     once,
-                    {},
                     {},
                     swap_timeout=timedelta(minutes=1),
                     older_transactions_timeout=wait,

@@ -236,7 +236,8 @@ def _make(
     table = get_relation(source, spec.source_table)
     leaves = leaves_of(source, table)
     work = work_of(source, destination, ledger, spec)
-    Shadow.of(destination, work, target, ledger.shadow_name, pieces).try_building()
+    columns = [pair.destination for pair in work.pairs]
+    Shadow.of(destination, work.spec, columns, target, ledger.shadow_name, pieces).try_building()
     parts = cut(leaves, part_bytes=spec.part_bytes, min_parts=spec.min_parts, max_parts=spec.max_parts)
     if not parts:  # no table that could hold rows: without any part Airflow skips the swap
         parts = [(Piece(table.oid, 0),)]
@@ -250,7 +251,7 @@ def _make(
         "run": run,
         "definition": definition,
         "route": route_of(source, work),
-        "columns": [pair.destination for pair in work.pairs],
+        "columns": columns,
     }
     ledger.create(destination, facts, parts)
     shadows.hide(destination, ledger, target)

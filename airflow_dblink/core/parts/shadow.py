@@ -18,7 +18,7 @@ from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.pieces import Index, run_all, storage_statements
-from airflow_dblink.core.transfer.plan import Plan
+from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.core.transfer.swap import Pieces, Shadow, create_like
 
 _SQL = statements("parts_shadow.sql")
@@ -49,13 +49,13 @@ def create(side: Side, ledger: Ledger, old: Relation) -> Pieces:
     return pieces
 
 
-def shadow_of(side: Side, ledger: Ledger, head: Head, destination_table: str, work: Plan) -> Shadow:
+def shadow_of(side: Side, ledger: Ledger, head: Head, spec: Spec) -> Shadow:
     """Return the shadow, with what it lacks, as the destination is now.
 
-    :param work: the transfer into the shadow.
+    :param spec: names the destination, and says how it is swapped.
     :raises LoadLostError: if somebody has replaced or altered the destination since the load was planned.
     """
-    old = get_relation(side, destination_table)
+    old = get_relation(side, spec.destination_table)
     relation = get_relation(side, str(ledger.shadow_name))
     changed = "was replaced by another table" if old.oid != head.destination else None
     if changed is None and definition_of(side, old.oid) != head.definition:
@@ -67,7 +67,8 @@ def shadow_of(side: Side, ledger: Ledger, head: Head, destination_table: str, wo
             "55000",
             hint="it is as it was left; clear the task that plans the load, with all that come after it",
         )
-    shadow = Shadow.of(side, work, old, ledger.shadow_name, pieces_of(side, old.oid, ledger))
+    pieces = pieces_of(side, old.oid, ledger)
+    shadow = Shadow.of(side, spec, head.columns, old, ledger.shadow_name, pieces)
     return replace(shadow, built=frozenset(index_names(side, relation.oid)))
 
 

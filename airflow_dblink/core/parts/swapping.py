@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,12 +13,13 @@ from airflow_dblink.core.errors import TransientError, UsageError
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Ledger, end_holders
-from airflow_dblink.core.parts.load import LoadSpec, Settings, work_of
+from airflow_dblink.core.parts.load import LoadSpec, Settings
 from airflow_dblink.core.parts.shadow import drop_others, give_to_owner, shadow_of
 from airflow_dblink.core.server.settings import TEXT_FORMS
-from airflow_dblink.core.server.side import Side, in_transaction, set_local
+from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import get_relation
+from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.core.transfer.swap import swap as take_place
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,11 @@ def is_left(destination: Side, key: LoadKey, spec: LoadSpec, settings: Settings)
 
 
 def swap(
-    source: Side,
     destination: Side,
     key: LoadKey,
     spec: LoadSpec,
     once: Once,
     settings: Settings,
-    source_settings: Settings,
     *,
     swap_timeout: timedelta,
     older_transactions_timeout: timedelta | None,
@@ -53,9 +51,10 @@ def swap(
 ) -> dict[str, Any]:
     """Give the shadow what it lacks and the destination's name; drop the old table and the ledger; commit.
 
+    The source isn't asked any more: it may be down by now.
+
     :param once: on the destination's connection; :meth:`Once.recall` has said that there is work.
     :param settings: run-time parameters of the destination, local to the transaction.
-    :param source_settings: the same for the source.
     :param swap_timeout: how long to try to lock the destination, each time for a second.
     :param older_transactions_timeout: how long to wait for transactions that are older; ``None``: don't wait.
     :param reset_sequences: move the destination's sequences beyond the values that came.
@@ -88,15 +87,17 @@ def swap(
         if destination.run(a_row, "looking for rows of the destination table"):
             raise UsageError(
                 f"the source is empty, and {target} has rows",
-                source.conn_id,
+                destination.conn_id,
                 hint="if that is right: allow_empty_source=True",
             )
-    source.run("BEGIN READ ONLY", "beginning the source transaction")
-    set_local(source, source_settings)
-    work = work_of(source, destination, ledger, spec)
-    source.run("ROLLBACK", "ending the source transaction")
-    asked = replace(work.spec, mode="swap", swap_timeout=swap_timeout, reset_sequences=reset_sequences)
-    shadow = shadow_of(destination, ledger, head, spec.destination_table, replace(work, spec=asked))
+    asked = Spec(
+        destination_table=spec.destination_table,
+        source_table=spec.source_table,
+        mode="swap",
+        swap_timeout=swap_timeout,
+        reset_sequences=reset_sequences,
+    )
+    shadow = shadow_of(destination, ledger, head, asked)
     drop_others(shadow)
     give_to_owner(shadow)
     shadow.finish()

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from psycopg import sql
@@ -111,7 +112,7 @@ def run(
     rebuild = Rebuild(destination, work.target)
     emptied = _make_room(destination, work, rebuild)
     shadow = Shadow.create(destination, work, once.xid) if work.spec.mode == "swap" else None
-    loaded = shadow.work if shadow else work
+    loaded = replace(work, target=shadow.name.identifier, relation=shadow.relation) if shadow else work
     with shadow.by_own_names() if shadow else nullcontext():
         pumped = _pump(source, destination, loaded, progress, pace)
     if emptied and not pumped.sent:

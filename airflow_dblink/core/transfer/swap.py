@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,7 +48,7 @@ from airflow_dblink.core.tables.pieces import (
 )
 from airflow_dblink.core.tables.sequences import reset_sequences
 from airflow_dblink.core.transfer.in_use import Patience, wait_for_snapshots
-from airflow_dblink.core.transfer.plan import Plan
+from airflow_dblink.core.transfer.plan import Plan, Spec
 from airflow_dblink.core.transfer.swappable import demand_swappable
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class Pieces:
 class Shadow:
     """The new table, while it has another name.
 
-    :ivar work: the transfer into it.
+    :ivar spec: the transfer into it.
+    :ivar columns: names of the columns that are loaded.
     :ivar relation: the new table.
     :ivar old: the old table, which *name* means until the swap.
     :ivar identities: pairs of the old and the new sequence of each identity column.
@@ -94,7 +95,8 @@ class Shadow:
     """
 
     side: Side
-    work: Plan
+    spec: Spec
+    columns: frozenset[str]
     relation: Relation
     old: Relation
     pieces: Pieces
@@ -122,18 +124,26 @@ class Shadow:
             *storage_statements(side, old.oid, name),
         ]
         run_all(side, made, "creating the new table")
-        shadow = cls.of(side, work, old, name, pieces)
+        columns = [pair.destination for pair in work.pairs]
+        shadow = cls.of(side, work.spec, columns, old, name, pieces)
         shadow.try_building()
         return shadow
 
     @classmethod
-    def of(cls, side: Side, work: Plan, old: Relation, name: TableName, pieces: Pieces) -> Shadow:
+    def of(
+        cls,
+        side: Side,
+        spec: Spec,
+        columns: Iterable[str],
+        old: Relation,
+        name: TableName,
+        pieces: Pieces,
+    ) -> Shadow:
         """Return the new table, which has that *name*."""
         relation = get_relation(side, str(name))
         mine = {each.column_name: each for each in read_sequences(side, relation.oid) if each.is_identity}
         identities = tuple((each, mine[each.column_name]) for each in pieces.sequences if each.is_identity)
-        new = replace(work, target=name.identifier, relation=relation)
-        return cls(side, new, relation, old, pieces, identities)
+        return cls(side, spec, frozenset(columns), relation, old, pieces, identities)
 
     def try_building(self) -> None:
         """Give its sequences their types, and build on it, while it is empty, what is built after the load.
@@ -168,12 +178,12 @@ class Shadow:
         :raises TransientError: if these transactions don't end in time.
         """
         self._build()
-        if self.work.spec.reset_sequences:
+        if self.spec.reset_sequences:
             # The old table's sequences, by the new table's values: they outlive it, or are copied in the end.
             loaded = replace(self.old, name=self.relation.name)
-            reset_sequences(self.side, loaded, {pair.destination for pair in self.work.pairs})
+            reset_sequences(self.side, loaded, self.columns)
         self.side.run(sql.SQL("ANALYZE {}").format(self.name.identifier), "analyzing the new table")
-        if (timeout := self.work.spec.old_snapshots_timeout) is not None:
+        if (timeout := self.spec.old_snapshots_timeout) is not None:
             wait_for_snapshots(self.side, timeout.total_seconds(), self.old)
 
     def _build(self) -> None:
@@ -201,7 +211,7 @@ class Shadow:
             run_all(self.side, made, "creating the foreign keys")
 
         with self.by_own_names():
-            timeout_s = self.work.spec.swap_timeout.total_seconds()
+            timeout_s = self.spec.swap_timeout.total_seconds()
             patience.until_had([add], patience.writers_ms, timeout_s, self.old, writers=True)
             for key in self.pieces.keys:
                 with own_path(self.side):
@@ -265,7 +275,7 @@ class Shadow:
             run_all(self.side, [*made, *patience.end], "swapping the tables")
             return locked_at
 
-        timeout_s = self.work.spec.swap_timeout.total_seconds()
+        timeout_s = self.spec.swap_timeout.total_seconds()
         attempts = [partial(attempt, [lock], others)]
         if others:
             attempts.append(partial(attempt, [others[0], soon, *others[1:], lock], []))
@@ -314,8 +324,8 @@ def swap(shadow: Shadow, once: Once, result: Mapping[str, Any]) -> None:
     """
     once.keep(result)
     locked_at = shadow.take_place()
-    if shadow.work.spec.post_sql:
-        shadow.side.run(UserText(shadow.work.spec.post_sql, "post_sql"), "executing post_sql")
+    if shadow.spec.post_sql:
+        shadow.side.run(UserText(shadow.spec.post_sql, "post_sql"), "executing post_sql")
     once.commit(None)
     took_ms = 1000 * (time.monotonic() - locked_at)
     log.info("Swapped %s: it was locked for %.0f ms", shadow.old, took_ms)

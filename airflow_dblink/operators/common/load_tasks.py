@@ -145,22 +145,34 @@ class LoadBaseOperator(DblinkBaseOperator):
 
     @contextmanager
     def _sides(self) -> Iterator[Both]:
-        """Give both sides, and their hooks; a mistake, or a load that is lost, is not tried again."""
+        """Give both sides, and their hooks."""
+        with (
+            self._no_retry_in_vain(),
+            self._hook(self.source_conn_id) as source,
+            self._hook(self.destination_conn_id) as destination,
+        ):
+            yield Both(
+                Side(source.link().connection, self.source_conn_id),
+                Side(destination.link().connection, self.destination_conn_id),
+                source,
+                destination,
+            )
+
+    @contextmanager
+    def _destination(self) -> Iterator[tuple[DblinkHook, Side]]:
+        """Give the destination alone, for what needs no source any more."""
+        with self._no_retry_in_vain(), self._hook(self.destination_conn_id) as hook:
+            yield hook, Side(hook.link().connection, self.destination_conn_id)
+
+    @contextmanager
+    def _no_retry_in_vain(self) -> Iterator[None]:
+        """Fail for good on a mistake, or on a load that is lost."""
         with self._errors_for_airflow():
             self._spec().check()
-            with (
-                self._hook(self.source_conn_id) as source,
-                self._hook(self.destination_conn_id) as destination,
-            ):
-                try:
-                    yield Both(
-                        Side(source.link().connection, self.source_conn_id),
-                        Side(destination.link().connection, self.destination_conn_id),
-                        source,
-                        destination,
-                    )
-                except (LoadLostError, VerificationError) as error:
-                    raise AirflowFailException(str(error)) from None
+            try:
+                yield
+            except (LoadLostError, VerificationError) as error:
+                raise AirflowFailException(str(error)) from None
 
 
 class DblinkPartsPlanOperator(LoadBaseOperator):
@@ -304,8 +316,8 @@ class DblinkPartsIndexOperator(LoadBaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Build the indexes that an earlier try hasn't built."""
-        with self._sides() as both:
-            destination, target = both.destination, both.destination_hook.target()
+        with self._destination() as (hook, destination):
+            target = hook.target()
             built = build_indexes(
                 destination,
                 lambda check: connect(target, application_name=task_name(), check=check),
@@ -358,11 +370,10 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Swap the tables, once across all tries."""
-        with self._sides() as both:
-            destination = both.destination
+        with self._destination() as (hook, destination):
             settings = self._settings(destination.connection, destination.conn_id)
             once = self._once(context, destination.connection, destination.conn_id)
-            result = self._recall(context, both.destination_hook, once)
+            result = self._recall(context, hook, once)
             key, spec = self._key(context, destination), self._spec()
             if result is not None and is_left(destination, key, spec, settings):
                 self.log.info("An earlier try has swapped a load that was planned anew since.")
@@ -371,13 +382,11 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
                 self.log.info("An earlier try has committed: nothing is swapped. %s", result)
             else:
                 result = swap(
-                    both.source,
                     destination,
                     key,
                     spec,
                     once,
                     settings,
-                    self._settings(both.source.connection, both.source.conn_id),
                     swap_timeout=self.swap_timeout,
                     older_transactions_timeout=self.older_transactions_timeout,
                     reset_sequences=self.reset_sequences,

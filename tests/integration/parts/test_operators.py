@@ -224,6 +224,17 @@ def test_a_run_that_was_deleted_leaves_nothing_to_go_on_with(
     assert warehouse.rows(ROWS) == source.rows(ROWS)
 
 
+def test_indexes_and_swap_need_no_source(run: Run, warehouse: Database) -> None:
+    parts = run.plan()
+    for part in parts:
+        run.load(part)
+    run.execute(DblinkPartsVerifyOperator, "verify", parts=parts)
+    run.execute(DblinkPartsIndexOperator, "index", source_conn_id="is_down")
+    assert run.execute(DblinkPartsSwapOperator, "swap", source_conn_id="is_down")["rows"] == 5000
+    assert warehouse.rows("SELECT count(*) FROM item") == [(5000,)]
+    assert warehouse.rows(LEFT) == []
+
+
 def test_a_load_that_is_lost_is_not_tried_again(run: Run, source: Database, warehouse: Database) -> None:
     parts = run.plan(lock=False)
     source.execute("TRUNCATE item")
