@@ -84,9 +84,11 @@ def swap(
     done = ledger.demand_done(destination)
     if not done.rows and not allow_empty_source:
         a_row = sql.SQL("SELECT FROM {} LIMIT 1").format(target.identifier)
-        if destination.run(a_row, "looking for rows of the destination table"):
+        has_rows = destination.run(a_row, "looking for rows of the destination table") > 0
+        if has_rows or target.row_security:
+            what = "has rows" if has_rows else "may have rows, which policies hide from this role"
             raise UsageError(
-                f"the source is empty, and {target} has rows",
+                f"the source is empty, and {target} {what}",
                 destination.conn_id,
                 hint="if that is right: allow_empty_source=True",
             )
