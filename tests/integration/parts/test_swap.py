@@ -241,7 +241,7 @@ def test_rows_that_break_a_key_are_said_and_the_table_is_untouched(
 ) -> None:
     source.execute("ALTER TABLE item DROP CONSTRAINT item_pkey; INSERT INTO item VALUES (1, 'again')")
     copied(load)
-    with pytest.raises(RemoteError, match="item_pkey") as caught:
+    with pytest.raises(RemoteError, match=r"item_(pkey|at)") as caught:  # both are unique, and built at once
         load.index()
     assert caught.value.sqlstate == "23505"
     assert unchanged(warehouse)
