@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 
@@ -68,21 +69,20 @@ def _load(lab: Lab, airflow: Child, content: Content, mode: str, name: str) -> S
 def _beside_a_reader(lab: Lab, airflow: Child) -> float:
     """Swap the table while somebody reads it in a loop; return how long the longest read took, in ms."""
     over = threading.Event()
-    longest = 0.0
 
-    def read() -> None:
-        nonlocal longest
+    def read() -> float:
+        longest = 0.0
         with psycopg.connect(lab.destination.conninfo(), autocommit=True) as connection:
             while not over.is_set():
                 started = time.perf_counter()
                 connection.execute(f"SELECT k FROM {_TABLE} WHERE id = 1".encode())  # noqa: S608 - a constant
                 longest = max(longest, time.perf_counter() - started)
+        return longest
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        airflow.sample("transfer", source_table=_TABLE, destination_table=_TABLE, mode="swap")
-    finally:
-        over.set()
-        reader.join()
-    return longest * 1000
+    with ThreadPoolExecutor(1) as threads:
+        reader = threads.submit(read)
+        try:
+            airflow.sample("transfer", source_table=_TABLE, destination_table=_TABLE, mode="swap")
+        finally:
+            over.set()
+        return 1000 * reader.result()

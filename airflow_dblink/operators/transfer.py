@@ -50,7 +50,8 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
         goes on. Wait no longer than ``session_settings={"lock_timeout": "10min"}`` says.
     :param allow_empty_source: let an empty source empty the destination in modes ``replace`` and ``swap``.
         (templated)
-    :param analyze: ANALYZE the destination in the end; by default left to autovacuum.
+    :param analyze: ANALYZE the destination in the end; by default left to autovacuum. ``swap`` always
+        does it.
     :param reset_sequences: move the sequences of loaded columns (serial, identity, or behind a default)
         beyond the values that came, in their own direction and steps.
     :param max_mb_per_s: move at most so many MB (10^6 bytes of COPY data) per second. (templated)

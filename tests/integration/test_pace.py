@@ -21,6 +21,7 @@ from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.operators.common.progress import Progress
 from tests.conftest import AddConnection
 from tests.databases import Database
+from tests.integration.jobs.client import until
 from tests.stores import MemoryStore
 from tests.transfers import TimeIsUp, alarm, execute, meanwhile, operator, transfer
 
@@ -292,8 +293,7 @@ def test_a_lost_session_of_the_query_is_opened_again(
 
     def lose_it() -> None:
         source.admin(_END_OTHERS)
-        while not source.sessions():
-            time.sleep(0.02)
+        until(source.sessions)
         source.execute("UPDATE flag SET stop = false")
 
     with meanwhile(lose_it, is_paused):

@@ -53,7 +53,9 @@ def test_indexes_and_keys_are_dropped_and_built_again_on_their_table(side: Side,
     assert describe(warehouse)["indexes"] == []
 
     run_all(side, build_indexes([(index, None) for index in indexes], TABLE), "building")
-    run_all(side, [statement for key in keys for statement in key.build(TABLE)], "building")
+    run_all(
+        side, [statement for key in keys for statement in (*key.add(TABLE), *key.validate(TABLE))], "building"
+    )
 
     after = describe(warehouse)
     assert after.pop("indexes") == before.pop("indexes")
@@ -77,9 +79,9 @@ def test_another_table_gets_all_pieces_and_takes_the_name(side: Side, warehouse:
     )
     run_all(side, build_indexes([(index, name) for name, index in indexes.items()], OTHER), "building")
     for name, each in statistics.items():
-        run_all(side, each.build(OTHER, name, keep_owner=True), "building")
+        run_all(side, each.build(OTHER, name), "building")
     for key in keys:
-        run_all(side, key.build(OTHER), "building")
+        run_all(side, [*key.add(OTHER), *key.validate(OTHER)], "building")
     new = get_relation(side, str(OTHER))
     sequences = read_sequences(side, oid)
     (identity,), (new_identity,) = (
@@ -88,7 +90,7 @@ def test_another_table_gets_all_pieces_and_takes_the_name(side: Side, warehouse:
     side.run(identity.give_type(new_identity), "creating")
     last = [
         *protection_statements(side, oid, TABLE),
-        *comment_statements(side, oid, TABLE, is_namesake=True),
+        *comment_statements(side, oid, TABLE),
         *grants(side, oid, new.oid, TABLE),
         *grants(side, identity.oid, new_identity.oid, TableName("public", identity.name)),
         f"COMMENT ON SEQUENCE {identity.name} IS '{identity.comment}'",

@@ -121,9 +121,10 @@ def test_a_table_stays_logged_or_not(source: Database, warehouse: Database, tabl
 def test_any_name(source: Database, warehouse: Database) -> None:
     long = "größe € " + 'x"%s{}' * 8
     quoted = '"' + long.replace('"', '""')[:58] + '"'
-    warehouse.execute(f'CREATE SCHEMA "a.b"; CREATE TABLE "a.b".{quoted} ("from" int PRIMARY KEY)')
-    swap(f'"a.b".{quoted}', source_sql='SELECT 1 AS "from"')
-    assert warehouse.rows(f'TABLE "a.b".{quoted}') == [(1,)]
+    table = '"a.{b}".' + quoted
+    warehouse.execute(f'CREATE SCHEMA "a.{{b}}"; CREATE TABLE {table} ("from" int PRIMARY KEY)')
+    swap(table, source_sql='SELECT 1 AS "from"')
+    assert warehouse.rows(f"TABLE {table}") == [(1,)]
 
 
 def test_a_member_of_the_owner_may_swap_and_the_owner_stays(both: tuple[Database, Database]) -> None:
@@ -265,7 +266,7 @@ def test_a_schema_must_take_the_new_table(unchanged: Database) -> None:
         ({"old_snapshots_timeout": "1"}, "old_snapshots_timeout must be a timedelta or None, got str"),
         ({"old_snapshots_timeout": timedelta(-1)}, "old_snapshots_timeout must not be negative"),
         ({"mode": "append", "swap_timeout": timedelta(1)}, "swap_timeout is for mode='swap', not for"),
-        ({"mode": "append", "swap_timeout": timedelta(minutes=5), "old_snapshots_timeout": timedelta(1)},
+        ({"mode": "append", "old_snapshots_timeout": timedelta(minutes=5)},
          "old_snapshots_timeout is for mode='swap'"),
         ({"key": ["id"]}, "key is for mode='upsert', not for 'swap'"),
     ],
@@ -280,7 +281,7 @@ def test_arguments_of_a_swap_go_with_a_mode_that_is_a_template() -> None:
         source_table="a",
         destination_table="b",
         mode="{{ params.mode }}",
-        old_snapshots_timeout=timedelta(minutes=1),
+        old_snapshots_timeout=timedelta(),
     )
 
 
@@ -342,6 +343,13 @@ def test_who_keeps_the_lock_away_is_named(unchanged: Database) -> None:
     message = str(caught.value)
     words = ["public.item could not be locked", f"pid {pid} ('long report', idle in", "55P03"]
     assert [word for word in words if word not in message] == [], message
+
+
+def test_of_another_roles_session_what_this_role_may_see_is_named(unchanged: Database) -> None:
+    with psycopg.connect(unchanged.admin_conninfo, application_name="long report") as reader:
+        reader.execute("SELECT FROM item")
+        with pytest.raises(TransientError, match=rf"pid {reader.info.backend_pid} \('long report'\)"):
+            swap()
 
 
 def test_the_lock_is_asked_for_until_it_is_had(both: tuple[Database, Database]) -> None:

@@ -96,14 +96,12 @@ def test_rows_that_come_and_go_after_the_load_are_found(
     assert warehouse.rows("TABLE item") == BEFORE
 
 
-@pytest.mark.parametrize(("mode", "verify"), [("append", "count"), ("replace", "count"), ("create", "count")])
-def test_a_load_that_is_right_says_what_was_verified(
-    both: tuple[Database, Database], mode: str, verify: str
-) -> None:
+@pytest.mark.parametrize("mode", ["append", "replace", "create"])
+def test_a_load_that_is_right_says_what_was_verified(both: tuple[Database, Database], mode: str) -> None:
     _, warehouse = both
     table = "other" if mode == "create" else "item"
-    result = transfer(source_table="item", destination_table=table, mode=mode, verify=verify)
-    assert (result["rows"], result["changed"], result["verified"]) == (3, 3, verify)
+    result = transfer(source_table="item", destination_table=table, mode=mode, verify="count")
+    assert (result["rows"], result["changed"], result["verified"]) == (3, 3, "count")
     assert len(warehouse.rows(f"TABLE {table}")) == (4 if mode == "append" else 3)
 
 

@@ -165,8 +165,8 @@ WITH statement (step, name, text) AS (
 SELECT text AS statement FROM statement ORDER BY step, name;
 
 -- name: comments
--- On the table, its columns, its constraints without an index or a foreign key, and for a table of the same name
--- also on what "protection" makes.
+-- On the table, its columns, its constraints without an index or a foreign key, and its triggers and policies, which
+-- "protection" makes.
 SELECT pg_catalog.format('COMMENT ON TABLE %%s IS %%L', %(on)s::text, d.description) AS statement
   FROM pg_catalog.pg_description AS d
  WHERE d.classoid = 'pg_catalog.pg_class'::regclass::oid AND d.objoid = %(oid)s AND d.objsubid = 0
@@ -185,12 +185,12 @@ SELECT pg_catalog.format('COMMENT ON CONSTRAINT %%I ON %%s IS %%L', con.conname,
 SELECT pg_catalog.format('COMMENT ON TRIGGER %%I ON %%s IS %%L', t.tgname, %(on)s::text, d.description)
   FROM pg_catalog.pg_trigger AS t
   JOIN pg_catalog.pg_description AS d ON d.classoid = 'pg_catalog.pg_trigger'::regclass::oid AND d.objoid = t.oid
- WHERE t.tgrelid = %(oid)s AND NOT t.tgisinternal AND %(is_namesake)s
+ WHERE t.tgrelid = %(oid)s AND NOT t.tgisinternal
  UNION ALL
 SELECT pg_catalog.format('COMMENT ON POLICY %%I ON %%s IS %%L', p.polname, %(on)s::text, d.description)
   FROM pg_catalog.pg_policy AS p
   JOIN pg_catalog.pg_description AS d ON d.classoid = 'pg_catalog.pg_policy'::regclass::oid AND d.objoid = p.oid
- WHERE p.polrelid = %(oid)s AND %(is_namesake)s;
+ WHERE p.polrelid = %(oid)s;
 
 -- name: own_sequences
 -- Sequences that belong to a column: of an identity column ("is_identity"), or by OWNED BY.

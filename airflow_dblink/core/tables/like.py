@@ -279,7 +279,7 @@ def make(destination: Side, pieces: Sequence[Piece]) -> None:
 
 
 def rehearse(destination: Side, target: sql.Identifier, pieces: Sequence[Piece]) -> None:
-    """Make *pieces* on the new table while it is empty, look what they use, and undo it.
+    """Make *pieces* on the empty new table, look which functions, operators and types they use, and undo it.
 
     :raises UsageError: names what can't be made, or must not be called by it.
     :raises RemoteError: the server's other errors.

@@ -20,6 +20,7 @@ from airflow_dblink.core.errors import RemoteError
 from airflow_dblink.core.server.own_sql import question
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.tables.entries import Relation
 
 _SQL = statements("pieces.sql")
 _KEYS = {"p": "PRIMARY KEY", "u": "UNIQUE"}
@@ -40,6 +41,11 @@ class TableName:
 
     schema_name: str
     name: str
+
+    @classmethod
+    def of(cls, relation: Relation | OwnSequence) -> TableName:
+        """Return the name of *relation*."""
+        return cls(relation.schema_name, relation.name)
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -154,12 +160,8 @@ class ForeignKey:
     is_whole: bool
     comment: str | None
 
-    def build(self, table: TableName) -> list[sql.Composed]:
-        """Return the statements that make it on *table*; PostgreSQL then looks at all rows."""
-        return [*self.add(table), *self.validate(table)]
-
     def add(self, table: TableName) -> list[sql.Composed]:
-        """Return the first statements of :meth:`build`: they lock both tables."""
+        """Return the statements that add it, unvalidated unless *is_whole*: they lock both tables."""
         name = sql.Identifier(self.name)
         definition = sql.SQL(f") REFERENCES {table}(").join(sql.SQL(part) for part in self.parts)
         later = sql.SQL("" if self.is_whole else " NOT VALID")
@@ -170,7 +172,7 @@ class ForeignKey:
         return made
 
     def validate(self, table: TableName) -> list[sql.Composed]:
-        """Return the other statements of :meth:`build`: they look at all rows."""
+        """Return the statements that validate it then: they look at all rows."""
         if self.is_whole:
             return []
         validate = sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}")
@@ -193,15 +195,12 @@ class Statistics:
     owner: str
     comment: str | None
 
-    def build(
-        self, table: TableName, name: str | None = None, *, keep_owner: bool = False
-    ) -> list[sql.Composed]:
-        """Return the statements that make them on *table*.
+    def build(self, table: TableName, name: str) -> list[sql.Composed]:
+        """Return the statements that make them on *table*, for the same owner.
 
-        :param name: of the new ones; by default their own.
-        :param keep_owner: give them to their owner; by default they are the session's role's.
+        :param name: of the new ones.
         """
-        new = sql.Identifier(self.schema_name, name or self.name)
+        new = sql.Identifier(self.schema_name, name)
         kinds = sql.SQL("" if self.kinds is None else f" ({', '.join(self.kinds)})")
         create = sql.SQL("CREATE STATISTICS {}{} ON {} FROM {}")
         made = [create.format(new, kinds, sql.SQL(self.columns), table.identifier)]
@@ -211,8 +210,7 @@ class Statistics:
             )
         if self.comment is not None:
             made.append(sql.SQL("COMMENT ON STATISTICS {} IS {}").format(new, sql.Literal(self.comment)))
-        if keep_owner:
-            made.append(sql.SQL("ALTER STATISTICS {} OWNER TO {}").format(new, sql.Identifier(self.owner)))
+        made.append(sql.SQL("ALTER STATISTICS {} OWNER TO {}").format(new, sql.Identifier(self.owner)))
         return made
 
     def rename(self, name: str) -> sql.Composed:
@@ -334,12 +332,14 @@ def protection_statements(side: Side, oid: int, on: TableName) -> list[str]:
     return _texts(side, "protection", oid, on)
 
 
-def comment_statements(side: Side, oid: int, on: TableName, *, is_namesake: bool = False) -> list[str]:
-    """Return the comments on a table, its columns and CHECK constraints, as statements for *on*.
+def comment_statements(side: Side, oid: int, on: TableName) -> list[str]:
+    """Return the comments on a table and what belongs to it, as statements for *on*.
 
-    :param is_namesake: also those on its triggers and policies.
+    On its columns, CHECK constraints, triggers and policies; its indexes and keys bring their own.
+
+    :param on: the name of the table *oid* itself, which another table has by then.
     """
-    return _texts(side, "comments", oid, on, is_namesake=is_namesake)
+    return _texts(side, "comments", oid, on)
 
 
 def build_indexes(
@@ -367,8 +367,8 @@ def run_all(side: Side, made: Sequence[str | sql.Composable], action: str) -> No
         side.run(sql.SQL(";\n").join(parts), action)
 
 
-def _texts(side: Side, name: str, oid: int, on: TableName, **more: object) -> list[str]:
-    rows = side.ask(_SQL[name], {"oid": oid, "on": str(on), **more})
+def _texts(side: Side, name: str, oid: int, on: TableName) -> list[str]:
+    rows = side.ask(_SQL[name], {"oid": oid, "on": str(on)})
     return [str(row["statement"]) for row in rows]
 
 

@@ -51,7 +51,7 @@ def drop_indexes(side: Side, table: Relation) -> list[Index]:
     names = {str(row["name"]) for row in side.ask(_SQL["rebuildable"], {"oid": table.oid})}
     with own_path(side):  # definitions then name all schemas
         indexes = [index for index in read_indexes(side, table.oid) if index.name in names]
-        run_all(side, [index.drop(_name(table)) for index in indexes], "dropping indexes")
+        run_all(side, [index.drop(TableName.of(table)) for index in indexes], "dropping indexes")
     return indexes
 
 
@@ -63,14 +63,10 @@ def build_again(side: Side, table: Relation, indexes: Sequence[Index]) -> None:
     with own_path(side):
         for index in indexes:
             try:
-                run_all(side, build_indexes([(index, None)], _name(table)), "building an index")
+                run_all(side, build_indexes([(index, None)], TableName.of(table)), "building an index")
             except RemoteError as error:
                 hint = error.hint
                 if error.sqlstate == _DUPLICATE:
                     hint = "several source rows have the same key: keep one per key (SELECT DISTINCT ON)"
                 message = f"building index {index.name} of {table} after the load: {error.message}"
                 raise error.but(message=message, hint=hint) from None
-
-
-def _name(table: Relation) -> TableName:
-    return TableName(table.schema_name, table.name)

@@ -85,13 +85,13 @@ class Patience:
         :param attempts: are made one after the other before a pause; each begins in a savepoint, and runs the
             statements of :attr:`end` last.
         :param wait_ms: how long its statements wait for a lock.
-        :param timeout_s: after so many seconds no further attempt is made.
+        :param timeout_s: after so many seconds the last attempts are made.
         :param table: is swapped.
         :param writers: whether only the tables that it refers to are locked, and only writers are in the way.
         :raises TransientError: if the locks aren't had in time; names who holds them.
         :raises RemoteError: what the server says.
         """
-        what = f"what {table} refers to" if writers else f"{table}"
+        what = f"a table that {table} references" if writers else f"{table}"
         deadline, pause = time.monotonic() + timeout_s, _FIRST_PAUSE_S
         while True:
             for attempt in attempts:
@@ -112,7 +112,7 @@ class Patience:
                     hint="nothing is changed; end that session, or give more time: swap_timeout=...",
                 )
             log.info("%s is in use, the swap waits: %s", what, holders)
-            _sleep(self.side, pause)
+            _sleep(self.side, min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
@@ -156,10 +156,13 @@ def _sleep(side: Side, seconds: float) -> None:
 
 def _names(rows: Sequence[dict[str, Any]]) -> str:
     """Return the sessions as errors name them: no query's text."""
-    named = [
-        f"pid {row['pid']} ({row['application_name'] or ''!r}, {row['state']}, {row['seconds']} s)"
-        if row["pid"] is not None
-        else "a prepared transaction"
-        for row in rows
-    ]
-    return ", ".join(named) or "nobody any more"
+    return ", ".join(map(_name, rows)) or "nobody any more"
+
+
+def _name(row: dict[str, Any]) -> str:
+    if row["pid"] is None:
+        return "a prepared transaction"
+    facts = [repr(row["application_name"] or "")]
+    if row["state"] is not None:  # of another role's session only pg_read_all_stats sees it
+        facts += [row["state"], f"{row['seconds']} s"]
+    return f"pid {row['pid']} ({', '.join(facts)})"

@@ -173,11 +173,10 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
     same_database = is_same_database(source, destination)
     if same_database and spec.mode == "replace" and table and relation and table.oid == relation.oid:
         raise UsageError(f"{relation} would be emptied before it is read", destination.conn_id)
-    target = TableName(
-        *(relation.schema_name, relation.name)
-        if relation
-        else split_name(destination, spec.destination_table)
-    )
+    if relation is not None:
+        target = TableName.of(relation)
+    else:
+        target = TableName(*split_name(destination, spec.destination_table))
     create = None
     if relation is None:
         create = new_table(source, destination, target, table, pairs, offered, spec.like)
@@ -292,9 +291,9 @@ def _demand_privileges(
     closed = [c.name for c in relation.columns if c.name in given and not c.may_insert]
     demand(not closed, destination, f"permission denied: no INSERT on {relation} ({', '.join(closed)})")
     if spec.lock or spec.mode == "swap":
-        demand(
-            relation.may_lock, destination, f"permission denied: lock needs UPDATE or DELETE on {relation}"
-        )
+        who = "lock" if spec.lock else "mode='swap'"
+        message = f"permission denied: {who} needs UPDATE or DELETE on {relation}"
+        demand(relation.may_lock, destination, message)
     if spec.mode == "replace":
         demand(relation.may_truncate, destination, f"permission denied: no TRUNCATE on {relation}")
     if spec.mode == "upsert":

@@ -167,7 +167,6 @@ def _pump(source: Side, destination: Side, work: Plan, progress: Progress, pace:
 
 def _make_room(destination: Side, work: Plan, rebuild: Rebuild) -> str | None:
     """Prepare the destination; returns why an empty source must be refused, or ``None`` if it may come."""
-    emptied = None
     if work.spec.lock:
         # DROP INDEX will need the stronger one: taken at once, nobody can be in between.
         mode = "ACCESS EXCLUSIVE" if work.spec.rebuild_indexes else "SHARE ROW EXCLUSIVE"
@@ -181,10 +180,8 @@ def _make_room(destination: Side, work: Plan, rebuild: Rebuild) -> str | None:
         destination.run(work.create.statement, "creating the destination table")
         if work.spec.like == "all":
             rehearse(destination, work.target, work.create.pieces)
-    if work.spec.mode == "swap":
-        emptied = _what_is_emptied(destination, work)
+    emptied = _what_is_emptied(destination, work)
     if work.spec.mode == "replace":
-        emptied = _what_is_emptied(destination, work)
         destination.run(sql.SQL("TRUNCATE {}").format(work.target), "truncating the destination table")
         rebuild.begin(work.spec.rebuild_indexes, work.planned_rows)
     elif work.spec.mode == "append" and work.spec.rebuild_indexes and not _has_rows(destination, work):
@@ -198,9 +195,9 @@ def _make_room(destination: Side, work: Plan, rebuild: Rebuild) -> str | None:
 
 
 def _what_is_emptied(destination: Side, work: Plan) -> str | None:
-    """Lock the table as TRUNCATE will, and say whether it has rows; ``None`` where that is no matter.
+    """Return why an empty source must be refused, ``None`` if it may come; lock the table as TRUNCATE will.
 
-    A swap locks it in the end.
+    A swap locks the table in the end.
     """
     if work.relation is None or not work.refuses_empty_source:
         return None

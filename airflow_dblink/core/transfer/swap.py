@@ -68,9 +68,9 @@ class Pieces:
 
     @classmethod
     def of(cls, side: Side, oid: int, prefix: str) -> Pieces:
-        """Read them from the catalogs, as what means the same to whoever runs it under *own_path*.
+        """Read them from the catalogs under *own_path*: who runs their texts under it means the same.
 
-        :param prefix: of the names.
+        :param prefix: the beginning of the new indexes' and statistics' names.
         """
         with own_path(side):
             return cls(
@@ -105,7 +105,7 @@ class Shadow:
 
     @classmethod
     def create(cls, side: Side, work: Plan, xid: str) -> Shadow:
-        """Create it in the open transaction, and try on it, while it is empty, what is built after the load.
+        """Create it in the open transaction; build its indexes and keys as a trial, while it is empty.
 
         :param xid: of the transaction, for names that nobody else has.
         :raises UsageError: if the table can't be swapped any more, or *pre_sql* has altered it.
@@ -162,12 +162,12 @@ class Shadow:
     @property
     def name(self) -> TableName:
         """The name it has until the swap."""
-        return TableName(self.relation.schema_name, self.relation.name)
+        return TableName.of(self.relation)
 
     @property
     def target(self) -> TableName:
         """The name it takes."""
-        return TableName(self.old.schema_name, self.old.name)
+        return TableName.of(self.old)
 
     def finish(self) -> None:
         """Build what the loaded table lacks, but for its foreign keys: nobody waits for that.
@@ -190,7 +190,7 @@ class Shadow:
         indexes = [(index, name) for name, index in self.pieces.indexes.items()]
         made: list[sql.Composed] = []
         for name, each in self.pieces.statistics.items():
-            made += each.build(self.name, name, keep_owner=True)
+            made += each.build(self.name, name)
         with self.by_own_names(), own_path(self.side):
             run_all(self.side, build_indexes(indexes, self.name, self.built), "building the indexes")
             run_all(self.side, made, "creating extended statistics")
@@ -220,7 +220,8 @@ class Shadow:
     def _twins(self) -> list[sql.Composed]:
         """Return the statements that make a second key like each to another table.
 
-        Who drops it locks that table, whether or not he may use LOCK TABLE there: see :meth:`take_place`.
+        To drop such a twin locks the other table, even if the role may not use LOCK TABLE there: see
+        :meth:`take_place`.
         """
         twins = (replace(key, name=name, comment=None) for name, key in self._doubled.items())
         return [statement for twin in twins for statement in twin.add(self.name)]
@@ -255,7 +256,7 @@ class Shadow:
         with own_path(self.side):
             kept = [
                 *protection_statements(self.side, self.old.oid, self.target),
-                *comment_statements(self.side, self.old.oid, self.target, is_namesake=True),
+                *comment_statements(self.side, self.old.oid, self.target),
             ]
         # A new view needs no lock that the first one keeps away; of one that is still newer DROP TABLE tells.
         demand_swappable(self.side, self.old)
@@ -309,9 +310,9 @@ class Shadow:
 
     def _grants(self) -> list[sql.SQL]:
         made = [grant_question(self.side, self.old.oid, self.relation.oid, self.target)]
-        for old, new in self.identities:
-            name = TableName(old.schema_name, old.name)
-            made.append(grant_question(self.side, old.oid, new.oid, name))
+        made += [
+            grant_question(self.side, old.oid, new.oid, TableName.of(old)) for old, new in self.identities
+        ]
         return made
 
 

@@ -44,7 +44,7 @@ def demand_swap_arguments(mode: str, swap_timeout: object, old_snapshots_timeout
             raise UsageError(f"{name} must be {wanted}, got {type(value).__name__}")
         if value < timedelta():
             raise UsageError(f"{name} must not be negative, got {value}")
-        if mode != "swap" and value != SWAP_TIMEOUT:
+        if mode != "swap" and (may_be_none or value != SWAP_TIMEOUT):
             raise UsageError(f"{name} is for mode='swap', not for {mode!r}", hint=f"leave {name} out")
 
 
@@ -71,9 +71,15 @@ def demand_swappable(destination: Side, relation: Relation, *, waits_for_snapsho
             "42501",
             hint=f"connect as the owner, or make the connection's role a member of it; {_ELSE}",
         )
-    where = f"permission denied: {{}} CREATE on schema {relation.schema_name}, for the new table"
-    demand(facts["may_create"], destination, where.format("no"))
-    demand(facts["owner_may_create"], destination, where.format(f"the owner {facts['owner']!r} has no"))
+    create = f"no CREATE on schema {relation.schema_name}, for the new table"
+    demand(facts["may_create"], destination, f"permission denied: {create}")
+    if not facts["owner_may_create"]:
+        raise UsageError(
+            f"permission denied: the owner {facts['owner']!r} of {relation} has {create}",
+            destination.conn_id,
+            "42501",
+            hint="grant it to the owner",
+        )
     if waits_for_snapshots:
         message = "permission denied: old_snapshots_timeout needs pg_read_all_stats, to see others' snapshots"
         demand(facts["sees_sessions"], destination, message)

@@ -108,10 +108,8 @@ def _any_mode(view: Any) -> str:
     wants_replace = getattr(view, "verify", None) == "checksum" or getattr(view, "rebuild_indexes", None)
     if getattr(view, "like", None) == "all":
         return "create"
-    if (
-        getattr(view, "old_snapshots_timeout", None)
-        or getattr(view, "swap_timeout", SWAP_TIMEOUT) != SWAP_TIMEOUT
-    ):
+    waits = getattr(view, "old_snapshots_timeout", None) is not None
+    if waits or getattr(view, "swap_timeout", SWAP_TIMEOUT) != SWAP_TIMEOUT:
         return "swap"
     return "replace" if wants_replace else "append"
 
