@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from tests.memory import use_memory
@@ -104,6 +104,13 @@ def links(source: Database, warehouse: Database) -> Iterator[Links]:
     """Give a registry of links, closed after the test and before the databases are dropped."""
     with Links() as registry:
         yield registry
+
+
+@pytest.fixture
+def is_paused(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
+    """Return a function that tells whether the log has said that rows wait."""
+    caplog.set_level("INFO")
+    return lambda: "Paused: pause_while is true on " in caplog.text
 
 
 @pytest.fixture

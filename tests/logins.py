@@ -26,7 +26,7 @@ def make_logins_cheap(server: Server) -> None:
 
 
 def _verifier(password: str) -> str:
-    """Return what PostgreSQL stores of *password*, which is ASCII, by RFC 5803 with one iteration."""
+    """Return the verifier that PostgreSQL stores for an ASCII *password*: RFC 5803 with one iteration."""
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, 1)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()

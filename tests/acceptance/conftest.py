@@ -1,7 +1,7 @@
 """Real Airflows between two real servers, shared by all acceptance tests that use the same one.
 
 An Airflow takes 30 s of processor time to start, and a tenth of the machine while it is idle. So the tests
-of one Airflow run one after the other, whatever their file, and the next Airflow's start ends the one before.
+of one Airflow run one after the other, whatever their file, and no other Airflow runs beside it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Kept:
         self._made: Any = None
 
     def use(self, name: str, make: Callable[[], AbstractContextManager[T]]) -> T:
-        """Return what *make* gave when it was last called for *name*, or gives now."""
+        """Return the running Airflow called *name*; if another one runs, or none, make it first."""
         if self._name != name:
             self.close()
             self._made = self._stack.enter_context(make())
@@ -95,14 +95,14 @@ class Kept:
         return made
 
     def close(self) -> None:
-        """End what runs."""
+        """End the running Airflow."""
         self._name, self._made = "", None
         self._stack.close()
 
 
 @pytest.fixture(scope="session")
 def kept() -> Iterator[Kept]:
-    """Give what keeps an Airflow from test to test."""
+    """Give the keeper of the Airflow that several tests share."""
     airflow = Kept()
     yield airflow
     airflow.close()
@@ -156,27 +156,22 @@ def _killing(pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFacto
         yield Killing(airflow, suspended)
 
 
-# The fixtures that lead to an Airflow, in the order in which tests of them run.
-_AIRFLOWS = ("site", "killing", "here", "airflow", "airflow_env")
+# The fixtures that lead to an Airflow, in the order in which tests of them run. Those of Kept come last: its
+# Airflow runs until Kept is asked for another one.
+_AIRFLOWS = ("site", "here", "airflow", "killing", "airflow_env")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of one Airflow behind each other, and into one process; those without come first."""
+    """Put the tests of one Airflow behind each other; those without come first."""
     here = Path(__file__).parent
     ours = [item for item in items if here in item.path.parents]
-    order = {item: _airflow_of(item) for item in ours}
-    for item, (_, group) in order.items():
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
-    ordered = iter(sorted(ours, key=lambda item: order[item][0]))
-    items[:] = [next(ordered) if item in order else item for item in items]
+    places = {item: _airflow_of(item) for item in ours}
+    ordered = iter(sorted(ours, key=places.__getitem__))
+    items[:] = [next(ordered) if item in places else item for item in items]
 
 
-def _airflow_of(item: pytest.Item) -> tuple[int, str]:
-    """Return the place of an item's Airflow among the others, and its name."""
+def _airflow_of(item: pytest.Item) -> int:
+    """Return the place of an item's Airflow among the others; 0 if it needs none."""
     names = getattr(item, "fixturenames", ())
-    for place, name in enumerate(_AIRFLOWS, 1):
-        if name in names:
-            return place, name if name in ("site", "killing", "airflow_env") else item.path.stem
-    return 0, ""
+    return next((place for place, name in enumerate(_AIRFLOWS, 1) if name in names), 0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +17,14 @@ from psycopg.sql import SQL, Identifier
 
 from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.server.login import connect
-from airflow_dblink.core.streams.pace import Pause
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.streams.pace import Pace, Pause
 from airflow_dblink.exceptions import DblinkTaskKilledError
+from airflow_dblink.operators.common.pace import hold_before_work
 from airflow_dblink.operators.common.progress import Progress
 from tests.conftest import AddConnection
 from tests.databases import Database
+from tests.hostile_server import hostile_server
 from tests.integration.jobs.client import until
 from tests.stores import MemoryStore
 from tests.transfers import TimeIsUp, alarm, execute, meanwhile, operator, transfer
@@ -48,13 +52,6 @@ def both(source: Database, warehouse: Database) -> tuple[Database, Database]:
     warehouse.execute(f"{ITEM}; INSERT INTO item VALUES (0, 'before')")
     warehouse.execute("CREATE TABLE hold (until timestamptz); INSERT INTO hold VALUES ('infinity')")
     return source, warehouse
-
-
-@pytest.fixture
-def is_paused(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
-    """Return a function that tells whether the log has said that rows wait."""
-    caplog.set_level("INFO")
-    return lambda: "Paused: pause_while is true on " in caplog.text
 
 
 def paused(**arguments: Any) -> dict[str, Any]:
@@ -284,6 +281,28 @@ def test_a_source_that_is_lost_in_a_pause_is_noticed_in_it(
         transfer(**paused(pause_while=query, source_sql="SELECT 1 AS id, 'x' AS name"))
     assert source.wait_until_left() == warehouse.wait_until_left() == []
     assert warehouse.admin("TABLE item") == BEFORE
+
+
+def test_a_server_that_never_answers_is_given_up_and_named() -> None:
+    with hostile_server() as silent, closing(connect(silent.target("monitor"))) as connection:
+        pause = Pause("SELECT true", "monitor", lambda: connection, answer_s=0.1)
+        with pytest.raises(
+            TransientError, match=r"(?s)'monitor'.*no answer within 5 s.*pause_while is asked"
+        ):
+            pause.is_wanted()
+
+
+def test_a_pause_before_work_keeps_the_destinations_session_in_use(both: tuple[Database, Database]) -> None:
+    _, warehouse = both
+    with connect(warehouse.target) as asking, connect(warehouse.target) as waiting:
+        query, pid = "SELECT until = 'infinity' FROM hold", waiting.info.backend_pid
+        pace = Pace(pause=Pause(query, "warehouse", lambda: asking, every_s=0.05))
+
+        def has_spoken() -> bool:
+            return warehouse.admin("SELECT query FROM pg_stat_activity WHERE pid = %s", pid) == [("SELECT",)]
+
+        with meanwhile(lambda: warehouse.execute("UPDATE hold SET until = now()"), has_spoken):
+            hold_before_work(pace, Side(waiting, "warehouse"), awake_s=0.1)
 
 
 def test_a_lost_session_of_the_query_is_opened_again(

@@ -53,7 +53,7 @@ WRONG: list[tuple[type[BaseOperator], dict[str, Any], dict[str, Any], str]] = [
     (DblinkTransferOperator, TABLE, {"pause_while": ""}, "pause_while has no value"),
     (DblinkTransferOperator, TABLE, {"pause_while_conn_id": "a"}, "pause_while_conn_id belongs to pause_whi"),
     (DblinkTransferOperator, TABLE, {"pause_check_interval": 5}, "pause_check_interval must be a timedelta"),
-    (DblinkTransferOperator, TABLE, {"pause_check_interval": timedelta(0)}, "must be a timedelta above 0"),
+    (DblinkTransferOperator, TABLE, {"pause_check_interval": timedelta(0)}, "must be above 0"),
     (DblinkSyncOperator, TABLE, {"max_mb_per_s": -1}, "max_mb_per_s must be above 0, or None"),
     (DblinkSyncOperator, TABLE, {"pause_while": "VACUUM"}, "pause_while must be a query, got VACUUM"),
     (DblinkTransferOperator, TABLE, {"verify": "sum"}, "verify must be count, checksum or None"),

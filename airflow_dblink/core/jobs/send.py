@@ -147,7 +147,7 @@ class Submission:
         return Tries(self.store, self.life)
 
     def _earlier(self, jobs: Jobs) -> tuple[Left | None, Job | None]:
-        """Return what an earlier try has left, and its job; nothing if the new job is a new beginning."""
+        """Return the value that an earlier try has left, and its job; ``None`` for both to begin anew."""
         left = self._tries.left(self.key)
         if left is None or (left.ended and left.is_cleared and not _can_be_read(left)):
             return None, None
@@ -159,7 +159,7 @@ class Submission:
         return left, self._earlier_job(jobs, left, found)
 
     def _is_done_with(self, jobs: Jobs, left: Left, found: Installation) -> bool:
-        """Return whether a cleared task begins anew; a running job is cancelled, if it is to be."""
+        """Return whether a cleared task begins anew; cancel its running job if :attr:`cancels`."""
         # This try may begin before the earlier one's process knows of the clearing.
         here = found.server == left.facts["server"] and found.version is not None
         job = jobs.find(_job_id(left)) if here else None

@@ -26,11 +26,11 @@ from airflow_dblink.core.sqltext.user_text import UserText
 
 log = logging.getLogger(__name__)
 
-#: Waits for at most so many seconds, and raises if nothing more should move.
+#: Waits for at most the given number of seconds; raises if nothing more should move.
 Wait = Callable[[float], None]
 
 _MB = 1e6
-_BURST_S = 1.0  # what a stream that was slower than allowed may catch up
+_BURST_S = 1.0  # a stream that was slower than allowed may catch up by this much
 _LOOK_S = 0.1
 _ANSWER_GRACE_S = 5.0  # the server's own time-out gives the better error
 _ACTION = "asking pause_while"
@@ -55,7 +55,7 @@ class Pause:
     connect: Callable[[], LinkConnection]
     every_s: float = 5.0
     answer_s: float = 10.0
-    _side: Side | None = None
+    _side: Side | None = field(default=None, init=False)
 
     def is_wanted(self) -> bool:
         """Ask, in a read-only transaction, and return whether rows should wait.
@@ -64,7 +64,7 @@ class Pause:
         servers and poolers may limit that (``idle_session_timeout``).
 
         :raises UsageError: if the text isn't one query, or its first column is no boolean.
-        :raises RemoteError: what the server says.
+        :raises RemoteError: the server's errors.
         :raises TransientError: if there is no connection, or no answer within 5 s more.
         """
         part = the_query(self.query, "pause_while", self.conn_id)
@@ -120,14 +120,17 @@ class Pause:
 
 @contextmanager
 def _at_most(side: Side, seconds: float) -> Iterator[None]:
-    """Give up a server that doesn't answer at all; nobody looks after the streams meanwhile."""
+    """Raise if the server doesn't answer within *seconds*: rows wait, and nobody listens to their servers."""
     connection = side.connection
     before, is_late = connection.check, time_limit(side.conn_id, seconds)
 
     def check() -> None:
         if before is not None:
             before()
-        is_late()
+        try:
+            is_late()
+        except TransientError as error:
+            raise error.but(hint="pause_while is asked on this connection") from None
 
     connection.check = check
     try:
@@ -142,7 +145,7 @@ class Pace:
 
     :ivar max_mb_per_s: limit of the stream, in MB (10^6 bytes of COPY data) per second; ``None``: none. A
         stream that was slower catches up by what one second may move, and no more.
-    :ivar pause: what lets the rows wait, whatever the limit.
+    :ivar pause: the query that makes rows wait, with or without a limit; ``None``: none.
     :ivar clock: gives seconds.
     :ivar paused_s: seconds that *pause* has taken so far.
     """
@@ -158,7 +161,7 @@ class Pace:
         """Wait until *size* bytes more may move, by calling *wait*.
 
         :raises UsageError, RemoteError, TransientError: as :meth:`Pause.is_wanted`.
-        :raises Exception: what *wait* raises.
+        :raises Exception: the errors of *wait*.
         """
         self.hold_while_paused(wait)
         if self.max_mb_per_s is not None:
@@ -171,7 +174,7 @@ class Pace:
         """Wait while :attr:`pause` wants it, by calling *wait*; asks no more often than it should.
 
         :raises UsageError, RemoteError, TransientError: as :meth:`Pause.is_wanted`.
-        :raises Exception: what *wait* raises.
+        :raises Exception: the errors of *wait*.
         """
         if self.pause is None or not self._is_due(self.pause) or not self._asks(self.pause):
             return

@@ -87,7 +87,7 @@ def pump(source: End, destination: End, report: Report, pace: Pace | None = None
     :raises RemoteError: a server's error, with the name of its connection. Both connections are
         unusable then: :meth:`~airflow_dblink.core.server.connection.LinkConnection.abort` them.
     :raises TransientError: if either connection is lost.
-    :raises UsageError: what *pace* refuses.
+    :raises UsageError: if the pace's query can't be used.
     """
     _start(source, pq.ExecStatus.COPY_OUT)
     _start(destination, pq.ExecStatus.COPY_IN)
@@ -233,7 +233,7 @@ class Listener:
             self.listen()
 
     def idle(self, seconds: float) -> None:
-        """Listen for at most so many *seconds* while nothing is sent, and ask whether to stop.
+        """Listen for at most *seconds* while nothing is sent; call the connection's check first.
 
         :raises Refused: if the server has sent a message that is no notice.
         :raises psycopg.Error: if the connection is lost.

@@ -119,9 +119,9 @@ def run(session: Session, spec: Spec, once: Once, use: Use | None = None) -> dic
 
 
 def _look(session: Session, spec: Spec, outcome: Outcome) -> tuple[Work, str]:
-    """Compare without a lock, unless the lock is to be there first.
+    """Prepare the work and, with ``lock="apply"``, compare both sides without a lock.
 
-    :returns: what is compared, and the destination's snapshot of before that.
+    :returns: the work, and the destination's snapshot from before the comparison.
     """
     # Before the source's snapshot is taken: then a sync with a later one can't commit unnoticed.
     session.begin_destination(BEGIN_READING)

@@ -14,15 +14,16 @@ from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.rules import the_query
 from airflow_dblink.core.streams.pace import Pace, Pause
-from airflow_dblink.operators.common.arguments import number
+from airflow_dblink.operators.common.arguments import demand_timedelta, number
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 
 _AWAKE_S = 20.0  # an idle session is ended by idle_session_timeout, or by a pooler or firewall in between
 
 
-def hold_before_work(pace: Pace, destination: Side) -> None:
+def hold_before_work(pace: Pace, destination: Side, *, awake_s: float = _AWAKE_S) -> None:
     """Wait while the pause wants it, before any work; the destination's session is kept from being idle.
 
+    :param awake_s: seconds after which that session runs an empty statement.
     :raises UsageError, RemoteError, TransientError: as :meth:`Pause.is_wanted`, and if the session is lost.
     """
     spoke = time.monotonic()
@@ -30,7 +31,7 @@ def hold_before_work(pace: Pace, destination: Side) -> None:
     def wait(seconds: float) -> None:
         nonlocal spoke
         destination.idle(seconds)
-        if time.monotonic() - spoke >= _AWAKE_S:
+        if time.monotonic() - spoke >= awake_s:
             destination.run("SELECT", "waiting")
             spoke = time.monotonic()
 
@@ -73,10 +74,9 @@ class PacedOperator(DblinkBaseOperator):
         limit = number("max_mb_per_s", self.max_mb_per_s)
         if limit is not None and not 0 < limit < math.inf:
             raise UsageError(f"max_mb_per_s must be above 0, or None for no limit, got {self.max_mb_per_s!r}")
-        interval = self.pause_check_interval
-        if not isinstance(interval, timedelta) or interval <= timedelta(0):
-            got = interval if isinstance(interval, timedelta) else type(interval).__name__
-            raise UsageError(f"pause_check_interval must be a timedelta above 0, got {got}")
+        demand_timedelta("pause_check_interval", self.pause_check_interval)
+        if self.pause_check_interval <= timedelta(0):
+            raise UsageError(f"pause_check_interval must be above 0, got {self.pause_check_interval}")
         if self.pause_while is not None:
             the_query(self.pause_while, "pause_while")
         elif self.pause_while_conn_id is not None:

@@ -17,7 +17,7 @@ from airflow_dblink.core.jobs.job import Job
 from airflow_dblink.core.jobs.send import KEY
 from airflow_dblink.embedded.server import servers
 from tests.databases import Database
-from tests.integration.jobs.client import EFFECT, SLEEP, Client, effects, until
+from tests.integration.jobs.client import EFFECT, SLEEP, Client, backend, effects, until
 from tests.standby import promote, standby_of
 from tests.stores import MemoryStore
 
@@ -167,12 +167,18 @@ def test_a_job_is_waited_for_until_the_standby_is_promoted(
         target = replace(target, params={**failover.standby.params, **wherever})
     ended: list[Job] = []
     with closing(Client(target)) as client:
-        waiting = Thread(target=lambda: ended.append(client.wait(job_id)), daemon=True)
+        # A look while the primary dies may find that the job's session has ended first, and end the wait. So
+        # the crash comes when the first look is over, and no poll follows.
+        poll_s = 60.0 if with_both_addresses else 0.2
+        waiting = Thread(target=lambda: ended.append(client.wait(job_id, poll_s=poll_s)), daemon=True)
         waiting.start()
         until(lambda: client.opened)
+        if with_both_addresses:
+            pid = client.opened[0].info.backend_pid
+            until(lambda: [s for s, query in backend(failover.primary, pid) if "look" in query] == ["idle"])
         failover.primary.server.crash()
         time.sleep(1)
-        assert waiting.is_alive()
+        assert waiting.is_alive(), ended
         promote(failover.standby.server)
         waiting.join(30)
 

@@ -36,13 +36,6 @@ def both(source: Database, warehouse: Database) -> Both:
     return source, warehouse
 
 
-@pytest.fixture
-def is_paused(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
-    """Return a function that tells whether the log has said that rows wait."""
-    caplog.set_level("INFO")
-    return lambda: "Paused: pause_while is true on " in caplog.text
-
-
 @pytest.mark.parametrize("method", ["auto", "difference", "reload", "replace"])
 def test_a_limit_holds_for_all_ways_in_which_rows_come(both: Both, method: str) -> None:
     source, warehouse = both
