@@ -159,11 +159,22 @@ def test_a_deferral_that_took_too_long_cancels(table: Database, store: MemorySto
     with pytest.raises(TaskDeferred):
         operator.execute(context(store))
 
-    with pytest.raises(TaskDeferralTimeout):
+    with pytest.raises(TaskDeferralTimeout, match="Trigger timeout: execution_timeout"):
         _job("SELECT pg_sleep(30)", deferrable=True).resume_execution(
             "__fail__", {"error": "Trigger timeout"}, context(store)
         )
     assert _states(table) == ["cancelled"]
+
+
+def test_the_servers_time_limit_names_execution_timeout(table: Database, store: MemoryStore) -> None:
+    limits = {"execution_timeout": timedelta(seconds=1), "grace_period": timedelta(0)}
+    operator = _job("SELECT pg_sleep(60)", deferrable=True, **limits)
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context(store))
+    until(lambda: _states(table) == ["failed"])  # no triggerer has looked at it
+
+    with pytest.raises(RemoteError, match=r"statement timeout(.|\n)*execution_timeout \(0:00:01\)"):
+        operator.execute_complete(context(store), {"state": "failed"}, **(deferred.value.kwargs or {}))
 
 
 def test_a_failed_job_raises_the_servers_error_and_a_retry_sends_a_new_one(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _CANCEL_S = 10.0  # of a server that doesn't answer
 # The trigger applies the limit itself; Airflow's own limit is for the case that no triggerer runs.
 _TRIGGERER_GRACE = timedelta(seconds=30)
+_QUERY_CANCELED = "57014"
 
 
 class JobSendingOperator(SqlOperator):
@@ -114,7 +115,7 @@ class JobSendingOperator(SqlOperator):
                 settings["statement_timeout"] = f"{self.statement_timeout.total_seconds() * 1000:.0f}ms"
         limit = settings.pop("statement_timeout", None)
         target = hook.target(self.conn_id)
-        if self.statement_timeout is not None or "statement_timeout" in (self.session_settings or {}):
+        if self._has_own_limit:
             demand_session(target, "statement_timeout of a job")
         elif not listens_to(target):  # the limit is only execution_timeout, which is also applied here
             limit = None
@@ -127,6 +128,10 @@ class JobSendingOperator(SqlOperator):
             settings=settings,
             statement_timeout=limit,
         )
+
+    @property
+    def _has_own_limit(self) -> bool:
+        return self.statement_timeout is not None or "statement_timeout" in (self.session_settings or {})
 
     @contextmanager
     def _cancelling(self, context: Context, hook: DblinkHook, submission: Submission) -> Iterator[None]:
@@ -290,19 +295,27 @@ class JobWaitingOperator(JobSendingOperator):
         """Cancel the job if waiting took longer than ``execution_timeout``, and no triggerer has done so."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralTimeout:
+        except TaskDeferralTimeout as error:
             with suppress(Exception), self._hook(self.conn_id) as hook:
                 submission = hook.submission(self.conn_id, cancels=self.cancel_on_kill)
                 if submission.job_id is not None:  # for the link
                     self.job_handle = JobHandle(self.conn_id, str(submission.job_id), submission.schema)
                 self._cancel(hook, submission)
-            raise
+            over = f"execution_timeout ({self.execution_timeout}) is over, and no triggerer has ended the job"
+            raise TaskDeferralTimeout(f"{error}: {over}") from None
 
     def _ended(self, context: Context, hook: DblinkHook, submission: Submission, job: Job) -> Any:
         if (error := job.error(self.conn_id)) is not None:
-            raise error
+            raise self._explained(error) if job.state == "failed" else error
         self.log.info("Job %s on %s succeeded: %s", job.id, self.conn_id, job.command_tag or "OK")
         result = self._result(context, hook, job)
         self._check()
         submission.finish()
         return result
+
+    def _explained(self, error: RemoteError) -> RemoteError:
+        """Tell where the server's time limit came from; it applies if no worker or triggerer is in time."""
+        limit = self.execution_timeout
+        if error.sqlstate != _QUERY_CANCELED or error.hint or limit is None or self._has_own_limit:
+            return error
+        return error.but(hint=f"the server's time limit follows from execution_timeout ({limit})")
