@@ -95,11 +95,10 @@ class Load:
     def verify(self, parts: int) -> Done:
         """Verify the load."""
         with self.sides() as (source, destination):
-            return verify(source, destination, self.key, self.spec, parts, {})[2]
+            return verify(source, destination, self.key, self.spec, parts, {})
 
-    def index(self, try_number: int = 1) -> int:
+    def index(self) -> int:
         """Build the indexes, two at a time."""
-        del try_number  # whichever it is
         with self.sides() as (_, destination):
             return build_indexes(
                 destination,

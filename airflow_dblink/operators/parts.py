@@ -8,11 +8,10 @@ from typing import Any
 
 from airflow.sdk import TaskGroup, chain
 
+from airflow_dblink.core.parts.load import DEADLINE, IDLE
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
 from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT
 from airflow_dblink.operators.common.load_tasks import (
-    DEADLINE,
-    IDLE,
     INDEX_SESSIONS,
     MIN_PARTS,
     OLDER_TRANSACTIONS_TIMEOUT,
@@ -58,7 +57,7 @@ def dblink_parted_transfer(
     :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
     :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
     :param part_bytes: how large a part is at most, TOAST included.
-    :param min_parts: so many parts at least, if they would have 8 MB. Eight per worker let all end together.
+    :param min_parts: so many parts at least, if they would have 8 MB: with many per worker, all end together.
     :param max_parts: so many parts at most; they are larger then.
     :param max_active_parts: how many parts are copied at the same time; by default as many as Airflow runs.
     :param lock: lock the source table in ACCESS SHARE mode while the snapshot is kept: TRUNCATE, VACUUM FULL
@@ -68,7 +67,7 @@ def dblink_parted_transfer(
     :param index_sessions: how many indexes are built at the same time.
     :param swap_timeout: how long to try to lock the destination for the swap, each time for a second.
     :param older_transactions_timeout: how long the swap waits for transactions of the destination's database
-        that began before it, and would find an empty table. ``None``: don't wait.
+        that hold an older snapshot, and would find an empty table. ``None``: don't wait.
     :param reset_sequences: move the destination's sequences beyond the values that came.
     :param allow_empty_source: let an empty source empty the destination.
     :param session_settings: run-time parameters by name, local to the tasks' transactions. (templated)
@@ -85,16 +84,19 @@ def dblink_parted_transfer(
             "destination_conn_id": destination_conn_id,
             "destination_table": destination_table,
             "columns": columns,
-            "part_bytes": part_bytes,
-            "min_parts": min_parts,
-            "max_parts": max_parts,
-            "lock": lock,
-            "deadline": deadline,
-            "idle": idle,
             "session_settings": session_settings,
             **(task_arguments or {}),
         }
-        plan = DblinkPartsPlanOperator(task_id="plan", **common)
+        plan = DblinkPartsPlanOperator(
+            task_id="plan",
+            part_bytes=part_bytes,
+            min_parts=min_parts,
+            max_parts=max_parts,
+            lock=lock,
+            deadline=deadline,
+            idle=idle,
+            **common,
+        )
         common["load_id"] = plan.task_id
         load = DblinkPartsLoadOperator.partial(
             task_id="load", max_active_tis_per_dagrun=max_active_parts, **common

@@ -28,6 +28,7 @@ from tests.databases import Database, new_database
 from tests.integration.jobs.client import Client
 from tests.integration.sync.test_watermark import AssetStores
 from tests.integration.tasks import context
+from tests.parts import load_of
 from tests.queries import run as query
 from tests.security.planted import called, plant
 from tests.stores import MemoryStore
@@ -172,6 +173,18 @@ def test_transfer(source: Database, warehouse: Database, mode: str, table: str) 
 def test_swap(source: Database, warehouse: Database, table: str) -> None:
     for _ in range(2):
         transfer(table, mode="swap")
+    assert contents(warehouse, table) == contents(source, table)
+
+
+@pytest.mark.parametrize("table", ["item", "keyed", "ident"])
+def test_a_load_in_parts(source: Database, warehouse: Database, table: str) -> None:
+    with load_of(source, warehouse, destination_table=table, source_table=table) as load:
+        parts = load.begin().parts
+        for part in range(1, parts + 1):
+            load.copy(part)
+        load.verify(parts)
+        load.index()
+        load.swap()
     assert contents(warehouse, table) == contents(source, table)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from airflow_dblink.core.errors import RemoteError, VerificationError
+from airflow_dblink.core.errors import DblinkError, VerificationError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done, Head, Ledger
@@ -62,7 +62,8 @@ def copy_part(
     with _lost_if_gone(source):
         work = work_of(source, destination, ledger, spec)
         _demand_same_route(source, work, head)
-        pumped = _pump(source, destination, work, claimed.part, _estimating(progress, work, head))
+        estimated = None if work.estimated_rows is None else work.estimated_rows // head.parts
+        pumped = _pump(source, destination, work, claimed.part, progress, estimated)
     source.run("COMMIT", "ending the source transaction")
     seconds = round(time.monotonic() - started, 3)
     done = Done(pumped.taken, pumped.size, seconds, tries=claimed.tries)
@@ -79,25 +80,22 @@ def _demand_same_route(source: Side, work: Plan, head: Head) -> None:
 
 @contextmanager
 def _lost_if_gone(source: Side) -> Iterator[None]:
-    """Raise LoadLostError where the server misses a table or column: a next try would miss it, too."""
+    """Raise LoadLostError where the source misses a table or column: a next try would miss it, too."""
     try:
         yield
-    except RemoteError as error:
-        if error.sqlstate not in _GONE:
+    except DblinkError as error:
+        if error.sqlstate not in _GONE or error.connname != source.conn_id:
             raise
         raise lost(source, f"a table or column is gone since the load was planned: {error.message}") from None
 
 
-def _estimating(progress: Progress, work: Plan, head: Head) -> Progress:
-    rows = None if work.estimated_rows is None else work.estimated_rows // head.parts
-    return lambda done, size, _: progress(done, size, rows)
+def _counting_on(progress: Progress, before: Pumped, estimated: int | None) -> Report:
+    return lambda rows, size: progress(before.sent + rows, before.size + size, estimated)
 
 
-def _counting_on(progress: Progress, before: Pumped) -> Report:
-    return lambda rows, size: progress(before.sent + rows, before.size + size, None)
-
-
-def _pump(source: Side, destination: Side, work: Plan, part: Part, progress: Progress) -> Pumped:
+def _pump(
+    source: Side, destination: Side, work: Plan, part: Part, progress: Progress, estimated: int | None
+) -> Pumped:
     """Copy the pieces of *part*, one after the other."""
     total = Pumped()
     for piece in part:
@@ -105,7 +103,7 @@ def _pump(source: Side, destination: Side, work: Plan, part: Part, progress: Pro
         pumped = pump(
             End.of(source, copy_out(piece, name, work.pairs, work.format)),
             End.of(destination, work.copy_in),
-            _counting_on(progress, total),
+            _counting_on(progress, total, estimated),
         )
         demand_same_file(source, piece, name)
         if pumped.sent != pumped.taken:

@@ -15,6 +15,7 @@ import logging
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from threading import Event
 
 import psycopg
 from psycopg import pq, sql
@@ -24,7 +25,7 @@ from psycopg.generators import send
 from psycopg.waiting import Wait
 
 from airflow_dblink.core.errors import LoadLostError, RemoteError, TransientError, UsageError, from_psycopg
-from airflow_dblink.core.parts.key import LoadKey
+from airflow_dblink.core.parts.key import ANEW, LoadKey
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
@@ -78,8 +79,13 @@ def begin(
     :param idle_s: how long it is kept while no part uses it, in seconds.
     :raises RemoteError: what the server says: of a lock that isn't given in time, or privileges.
     """
-    told: list[str] = []
-    connection.add_notice_handler(lambda diag: told.append(diag.message_primary or ""))
+    told = Event()
+
+    def hear(diag: psycopg.errors.Diagnostic) -> None:
+        if diag.message_primary == _TOLD:
+            told.set()
+
+    connection.add_notice_handler(hear)
     text = _message(key, tables, deadline_s, idle_s)
     try:
         connection.pgconn.send_query(text.as_string(connection).encode())
@@ -110,12 +116,12 @@ def _message(key: LoadKey, tables: list[sql.Identifier], deadline_s: float, idle
     return sql.SQL(";\n").join(statements_)
 
 
-def _until_told(pgconn: pq.abc.PGconn, told: list[str]) -> PQGen[None]:
+def _until_told(pgconn: pq.abc.PGconn, told: Event) -> PQGen[None]:
     """Send, and read until the server tells of the snapshot."""
     yield from send(pgconn)
-    while _TOLD not in told:
+    while not told.is_set():
         if pgconn.is_busy():  # which also parses: a notice is handed on by it
-            if _TOLD not in told and (yield Wait.R):
+            if not told.is_set() and (yield Wait.R):
                 pgconn.consume_input()
         elif (result := pgconn.get_result()) is None:
             raise psycopg.OperationalError("the keeper's statement ended before it told of a snapshot")
@@ -146,8 +152,8 @@ def release(source: Side, key: LoadKey) -> bool:
     return any(row["ended"] for row in source.ask(_SQL["release"], params, "ending the keeper"))
 
 
-def use(source: Side, key: LoadKey, snapshot: str) -> Keeper:
-    """Give the transaction that is open on *source* the snapshot, and return its keeper.
+def use(source: Side, key: LoadKey, snapshot: str) -> None:
+    """Give the transaction that is open on *source* the snapshot, and let the keeper see that it is used.
 
     :param source: in a transaction of REPEATABLE READ that has not run a query yet.
     :param snapshot: the one that is expected.
@@ -167,14 +173,13 @@ def use(source: Side, key: LoadKey, snapshot: str) -> Keeper:
         raise _lost(source, key)
     if not joined[0]["has_joined"]:
         raise TransientError("another session holds the lock of this load's parts", source.conn_id, "55P03")
-    return keeper
 
 
 def _lost(source: Side, key: LoadKey) -> LoadLostError:
     return LoadLostError(
         f"the snapshot of load {key.text} is gone: its keeper was ended, or has come to its deadline",
         source.conn_id,
-        hint="the destination is as it was: clear the task that plans the load, with all that come after it",
+        hint=f"the destination is as it was: {ANEW}",
     )
 
 

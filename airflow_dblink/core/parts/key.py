@@ -12,6 +12,9 @@ from airflow_dblink.core.errors import UsageError
 
 _DIGITS = 16
 
+#: What to do if a load can't go on, for hints.
+ANEW = "clear the task that plans the load, with all that come after it"
+
 
 @dataclass(frozen=True)
 class LoadKey:

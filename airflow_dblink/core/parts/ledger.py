@@ -21,7 +21,7 @@ from typing import Any, Self
 from psycopg import sql
 
 from airflow_dblink.core.errors import NoLoadError, RemoteError, TransientError, UsageError, VerificationError
-from airflow_dblink.core.parts.key import LoadKey
+from airflow_dblink.core.parts.key import ANEW, LoadKey
 from airflow_dblink.core.parts.slices import Part, Piece
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
@@ -254,13 +254,11 @@ class Ledger:
         )
         return total, [row["part"] for row in rows if not row["is_done"]]
 
-    def demand_done(self, destination: Side) -> Done:
-        """Return what all parts have brought.
+    def demand_done(self, destination: Side, head: Head) -> Done:
+        """Return what all parts of the load with this *head* have brought.
 
-        :raises NoLoadError: if the load's tables are gone.
         :raises VerificationError: names the parts that are not copied.
         """
-        head = self.head(destination)
         done, left = self.done(destination)
         if left or done.parts != head.parts:
             named = [*map(str, left[:_MOST_NAMED]), *(["..."] if len(left) > _MOST_NAMED else [])]
@@ -342,7 +340,7 @@ class Ledger:
             " up, and there is nothing to load into",
             destination.conn_id,
             "42P01",
-            hint="to load anew, clear the task that plans the load, with all that come after it",
+            hint=f"to load anew, {ANEW}",
         )
 
 
@@ -353,8 +351,6 @@ def end_holders(destination: Side, oid: int, *, readers: bool = False) -> int:
 
     :param readers: end also those that only read it.
     """
-    params = {"oid": oid, "readers": readers}
-    holders = destination.ask(_SQL["holders"], params, "looking for superseded tries")
-    for holder in holders:
-        destination.ask(_SQL["end_holder"], {"oid": oid, "pid": holder["pid"]}, "ending a superseded try")
-    return len(holders)
+    return len(
+        destination.ask(_SQL["end_holders"], {"oid": oid, "readers": readers}, "ending superseded tries")
+    )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 Settings = Mapping[str, str]
 
+DEADLINE = timedelta(hours=24)
+IDLE = timedelta(minutes=30)
+
 _SQL = statements("parts_ledger.sql")
 _ENDS_S = 10.0  # a session that was told to end is seen for some milliseconds
 _MOST_PARTS = 1000  # Airflow maps over 1024 values at most, by default
@@ -42,7 +46,8 @@ class LoadSpec:
     """What is to be loaded, and how it is cut.
 
     :ivar part_bytes: how large a part is, TOAST included.
-    :ivar min_parts: so many parts at least, so that workers end together; small tables have fewer.
+    :ivar min_parts: so many parts at least, so that workers end together; small tables have fewer, and
+        *max_parts* is the limit.
     :ivar max_parts: so many parts at most.
     :ivar lock: lock the source table in ACCESS SHARE mode while the snapshot is kept: whoever would rewrite
         it waits. Without it such a rewrite is found, and the load fails.
@@ -57,8 +62,8 @@ class LoadSpec:
     min_parts: int = 1
     max_parts: int = MAX_PARTS
     lock: bool = True
-    deadline_s: float = 24 * 3600.0
-    idle_s: float = 1800.0
+    deadline_s: float = DEADLINE.total_seconds()
+    idle_s: float = IDLE.total_seconds()
 
     def check(self) -> None:
         """Refuse numbers that make no sense.
@@ -71,11 +76,6 @@ class LoadSpec:
                 raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.max_parts > _MOST_PARTS:
             raise UsageError(f"max_parts must be at most {_MOST_PARTS}, got {self.max_parts}")
-        if self.min_parts > self.max_parts:
-            raise UsageError(
-                f"min_parts is {self.min_parts}, and max_parts {self.max_parts}",
-                hint="raise max_parts, or leave min_parts out",
-            )
         for name in ("deadline_s", "idle_s"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name.removesuffix('_s')} must be longer than nothing")

@@ -12,6 +12,7 @@ from hashlib import sha256
 from psycopg import sql
 
 from airflow_dblink.core.errors import LoadLostError, UsageError
+from airflow_dblink.core.parts.key import ANEW
 from airflow_dblink.core.parts.ledger import Head, Ledger
 from airflow_dblink.core.server.side import Side, own_path
 from airflow_dblink.core.sql.named import statements
@@ -65,7 +66,7 @@ def shadow_of(side: Side, ledger: Ledger, head: Head, spec: Spec) -> Shadow:
             f"{old} {changed} since the load was planned",
             side.conn_id,
             "55000",
-            hint="it is as it was left; clear the task that plans the load, with all that come after it",
+            hint=f"it is as it was left; {ANEW}",
         )
     pieces = pieces_of(side, old.oid, ledger)
     shadow = Shadow.of(side, spec, head.columns, old, ledger.shadow_name, pieces)

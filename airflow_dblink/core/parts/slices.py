@@ -15,6 +15,7 @@ from typing import Any, Self
 from psycopg import sql
 
 from airflow_dblink.core.errors import LoadLostError, UsageError
+from airflow_dblink.core.parts.key import ANEW
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.entries import Relation
@@ -207,7 +208,7 @@ def lost(source: Side, message: str) -> LoadLostError:
         message,
         source.conn_id,
         "55000",
-        hint="the destination is as it was: clear the task that plans the load, with all that come after it",
+        hint=f"the destination is as it was: {ANEW}",
     )
 
 

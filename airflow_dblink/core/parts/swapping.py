@@ -70,7 +70,7 @@ def swap(
         target = get_relation(destination, spec.destination_table)
         ledger = Ledger(key, target.schema_name)
         planned = ledger.head(destination)
-        ledger.demand_done(destination)
+        ledger.demand_done(destination, planned)
     # Now that all rows are committed, and before anything is locked.
     if older_transactions_timeout is not None:
         _wait_for_older(destination, older_transactions_timeout.total_seconds())
@@ -81,7 +81,7 @@ def swap(
     if head != planned:  # its rows may be younger than what was waited for
         raise TransientError("the load was planned anew meanwhile", destination.conn_id, "40001")
     end_holders(destination, head.shadow)
-    done = ledger.demand_done(destination)
+    done = ledger.demand_done(destination, head)
     if not done.rows and not allow_empty_source:
         a_row = sql.SQL("SELECT FROM {} LIMIT 1").format(target.identifier)
         has_rows = destination.run(a_row, "looking for rows of the destination table") > 0
@@ -119,15 +119,13 @@ def swap(
 
 
 def _wait_for_older(destination: Side, timeout_s: float) -> None:
-    """Wait until no transaction is left that began before: by its snapshot the new table would be empty.
+    """Wait until the transactions that hold a snapshot now have ended: they would find an empty table.
 
-    Outside of a transaction, or swaps of two tables would wait for each other, and writers for both. Not by
-    snapshots alone, which only some roles see: another role's transaction may have one.
+    Outside of a transaction, or swaps of two tables would wait for each other, and writers for both.
     """
     deadline = time.monotonic() + timeout_s
     waits_for: set[str] | None = None
     while True:
-        destination.run("SELECT pg_catalog.pg_stat_clear_snapshot()", _WAITING)
         found = {row["transaction"]: row for row in destination.ask(_SQL["transactions"], action=_WAITING)}
         waits_for = {*found} if waits_for is None else waits_for & {*found}
         if not waits_for:

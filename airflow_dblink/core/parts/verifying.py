@@ -8,8 +8,8 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import VerificationError
 from airflow_dblink.core.parts import keeper as keepers
-from airflow_dblink.core.parts.key import LoadKey
-from airflow_dblink.core.parts.ledger import Done, Head, Ledger, end_holders
+from airflow_dblink.core.parts.key import ANEW, LoadKey
+from airflow_dblink.core.parts.ledger import Done, Ledger, end_holders
 from airflow_dblink.core.parts.load import LoadSpec, Settings
 from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.tables.catalog import get_relation
@@ -19,37 +19,37 @@ log = logging.getLogger(__name__)
 
 def verify(
     source: Side, destination: Side, key: LoadKey, spec: LoadSpec, parts: int, settings: Settings
-) -> tuple[Ledger, Head, Done]:
+) -> Done:
     """Raise unless all parts are done and the shadow has their rows; then end the keeper.
 
     Sessions of superseded tries are ended, so that nobody writes to the shadow any more.
 
     :param parts: how many there must be.
     :param settings: run-time parameters of the destination, local to the transaction.
-    :returns: the ledger, its head, and what all parts have brought.
+    :returns: what all parts have brought.
     :raises VerificationError: names the parts that are missing; nothing is changed.
     :raises NoLoadError: if the load's tables are gone.
     """
     with in_transaction(destination, settings, "verifying the load"):
-        ledger, head, done = _verified(destination, key, spec, parts)
+        done = _verified(destination, key, spec, parts)
     keepers.release(source, key)
-    return ledger, head, done
+    return done
 
 
-def _verified(destination: Side, key: LoadKey, spec: LoadSpec, parts: int) -> tuple[Ledger, Head, Done]:
+def _verified(destination: Side, key: LoadKey, spec: LoadSpec, parts: int) -> Done:
     ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
     head = ledger.head(destination)
-    done = ledger.demand_done(destination)
+    done = ledger.demand_done(destination, head)
     if done.parts != parts:
         raise VerificationError(
             f"the ledger has {done.parts} parts, and {parts} were to be copied, of {head.parts} planned",
             destination.conn_id,
-            hint="clear the task that plans the load, with all that come after it",
+            hint=ANEW,
         )
     if ended := end_holders(destination, head.shadow):
         log.info("%s: %s sessions of superseded tries were ended", destination.conn_id, ended)
     _demand_rows(destination, ledger, done)
-    return ledger, head, done
+    return done
 
 
 def _demand_rows(destination: Side, ledger: Ledger, done: Done) -> None:
@@ -59,5 +59,5 @@ def _demand_rows(destination: Side, ledger: Ledger, done: Done) -> None:
         raise VerificationError(
             f"the parts have brought {done.rows} rows, and {ledger.shadow.as_string()} has {found['rows']}",
             destination.conn_id,
-            hint="somebody else has written to it: clear the task that plans the load, and all after it",
+            hint=f"somebody else has written to it: {ANEW}",
         )

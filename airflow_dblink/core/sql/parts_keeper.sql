@@ -64,8 +64,8 @@ SELECT pg_catalog.pg_terminate_backend(a.pid) AS ended
    AND a.application_name LIKE %(name)s || ' %%';
 
 -- name: join
--- A part's lock, by which the keeper sees that somebody still needs it. Shared, so any number can have it; and
--- waited for only if a stranger holds it, who can't be ours.
+-- A part's lock, by which the keeper sees that somebody still needs it. Shared, so any number of parts can have it;
+-- it is refused only if a stranger holds it alone.
 SELECT pg_catalog.pg_try_advisory_xact_lock_shared(%(high_int)s::int, %(low_int)s::int) AS has_joined;
 
 -- name: standby

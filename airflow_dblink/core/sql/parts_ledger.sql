@@ -9,23 +9,17 @@ SELECT c.relname AS name,
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname = %(schema_name)s AND c.relname = ANY (%(names)s::text[]);
 
--- name: holders
--- Sessions of this role that hold a lock on the load's table; on request those that only read it, too.
-SELECT DISTINCT a.pid, a.application_name AS name
-  FROM pg_catalog.pg_locks AS l
-  JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
- WHERE l.locktype = 'relation' AND l.granted AND l.relation = %(oid)s::oid
-   AND (%(readers)s OR l.mode <> 'AccessShareLock')
-   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-   AND a.usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
-   AND a.pid <> pg_catalog.pg_backend_pid();
-
--- name: end_holder
-SELECT pg_catalog.pg_terminate_backend(a.pid) AS ended
-  FROM pg_catalog.pg_locks AS l
-  JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
- WHERE l.locktype = 'relation' AND l.granted AND l.relation = %(oid)s::oid AND l.pid = %(pid)s
-   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database());
+-- name: end_holders
+-- Ends the sessions of this role that hold a lock on the load's table; on request those that only read it, too.
+SELECT holder.pid, pg_catalog.pg_terminate_backend(holder.pid) AS ended
+  FROM (SELECT DISTINCT a.pid
+          FROM pg_catalog.pg_locks AS l
+          JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+         WHERE l.locktype = 'relation' AND l.granted AND l.relation = %(oid)s::oid
+           AND (%(readers)s OR l.mode <> 'AccessShareLock')
+           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+           AND a.usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
+           AND a.pid <> pg_catalog.pg_backend_pid()) AS holder;
 
 -- name: place
 -- Which server and database this is, whatever its connection is called.

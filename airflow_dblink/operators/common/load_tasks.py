@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
@@ -17,7 +17,7 @@ from airflow_dblink.core.once.tries import Tries
 from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.key import LoadKey
-from airflow_dblink.core.parts.load import LoadSpec, begin, key_of
+from airflow_dblink.core.parts.load import DEADLINE, IDLE, LoadSpec, begin, key_of
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
 from airflow_dblink.core.parts.swapping import is_left, swap
 from airflow_dblink.core.parts.verifying import verify
@@ -40,18 +40,15 @@ INDEX_SESSIONS = 2
 OLDER_TRANSACTIONS_TIMEOUT = timedelta(minutes=10)
 _KEY = "airflow_dblink_load"
 MIN_PARTS = 16
-DEADLINE = timedelta(hours=24)
-IDLE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Both:
-    """Both sides of a load, and the hooks that have opened them."""
+    """Both sides of a load, and the hook that has opened the source."""
 
     source: Side
     destination: Side
     source_hook: DblinkHook
-    destination_hook: DblinkHook
 
 
 class LoadBaseOperator(DblinkBaseOperator):
@@ -64,13 +61,6 @@ class LoadBaseOperator(DblinkBaseOperator):
     :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
     :param source_table: table that is read, as in SQL. (templated)
     :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
-    :param part_bytes: how large a part is at most, TOAST included.
-    :param min_parts: so many parts at least, if they would have 8 MB.
-    :param max_parts: so many parts at most; they are larger then.
-    :param lock: lock the source table in ACCESS SHARE mode while the snapshot is kept: TRUNCATE, VACUUM FULL
-        and ALTER TABLE wait. Without it such a change is found, and the load fails.
-    :param deadline: the most that the snapshot is kept.
-    :param idle: how long the snapshot is kept while no part uses it.
     """
 
     template_fields: Sequence[str] = (
@@ -92,31 +82,16 @@ class LoadBaseOperator(DblinkBaseOperator):
         destination_table: str,
         source_table: str,
         columns: Sequence[str] | Mapping[str, str] | None = None,
-        part_bytes: int = PART_BYTES,
-        min_parts: int = MIN_PARTS,
-        max_parts: int = MAX_PARTS,
-        lock: bool = True,
-        deadline: timedelta = DEADLINE,
-        idle: timedelta = IDLE,
         load_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        with constructing(self):
-            for name, value in (("deadline", deadline), ("idle", idle)):
-                demand_timedelta(name, value)
-            self.lock = flag("lock", lock)
         self.load_id = load_id
         self.source_conn_id = source_conn_id
         self.destination_conn_id = destination_conn_id
         self.destination_table = destination_table
         self.source_table = source_table
         self.columns = columns
-        self.part_bytes = part_bytes
-        self.min_parts = min_parts
-        self.max_parts = max_parts
-        self.deadline = deadline
-        self.idle = idle
 
     def _check_early(self) -> None:
         self._spec().check()
@@ -125,17 +100,7 @@ class LoadBaseOperator(DblinkBaseOperator):
         names = ("source_conn_id", "destination_conn_id", "destination_table", "source_table")
         self._demand_values(*names)
         demand_columns("columns", self.columns, or_mapping=True)
-        return LoadSpec(
-            destination_table=self.destination_table,
-            source_table=self.source_table,
-            columns=self.columns,
-            part_bytes=self.part_bytes,
-            min_parts=min(self.min_parts, self.max_parts),
-            max_parts=self.max_parts,
-            lock=self.lock,
-            deadline_s=self.deadline.total_seconds(),
-            idle_s=self.idle.total_seconds(),
-        )
+        return LoadSpec(self.destination_table, self.source_table, self.columns)
 
     def _key(self, context: Context, destination: Side) -> LoadKey:
         ti = context["ti"]
@@ -145,7 +110,7 @@ class LoadBaseOperator(DblinkBaseOperator):
 
     @contextmanager
     def _sides(self) -> Iterator[Both]:
-        """Give both sides, and their hooks."""
+        """Give both sides."""
         with (
             self._no_retry_in_vain(),
             self._hook(self.source_conn_id) as source,
@@ -155,7 +120,6 @@ class LoadBaseOperator(DblinkBaseOperator):
                 Side(source.link().connection, self.source_conn_id),
                 Side(destination.link().connection, self.destination_conn_id),
                 source,
-                destination,
             )
 
     @contextmanager
@@ -178,28 +142,59 @@ class LoadBaseOperator(DblinkBaseOperator):
 class DblinkPartsPlanOperator(LoadBaseOperator):
     """Begin a load in parts: keep a snapshot of the source, make the table that is loaded, cut the source.
 
-    :param load_id: task_id of the plan, for the tasks after it.
-    :param source_conn_id: Airflow connection that is read. (templated)
-    :param source_table: table that is read, as in SQL. (templated)
-    :param destination_conn_id: Airflow connection that is written. (templated)
-    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
-    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param part_bytes: how large a part is at most, TOAST included.
+    :param min_parts: so many parts at least, if they would have 8 MB.
+    :param max_parts: so many parts at most; they are larger then.
+    :param lock: lock the source table in ACCESS SHARE mode while the snapshot is kept: TRUNCATE, VACUUM FULL
+        and ALTER TABLE wait. Without it such a change is found, and the load fails.
+    :param deadline: the most that the snapshot is kept.
+    :param idle: how long the snapshot is kept while no part uses it.
 
     :returns: (XCom) the numbers of the parts, to be mapped over.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        part_bytes: int = PART_BYTES,
+        min_parts: int = MIN_PARTS,
+        max_parts: int = MAX_PARTS,
+        lock: bool = True,
+        deadline: timedelta = DEADLINE,
+        idle: timedelta = IDLE,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        with constructing(self):
+            for name, value in (("deadline", deadline), ("idle", idle)):
+                demand_timedelta(name, value)
+            self.lock = flag("lock", lock)
+        self.part_bytes = part_bytes
+        self.min_parts = min_parts
+        self.max_parts = max_parts
+        self.deadline = deadline
+        self.idle = idle
         check_known(self)
+
+    def _spec(self) -> LoadSpec:
+        return replace(
+            super()._spec(),
+            part_bytes=self.part_bytes,
+            min_parts=self.min_parts,
+            max_parts=self.max_parts,
+            lock=self.lock,
+            deadline_s=self.deadline.total_seconds(),
+            idle_s=self.idle.total_seconds(),
+        )
 
     def execute(self, context: Context) -> list[int]:
         """Begin the load, or go on with what an earlier try has begun."""
-        ti, spec = context["ti"], self._spec()
+        ti = context["ti"]
         tries = Tries(context["task_state_store"], ti.max_tries)
         left = tries.left(_KEY)
-        # What is there if no try of this run has begun is another's: of a run of that name that was deleted.
+        # If no try of this run has begun, what is there is another run's: it had this name, and was deleted.
         is_anew = left is None or left.is_cleared or bool(left.facts.get("anew"))
-        # The store refuses this if a later try is running. It stays until this, or a later, try has begun.
+        # The store refuses this if a later try is running. "anew" stays until a try has begun the load.
         run = uuid4().hex if left is None else str(left.facts.get("run", ""))
         tries.leave(_KEY, {"run": run, "anew": is_anew})
         with self._sides() as both:
@@ -209,7 +204,7 @@ class DblinkPartsPlanOperator(LoadBaseOperator):
                 destination,
                 lambda: connect(both.source_hook.target(), application_name=task_name(), check=self._check),
                 self._key(context, destination),
-                spec,
+                self._spec(),
                 try_number=ti.try_number,
                 run=run,
                 is_anew=is_anew,
@@ -224,12 +219,6 @@ class DblinkPartsPlanOperator(LoadBaseOperator):
 class DblinkPartsLoadOperator(LoadBaseOperator):
     """Copy one part of a load, once, across retries and killed workers.
 
-    :param load_id: task_id of the plan, for the tasks after it.
-    :param source_conn_id: Airflow connection that is read. (templated)
-    :param source_table: table that is read, as in SQL. (templated)
-    :param destination_conn_id: Airflow connection that is written. (templated)
-    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
-    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
     :param part: its number. (templated)
 
     :returns: (XCom) ``rows`` and ``bytes`` of the part, ``seconds`` and ``tries`` that it took.
@@ -265,12 +254,6 @@ class DblinkPartsLoadOperator(LoadBaseOperator):
 class DblinkPartsVerifyOperator(LoadBaseOperator):
     """Look whether all parts of a load are there, and let go of the source's snapshot.
 
-    :param load_id: task_id of the plan, for the tasks after it.
-    :param source_conn_id: Airflow connection that is read. (templated)
-    :param source_table: table that is read, as in SQL. (templated)
-    :param destination_conn_id: Airflow connection that is written. (templated)
-    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
-    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
     :param parts: the numbers of the parts, as the plan has returned them. (templated)
 
     :returns: (XCom) ``rows``, ``bytes`` and ``parts``.
@@ -290,7 +273,7 @@ class DblinkPartsVerifyOperator(LoadBaseOperator):
             source, destination = both.source, both.destination
             settings = self._settings(destination.connection, destination.conn_id)
             key, spec = self._key(context, destination), self._spec()
-            done = verify(source, destination, key, spec, len(self.parts), settings)[2]
+            done = verify(source, destination, key, spec, len(self.parts), settings)
             self.log.info("%s rows in %s parts, %.1f MB", f"{done.rows:,}", done.parts, done.bytes / 1e6)
             return {"rows": done.rows, "bytes": done.bytes, "parts": done.parts}
 
@@ -298,12 +281,6 @@ class DblinkPartsVerifyOperator(LoadBaseOperator):
 class DblinkPartsIndexOperator(LoadBaseOperator):
     """Build the indexes of the table that was loaded, several at once.
 
-    :param load_id: task_id of the plan, for the tasks after it.
-    :param source_conn_id: Airflow connection that is read. (templated)
-    :param source_table: table that is read, as in SQL. (templated)
-    :param destination_conn_id: Airflow connection that is written. (templated)
-    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
-    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
     :param index_sessions: how many at once; each is a session of its own.
 
     :returns: (XCom) ``indexes``: how many were built.
@@ -333,15 +310,9 @@ class DblinkPartsIndexOperator(LoadBaseOperator):
 class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
     """Give the loaded table the destination's place, exactly once: readers wait for the rename alone.
 
-    :param load_id: task_id of the plan, for the tasks after it.
-    :param source_conn_id: Airflow connection that is read. (templated)
-    :param source_table: table that is read, as in SQL. (templated)
-    :param destination_conn_id: Airflow connection that is written. (templated)
-    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
-    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
     :param swap_timeout: how long to try to lock the destination, each time for a second.
-    :param older_transactions_timeout: how long to wait for transactions that began before: they would find
-        an empty table afterwards. ``None``: don't wait.
+    :param older_transactions_timeout: how long to wait for transactions that hold an older snapshot: they
+        would find an empty table afterwards. ``None``: don't wait.
     :param reset_sequences: move the destination's sequences beyond the values that came.
     :param allow_empty_source: let an empty source empty the destination.
 

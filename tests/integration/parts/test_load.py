@@ -9,7 +9,6 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import (
-    DblinkError,
     LoadLostError,
     NoLoadError,
     TransientError,
@@ -263,7 +262,7 @@ def test_another_table_of_the_same_name_is_found(load: Load, source: Database) -
     loose = load.but(lock=False)
     loose.begin()
     source.execute("ALTER TABLE item RENAME TO old; CREATE TABLE item (LIKE old)")
-    with pytest.raises(DblinkError):
+    with pytest.raises(LoadLostError, match=r"since the load was planned|copied otherwise than"):
         loose.copy(1)
 
 
@@ -290,11 +289,11 @@ def test_a_try_that_loses_leaves_the_keeper_to_the_one_that_wins(
     use = keeper.use
     heads: list[Any] = []
 
-    def late(*args: Any) -> keeper.Keeper:
+    def late(*args: Any) -> None:
         if not heads:
             heads.append(None)
             heads[:] = [load.begin(2)]  # while the first try stands still
-        return use(*args)
+        use(*args)
 
     monkeypatch.setattr(keeper, "use", late)
     with pytest.raises(UsageError, match="try 2 has planned load"):
@@ -414,7 +413,6 @@ def test_a_strangers_ledger_is_not_believed(load: Load, warehouse: Database) -> 
         ({"part_bytes": 0}, "part_bytes must be a whole number"),
         ({"max_parts": True}, "max_parts must be a whole number"),
         ({"max_parts": 5000}, "max_parts must be at most 1000"),
-        ({"max_parts": 3, "min_parts": 4}, "min_parts is 4, and max_parts 3"),
         ({"idle_s": 0.0}, "idle must be longer than nothing"),
         ({"deadline_s": float("nan")}, "deadline must be longer than nothing"),
     ],

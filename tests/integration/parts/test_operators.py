@@ -32,9 +32,8 @@ COMMON: dict[str, Any] = {
     "source_table": "item",
     "destination_conn_id": "warehouse",
     "destination_table": "item",
-    "part_bytes": PART_BYTES,
-    "idle": timedelta(minutes=1),
 }
+CUT: dict[str, Any] = {"part_bytes": PART_BYTES, "idle": timedelta(minutes=1)}
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Run:
         self, kind: type[Any], name: str, try_number: int = 1, max_tries: int = 0, **arguments: Any
     ) -> Any:
         """Execute the task *name* of the group."""
-        given = {**COMMON, **({} if name == "plan" else {"load_id": "plan"}), **arguments}
+        given = {**COMMON, **(CUT if name == "plan" else {"load_id": "plan"}), **arguments}
         task = kind(task_id=name, **given)
         store = self.stores.setdefault(name, MemoryStore())
         found = context(store, task_id=name, try_number=try_number, max_tries=max_tries)
@@ -262,11 +261,17 @@ def test_a_part_of_a_load_that_has_ended_says_so(run: Run) -> None:
         ({"columns": "id"}, "columns must be a list or a mapping"),
         ({"idle": 5}, "idle must be a timedelta"),
         ({"max_parts": 9999}, "max_parts must be at most 1000"),
+        ({"min_parts": None}, "min_parts must be a whole number"),
     ],
 )
 def test_a_mistake_is_said_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
     with DAG("mistaken", schedule=None), pytest.raises(Exception, match=message):
         dblink_parted_transfer(group_id="load", **{**COMMON, **arguments})
+
+
+def test_a_template_without_a_value_fails_for_good(run: Run) -> None:
+    with pytest.raises(AirflowFailException, match="source_table has no value"):
+        run.plan(source_table="None")
 
 
 def test_the_group_runs_its_tasks_in_order() -> None:

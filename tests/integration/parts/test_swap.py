@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -24,6 +22,7 @@ from airflow_dblink.core.errors import (
 )
 from tests.databases import Database
 from tests.descriptions import EVERYTHING, describe
+from tests.integration.sync.moments import FileStore
 from tests.oracle import wait_until
 from tests.parts import FILL, ITEM, Load, killed_at_each_wait, load_of
 
@@ -181,31 +180,15 @@ def test_row_security_holds_for_the_table_that_is_loaded(
 # -- kills
 
 
-class FileStore:
-    """A store of task state that outlives the process."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return json.loads(self._path.read_text()).get(key, default) if self._path.exists() else default
-
-    def set(self, key: str, value: Any) -> None:
-        values = json.loads(self._path.read_text()) if self._path.exists() else {}
-        changed = self._path.with_suffix(".new")
-        changed.write_text(json.dumps({**values, key: value}))
-        changed.replace(self._path)
-
-
 def test_indexes_and_swap_are_exact_wherever_they_are_killed(
     load: Load, source: Database, warehouse: Database, tmp_path: Path
 ) -> None:
     before, tables = describe(warehouse, "item"), warehouse.rows(TABLES)
     copied(load)
-    assert killed_at_each_wait(lambda _: load.index(1)) > 5
-    store = FileStore(tmp_path / "state")
-    assert killed_at_each_wait(lambda _: load.swap(store)) > 20
-    assert load.swap(store)["rows"] == 5000
+    assert killed_at_each_wait(lambda _: load.index()) > 5
+    path = tmp_path / "state"
+    assert killed_at_each_wait(lambda _: load.swap(FileStore(path))) > 20
+    assert load.swap(FileStore(path))["rows"] == 5000
     assert warehouse.rows(ROWS) == source.rows(ROWS)
     assert describe(warehouse, "item") == before
     assert warehouse.rows(TABLES) == tables
@@ -308,6 +291,22 @@ def test_the_swap_waits_for_a_transaction_that_would_find_an_empty_table(
         assert reader.execute("SELECT id FROM item").fetchall() == [(0,)]
         reader.execute("COMMIT")
     load.swap()
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+def test_transactions_of_other_roles_are_waited_for_only_by_their_snapshot(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    copied(load)
+    load.index()
+    with psycopg.connect(warehouse.admin_conninfo, autocommit=True) as other:
+        other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        with pytest.raises(TransientError, match=f"have not ended .*: sessions {other.info.backend_pid} "):
+            load.swap(wait=timedelta(seconds=0.5))
+        other.execute("COMMIT")
+        other.execute("BEGIN; SELECT 1")
+        load.swap(wait=timedelta(seconds=0.5))
+        assert other.execute("SELECT count(*) FROM item").fetchall() == [(5000,)]
     assert warehouse.rows(ROWS) == source.rows(ROWS)
 
 
