@@ -115,6 +115,13 @@ _OLDER_THAN = _argument(
     default=30.0,
     help="Jobs that ended more than this number of days ago; it may have a fraction (default: 30)",
 )
+_LOADS_OLDER_THAN = _argument(
+    "--older-than",
+    metavar="DAYS",
+    type=_days,
+    default=7.0,
+    help="Loads that began more than this number of days ago; it may have a fraction (default: 7)",
+)
 
 
 def _command(name: str, text: str, *args: Arg, more: str | None = None) -> ActionCommand:
@@ -136,8 +143,9 @@ def get_commands() -> list[CLICommand]:
     return [
         GroupCommand(
             name="dblink",
-            help="Manage remote jobs in PostgreSQL databases",
-            description="Install the schema for remote jobs in a PostgreSQL database, and manage the jobs.",
+            help="Manage remote jobs, and loads in parts, in PostgreSQL databases",
+            description="Install the schema for remote jobs in a PostgreSQL database, manage the jobs,"
+            " and remove what loads in parts have left.",
             subcommands=(
                 _command(
                     "sql",
@@ -172,6 +180,19 @@ def get_commands() -> list[CLICommand]:
                     "prune-jobs",
                     "Delete remote jobs that ended long ago, and the results they kept",
                     *(_CONN_ID, _OLDER_THAN, ARG_YES),
+                ),
+                _command(
+                    "list-loads",
+                    "List the tables and snapshots of loads in parts",
+                    *(_CONN_ID, ARG_OUTPUT),
+                    more="Tables are in the destination's database, the sessions that keep a snapshot in the"
+                    " source's.",
+                ),
+                _command(
+                    "prune-loads",
+                    "Drop the tables of loads in parts that began long ago, and end unused snapshots",
+                    *(_CONN_ID, _LOADS_OLDER_THAN, ARG_YES),
+                    more="A load that a session uses stays.",
                 ),
             ),
         )

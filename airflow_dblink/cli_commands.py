@@ -26,6 +26,8 @@ from airflow_dblink.core.jobs.install import VERSION, install_script
 from airflow_dblink.core.jobs.job import SCHEMA, Job, parse_job_id
 from airflow_dblink.core.jobs.trust import results_schema
 from airflow_dblink.core.masking import without_credentials
+from airflow_dblink.core.parts.left import KeeperLeft, LoadLeft, keepers_left, loads_left, prune
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.hooks.dblink import DblinkHook
 
 Command = Callable[[Namespace], None]
@@ -125,6 +127,13 @@ def _jobs(conn_id: str) -> Iterator[Jobs]:
     schema = hook.target(conn_id).job_schema
     with closing(hook.open_direct(conn_id)) as connection:
         yield Jobs(connection, conn_id, schema)
+
+
+@contextmanager
+def _side(conn_id: str) -> Iterator[Side]:
+    """Connect for one command that needs no job table; see :func:`_jobs`."""
+    with closing(DblinkHook(dblink_conn_id=conn_id).open_direct(conn_id)) as connection:
+        yield Side(connection, conn_id)
 
 
 @contextmanager
@@ -303,6 +312,58 @@ def prune_jobs(args: Namespace) -> None:
     with _installed_jobs(args.conn_id) as jobs:
         deleted = jobs.prune(timedelta(days=args.older_than))
     _say(f"Deleted {deleted} {'job' if deleted == 1 else 'jobs'}.")
+
+
+@_command
+def list_loads(args: Namespace) -> None:
+    """List what loads in parts have in a database: tables of the destination, keepers of the source.
+
+    :raises RemoteError: the server's errors.
+    """
+    with _side(args.conn_id) as side:
+        rows = [_load_row(load) for load in loads_left(side)]
+        rows += [_keeper_row(keeper) for keeper in keepers_left(side)]
+    _show(rows, args.output)
+
+
+def _load_row(load: LoadLeft) -> dict[str, object]:
+    return {
+        "load": load.key.text,
+        "what": f"tables in {load.schema_name}",
+        "table": load.table,
+        "role": load.owner,
+        "parts": None if load.head is None else f"{load.done} of {load.head.parts}",
+        "MB": f"{load.bytes / 1e6:.1f}",
+        "snapshot": load.taken_at,
+        "used_by": f"{load.sessions} sessions" if load.sessions else None,
+    }
+
+
+def _keeper_row(left: KeeperLeft) -> dict[str, object]:
+    return {
+        "load": left.key.text,
+        "what": f"keeper, pid {left.keeper.pid}",
+        **dict.fromkeys(("table", "role", "parts", "MB")),
+        "snapshot": left.taken_at,
+        "used_by": "a part" if left.is_used else None,
+    }
+
+
+@_command
+def prune_loads(args: Namespace) -> None:
+    """Drop the tables of loads that began long ago, and end old keepers that no part uses.
+
+    :raises RemoteError: the server's errors.
+    :raises SystemExit: if the user doesn't want to.
+    """
+    _demand_consent(
+        f"This will drop the tables of all loads in parts on {args.conn_id!r} that began more than"
+        f" {args.older_than:g} days ago, and end their snapshots.",
+        given=args.yes,
+    )
+    with _side(args.conn_id) as side:
+        pruned, ended = prune(side, timedelta(days=args.older_than))
+    _say(f"Loads removed: {pruned}. Snapshots ended: {ended}.")
 
 
 def _demand_consent(what: str, *, given: bool) -> None:

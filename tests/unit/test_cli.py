@@ -18,7 +18,9 @@ from airflow_dblink.core.jobs.job import State
 from airflow_dblink.provider_info import get_provider_info
 from tests.conftest import AddConnection
 
-NAMES = ["cancel-job", "install", "list-jobs", "prune-jobs", "show-job", "sql"]
+NAMES = [
+    *("cancel-job", "install", "list-jobs", "list-loads", "prune-jobs", "prune-loads", "show-job", "sql"),
+]
 
 
 def _parse(*words: str) -> Namespace:
@@ -84,6 +86,8 @@ def test_defaults() -> None:
     assert (listing.state, listing.dag_id, listing.limit, listing.output) == (None, None, 100, "table")
     pruning = _parse("prune-jobs", "c")
     assert (pruning.older_than, pruning.yes) == (30, False)
+    pruning = _parse("prune-loads", "c")
+    assert (pruning.older_than, pruning.yes) == (7, False)
 
 
 @pytest.mark.parametrize(

@@ -135,15 +135,21 @@ def find(source: Side, key: LoadKey) -> Keeper | None:
     :raises UsageError: if another role's session holds the lock.
     """
     for row in source.ask(_SQL["keeper"], key.params, "looking for the keeper"):
-        match = _NAME.fullmatch(row["name"] or "")
-        if row["is_ours"] and match and match[1] == key.text:
-            return Keeper(int(row["pid"]), match[2], int(match[3], 16))
+        found = keeper_of(row["pid"], row["name"]) if row["is_ours"] else None
+        if found is not None and found[0] == key:
+            return found[1]
         raise UsageError(
             f"session {row['pid']} holds the advisory lock {key.number}, and is no keeper of this load",
             source.conn_id,
             hint="another role, or another program, uses this lock: end that session",
         )
     return None
+
+
+def keeper_of(pid: int, name: str | None) -> tuple[LoadKey, Keeper] | None:
+    """Return the keeper that a session's ``application_name`` tells, and its key; ``None`` if it is none."""
+    match = _NAME.fullmatch(name or "")
+    return None if match is None else (LoadKey(match[1]), Keeper(pid, match[2], int(match[3], 16)))
 
 
 def release(source: Side, key: LoadKey) -> bool:
