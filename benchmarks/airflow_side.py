@@ -14,6 +14,13 @@ from airflow.providers.postgres.hooks.postgres import PostgresHook
 
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.operators.common.load_tasks import (
+    DblinkPartsIndexOperator,
+    DblinkPartsLoadOperator,
+    DblinkPartsPlanOperator,
+    DblinkPartsSwapOperator,
+    DblinkPartsVerifyOperator,
+)
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.query import DblinkQueryOperator, Remote
 from airflow_dblink.operators.sync import DblinkSyncOperator
@@ -23,6 +30,13 @@ from benchmarks.side import PROXIED, Meter, Store, connect, context_of_task, pro
 _SOURCE = "bench_source"
 _DESTINATION = "bench_destination"
 _Connection = psycopg.Connection[tuple[Any, ...]]
+_LOAD_TASKS: dict[str, type[Any]] = {
+    "plan": DblinkPartsPlanOperator,
+    "load": DblinkPartsLoadOperator,
+    "verify": DblinkPartsVerifyOperator,
+    "index": DblinkPartsIndexOperator,
+    "swap": DblinkPartsSwapOperator,
+}
 
 
 # -- jobs
@@ -32,6 +46,21 @@ def transfer(measured: Meter, **arguments: Any) -> dict[str, Any]:
     """Run the transfer operator; what is measured is its ``execute()``, connecting included."""
     operator = DblinkTransferOperator(
         task_id="move", source_conn_id=_SOURCE, destination_conn_id=_DESTINATION, **arguments
+    )
+    context = context_of_task()
+    return measured(lambda: operator.execute(context))
+
+
+def load_task(measured: Meter, *, task: str, table: str, **arguments: Any) -> dict[str, Any]:
+    """Run one task of a load in parts."""
+    operator = _LOAD_TASKS[task](
+        task_id=task,
+        load_id="plan",
+        source_conn_id=_SOURCE,
+        destination_conn_id=_DESTINATION,
+        source_table=table,
+        destination_table=table,
+        **arguments,
     )
     context = context_of_task()
     return measured(lambda: operator.execute(context))
@@ -217,6 +246,7 @@ def _execute_once(conn_id: str, statement: str) -> None:
 
 _JOBS = (
     transfer,
+    load_task,
     sync,
     query,
     generic_transfer,
