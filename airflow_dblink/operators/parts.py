@@ -21,6 +21,7 @@ from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )
+from airflow_dblink.operators.common.pace import PAUSE_CHECK_INTERVAL
 
 
 def dblink_parted_transfer(
@@ -36,6 +37,10 @@ def dblink_parted_transfer(
     max_parts: int = MAX_PARTS,
     max_active_parts: int | None = None,
     lock: bool = True,
+    max_mb_per_s: float | str | None = None,
+    pause_while: str | None = None,
+    pause_while_conn_id: str | None = None,
+    pause_check_interval: timedelta = PAUSE_CHECK_INTERVAL,
     deadline: timedelta = DEADLINE,
     idle: timedelta = IDLE,
     index_sessions: int = INDEX_SESSIONS,
@@ -62,6 +67,13 @@ def dblink_parted_transfer(
     :param max_active_parts: how many parts are copied at the same time; by default as many as Airflow runs.
     :param lock: lock the source table in ACCESS SHARE mode while the snapshot is kept: TRUNCATE, VACUUM FULL
         and ALTER TABLE wait. Without it such a change is found, and the load fails.
+    :param max_mb_per_s: largest number of MB (10^6 bytes of COPY data) per second of each part: parts that
+        are copied at the same time move that much each. ``None``: no limit. (templated)
+    :param pause_while: a query, or the path of a ``.sql`` file. While the first column of its first row is
+        true, the plan waits before it begins, and the rows of all parts wait. (templated)
+    :param pause_while_conn_id: Airflow connection on which *pause_while* runs; by default the destination's.
+        (templated)
+    :param pause_check_interval: time from one answer of *pause_while* to the next question.
     :param deadline: the most that the snapshot is kept; VACUUM on the source removes little meanwhile.
     :param idle: how long the snapshot is kept while no part uses it.
     :param index_sessions: how many indexes are built at the same time.
@@ -87,6 +99,12 @@ def dblink_parted_transfer(
             "session_settings": session_settings,
             **(task_arguments or {}),
         }
+        paced: dict[str, Any] = {
+            "max_mb_per_s": max_mb_per_s,
+            "pause_while": pause_while,
+            "pause_while_conn_id": pause_while_conn_id,
+            "pause_check_interval": pause_check_interval,
+        }
         plan = DblinkPartsPlanOperator(
             task_id="plan",
             part_bytes=part_bytes,
@@ -95,11 +113,12 @@ def dblink_parted_transfer(
             lock=lock,
             deadline=deadline,
             idle=idle,
+            **paced,
             **common,
         )
         common["load_id"] = plan.task_id
         load = DblinkPartsLoadOperator.partial(
-            task_id="load", max_active_tis_per_dagrun=max_active_parts, **common
+            task_id="load", max_active_tis_per_dagrun=max_active_parts, **paced, **common
         ).expand(part=plan.output)
         verified = DblinkPartsVerifyOperator(task_id="verify", parts=plan.output, **common)
         index = DblinkPartsIndexOperator(task_id="index", index_sessions=index_sessions, **common)

@@ -14,6 +14,7 @@ from airflow_dblink.core.parts.ledger import Done, Head, Ledger
 from airflow_dblink.core.parts.load import LoadSpec, Settings, route_of, work_of
 from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, lost, name_of
 from airflow_dblink.core.server.side import Side, in_transaction, set_local
+from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.streams.pump import End, Pumped, Report, pump
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.transfer.plan import Plan
@@ -35,6 +36,7 @@ def copy_part(
     source_settings: Settings,
     destination_settings: Settings,
     progress: Progress,
+    pace: Pace | None = None,
 ) -> Done:
     """Copy the part into the load's shadow, unless an earlier try has done so; returns what it has brought.
 
@@ -42,6 +44,7 @@ def copy_part(
     :param source_settings: run-time parameters, local to the transaction.
     :param destination_settings: the same for the destination.
     :param progress: called with rows, bytes and the estimated total, often.
+    :param pace: how fast the rows may move, and when they have to wait; the snapshot is kept meanwhile.
     :raises UsageError: if there is nothing to load into, no such part, or a later try has claimed it.
     :raises LoadLostError: if the keeper is gone, or the source table was rewritten or altered.
     :raises RemoteError: what a server says; nothing of this try is committed then.
@@ -63,7 +66,7 @@ def copy_part(
         work = work_of(source, destination, ledger, spec)
         _demand_same_route(source, work, head)
         estimated = None if work.estimated_rows is None else work.estimated_rows // head.parts
-        pumped = _pump(source, destination, work, claimed.part, progress, estimated)
+        pumped = _pump(source, destination, work, claimed.part, progress, estimated, pace)
     source.run("COMMIT", "ending the source transaction")
     seconds = round(time.monotonic() - started, 3)
     done = Done(pumped.taken, pumped.size, seconds, tries=claimed.tries)
@@ -94,7 +97,13 @@ def _counting_on(progress: Progress, before: Pumped, estimated: int | None) -> R
 
 
 def _pump(
-    source: Side, destination: Side, work: Plan, part: Part, progress: Progress, estimated: int | None
+    source: Side,
+    destination: Side,
+    work: Plan,
+    part: Part,
+    progress: Progress,
+    estimated: int | None,
+    pace: Pace | None,
 ) -> Pumped:
     """Copy the pieces of *part*, one after the other."""
     total = Pumped()
@@ -104,6 +113,7 @@ def _pump(
             End.of(source, copy_out(piece, name, work.pairs, work.format)),
             End.of(destination, work.copy_in),
             _counting_on(progress, total, estimated),
+            pace,
         )
         demand_same_file(source, piece, name)
         if pumped.sent != pumped.taken:

@@ -31,6 +31,7 @@ from airflow_dblink.operators.common.arguments import demand_timedelta, flag, wh
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.known import check_known, constructing
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
+from airflow_dblink.operators.common.pace import PacedOperator, hold_before_work
 from airflow_dblink.operators.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -132,15 +133,37 @@ class LoadBaseOperator(DblinkBaseOperator):
     def _no_retry_in_vain(self) -> Iterator[None]:
         """Fail for good on a mistake, or on a load that is lost."""
         with self._errors_for_airflow():
-            self._spec().check()
+            self._check_early()
             try:
                 yield
             except (LoadLostError, VerificationError) as error:
                 raise AirflowFailException(str(error)) from None
 
 
-class DblinkPartsPlanOperator(LoadBaseOperator):
+class PacedLoadOperator(PacedOperator, LoadBaseOperator):
+    """Base of the tasks that begin a load and copy its parts; not one itself."""
+
+    template_fields: Sequence[str] = (
+        *LoadBaseOperator.template_fields,
+        "max_mb_per_s",
+        "pause_while",
+        "pause_while_conn_id",
+    )
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **LoadBaseOperator.template_fields_renderers,
+        "pause_while": "postgresql",
+    }
+
+    def _check_early(self) -> None:
+        super()._check_early()
+        self._demand_pace()
+
+
+class DblinkPartsPlanOperator(PacedLoadOperator):
     """Begin a load in parts: keep a snapshot of the source, make the table that is loaded, cut the source.
+
+    With *pause_while* it waits before it begins anything.
 
     :param part_bytes: how large a part is at most, TOAST included.
     :param min_parts: so many parts at least, if they would have 8 MB.
@@ -189,6 +212,8 @@ class DblinkPartsPlanOperator(LoadBaseOperator):
 
     def execute(self, context: Context) -> list[int]:
         """Begin the load, or go on with what an earlier try has begun."""
+        if self.pause_while is not None:
+            self._hold()
         ti = context["ti"]
         tries = Tries(context["task_state_store"], ti.max_tries)
         left = tries.left(_KEY)
@@ -215,8 +240,13 @@ class DblinkPartsPlanOperator(LoadBaseOperator):
             self.log.info("The load's table is %s until it takes its place", ledger.shadow.as_string())
             return list(range(1, head.parts + 1))
 
+    def _hold(self) -> None:
+        with self._destination() as (_, destination), self._pace(self.destination_conn_id) as pace:
+            if pace is not None:
+                hold_before_work(pace, destination)
 
-class DblinkPartsLoadOperator(LoadBaseOperator):
+
+class DblinkPartsLoadOperator(PacedLoadOperator):
     """Copy one part of a load, once, across retries and killed workers.
 
     :param part: its number. (templated)
@@ -224,7 +254,7 @@ class DblinkPartsLoadOperator(LoadBaseOperator):
     :returns: (XCom) ``rows`` and ``bytes`` of the part, ``seconds`` and ``tries`` that it took.
     """
 
-    template_fields: Sequence[str] = (*LoadBaseOperator.template_fields, "part")
+    template_fields: Sequence[str] = (*PacedLoadOperator.template_fields, "part")
 
     def __init__(self, *, part: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -232,9 +262,9 @@ class DblinkPartsLoadOperator(LoadBaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Copy the part; the counts become the XCom return value."""
-        progress = Progress(self.log.info)
-        with self._sides() as both:
+        with self._sides() as both, self._pace(self.destination_conn_id) as pace:
             source, destination = both.source, both.destination
+            progress = Progress(self.log.info, pace)
             part = whole_number("part", self.part, least=1)
             done = copy_part(
                 source,
@@ -246,8 +276,9 @@ class DblinkPartsLoadOperator(LoadBaseOperator):
                 source_settings=self._settings(source.connection, source.conn_id),
                 destination_settings=self._settings(destination.connection, destination.conn_id),
                 progress=progress.report,
+                pace=pace,
             )
-            progress.say(f"Part {part}", done.rows, done.bytes, done.seconds)
+            progress.say(f"Part {part}", done.rows, done.bytes, done.seconds - (pace.paused_s if pace else 0))
             return {"rows": done.rows, "bytes": done.bytes, "seconds": done.seconds, "tries": done.tries}
 
 

@@ -17,6 +17,7 @@ from airflow_dblink.core.streams.pace import Pace, Pause
 from airflow_dblink.operators.common.arguments import demand_timedelta, number
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 
+PAUSE_CHECK_INTERVAL = timedelta(seconds=5)
 _AWAKE_S = 20.0  # an idle session is ended by idle_session_timeout, or by a pooler or firewall in between
 
 
@@ -56,7 +57,7 @@ class PacedOperator(DblinkBaseOperator):
         max_mb_per_s: float | str | None = None,
         pause_while: str | None = None,
         pause_while_conn_id: str | None = None,
-        pause_check_interval: timedelta = timedelta(seconds=5),
+        pause_check_interval: timedelta = PAUSE_CHECK_INTERVAL,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
@@ -24,6 +24,7 @@ from tests.databases import Database, new_database
 from tests.integration.tasks import context
 from tests.parts import FILL, ITEM, PART_BYTES
 from tests.stores import MemoryStore
+from tests.transfers import meanwhile
 
 ROWS = "SELECT * FROM item ORDER BY 1"
 LEFT = "SELECT relname FROM pg_class WHERE relname LIKE 'dblink_load%%'"
@@ -33,6 +34,7 @@ COMMON: dict[str, Any] = {
     "destination_conn_id": "warehouse",
     "destination_table": "item",
 }
+OFTEN = timedelta(milliseconds=1)
 CUT: dict[str, Any] = {"part_bytes": PART_BYTES, "idle": timedelta(minutes=1)}
 
 
@@ -262,11 +264,50 @@ def test_a_part_of_a_load_that_has_ended_says_so(run: Run) -> None:
         ({"idle": 5}, "idle must be a timedelta"),
         ({"max_parts": 9999}, "max_parts must be at most 1000"),
         ({"min_parts": None}, "min_parts must be a whole number"),
+        ({"max_mb_per_s": 0}, "max_mb_per_s must be above 0"),
+        ({"pause_while": "SELECT 1; SELECT 2"}, "pause_while"),
+        ({"pause_while_conn_id": "source"}, "pause_while_conn_id belongs to pause_while"),
     ],
 )
 def test_a_mistake_is_said_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
     with DAG("mistaken", schedule=None), pytest.raises(Exception, match=message):
         dblink_parted_transfer(group_id="load", **{**COMMON, **arguments})
+
+
+def test_a_limit_holds_for_each_part(run: Run) -> None:
+    assert len(run.plan(part_bytes=1_000_000)) == 2
+    done = run.load(1, max_mb_per_s=1)
+    # The first 256 kB don't wait.
+    assert done["seconds"] >= (done["bytes"] - 256 * 1024) / 1_000_000
+    assert done["bytes"] > 500_000
+
+
+def test_a_pause_keeps_the_plan_from_beginning(
+    run: Run, warehouse: Database, is_paused: Callable[[], bool]
+) -> None:
+    warehouse.execute("CREATE TABLE hold (stop bool); INSERT INTO hold VALUES (true)")
+    with meanwhile(lambda: begun(warehouse), when=is_paused):
+        run.plan(pause_while="SELECT stop FROM hold", pause_check_interval=OFTEN)
+    assert warehouse.rows(LEFT) != []
+
+
+def begun(warehouse: Database) -> None:
+    assert warehouse.rows(LEFT) == []
+    warehouse.execute("UPDATE hold SET stop = false")
+
+
+def test_the_rows_of_a_part_wait(
+    run: Run, source: Database, warehouse: Database, is_paused: Callable[[], bool]
+) -> None:
+    parts = run.plan()
+    source.execute("CREATE TABLE hold (stop bool); INSERT INTO hold VALUES (true)")
+    pause: dict[str, Any] = {"pause_while": "SELECT stop FROM hold", "pause_while_conn_id": "source"}
+    with meanwhile(lambda: source.execute("UPDATE hold SET stop = false"), when=is_paused):
+        run.load(1, **pause, pause_check_interval=OFTEN)
+    for part in parts[1:]:
+        run.load(part, **pause)
+    run.rest(parts)
+    assert warehouse.rows(ROWS) == source.rows(ROWS)
 
 
 def test_a_template_without_a_value_fails_for_good(run: Run) -> None:
