@@ -192,7 +192,7 @@ def get_commands() -> list[CLICommand]:
                     "prune-loads",
                     "Drop the tables of loads in parts that began long ago, and end unused snapshots",
                     *(_CONN_ID, _LOADS_OLDER_THAN, ARG_YES),
-                    more="A load that a session uses stays.",
+                    more="A load whose tables a session has locked stays.",
                 ),
             ),
         )

@@ -332,11 +332,17 @@ def _load_row(load: LoadLeft) -> dict[str, object]:
         "what": f"tables in {load.schema_name}",
         "table": load.table,
         "role": load.owner,
-        "parts": None if load.head is None else f"{load.done} of {load.head.parts}",
-        "MB": f"{load.bytes / 1e6:.1f}",
+        "parts": _parts(load),
+        "MB": None if load.bytes is None else f"{load.bytes / 1e6:.1f}",
         "snapshot": load.taken_at,
         "used_by": f"{load.sessions} sessions" if load.sessions else None,
     }
+
+
+def _parts(load: LoadLeft) -> str | None:
+    if load.is_lost:
+        return "a table is gone"
+    return load.problem if load.head is None else f"{load.done} of {load.head.parts}"
 
 
 def _keeper_row(left: KeeperLeft) -> dict[str, object]:
@@ -358,7 +364,7 @@ def prune_loads(args: Namespace) -> None:
     """
     _demand_consent(
         f"This will drop the tables of all loads in parts on {args.conn_id!r} that began more than"
-        f" {args.older_than:g} days ago, and end their snapshots.",
+        f" {args.older_than:g} days ago, and end the snapshots on it that are as old and that no part uses.",
         given=args.yes,
     )
     with _side(args.conn_id) as side:

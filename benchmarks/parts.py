@@ -68,7 +68,7 @@ def by_dump(lab: Lab, table: str) -> Sample:
         path = f"{folder}/dump"
         common = ("--format=directory", f"--jobs={_JOBS}")
         started = time.perf_counter()
-        _run(lab.source, "pg_dump", *common, "--compress=none", f"--table={table}", f"--file={path}")
+        _run(lab.source, "pg_dump", *common, "--compress=0", f"--table={table}", f"--file={path}")
         _run(lab.destination, "pg_restore", *common, f"--dbname={lab.destination.dbname}", path)
         lab.rows(lab.destination, f"ANALYZE {table}")
         return Sample(time.perf_counter() - started)

@@ -45,6 +45,7 @@ from tests.databases import Database
 from tests.integration.jobs.client import GATE, held, lookers, until
 from tests.integration.tasks import context, kill_when_active
 from tests.stores import MemoryStore, StaleTryError
+from tests.transfers import meanwhile
 
 INSERT = "INSERT INTO t VALUES (1)"
 GATED = "SELECT n FROM generate_series(1, 3) AS n, (SELECT pg_advisory_xact_lock_shared(1)) AS gate (passed)"
@@ -175,6 +176,18 @@ def test_the_servers_time_limit_names_execution_timeout(table: Database, store: 
 
     with pytest.raises(RemoteError, match=r"statement timeout(.|\n)*execution_timeout \(0:00:01\)"):
         operator.execute_complete(context(store), {"state": "failed"}, **(deferred.value.kwargs or {}))
+
+
+def test_a_job_that_a_dba_cancels_has_not_met_its_limit(table: Database, store: MemoryStore) -> None:
+    operator = _job("SELECT pg_sleep(60)", execution_timeout=timedelta(minutes=5))
+    sleeps = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    cancel, is_there = f"SELECT pg_cancel_backend(pid) {sleeps}", f"SELECT 1 {sleeps}"
+    with (
+        meanwhile(lambda: table.rows(cancel), when=lambda: table.rows(is_there)),
+        pytest.raises(RemoteError, match="user request") as caught,
+    ):
+        operator.execute(context(store))
+    assert (caught.value.sqlstate, caught.value.hint) == ("57014", None)
 
 
 def test_a_failed_job_raises_the_servers_error_and_a_retry_sends_a_new_one(

@@ -19,6 +19,7 @@ import pytest
 from airflow.sdk import Asset
 from psycopg.sql import SQL, Identifier
 
+from airflow_dblink.core.parts.left import keepers_left, loads_left, prune
 from airflow_dblink.core.remote_sets.remote import Remote
 from airflow_dblink.embedded.server import Server
 from airflow_dblink.hooks.dblink import DblinkHook
@@ -182,10 +183,16 @@ def test_a_load_in_parts(source: Database, warehouse: Database, table: str) -> N
         parts = load.begin().parts
         for part in range(1, parts + 1):
             load.copy(part)
+        with load.sides() as sides:
+            assert [len(loads_left(side)) + len(keepers_left(side)) for side in sides] == [1, 1]
+            assert prune(sides[1], timedelta(days=1)) == (0, 0)
         load.verify(parts)
         load.index()
         load.swap()
-    assert contents(warehouse, table) == contents(source, table)
+        assert contents(warehouse, table) == contents(source, table)
+        load.begin()
+        with load.sides() as sides:
+            assert [prune(side, timedelta(0)) for side in sides] == [(0, 1), (1, 0)]
 
 
 def test_transfer_of_a_query_with_casts_into_another_table(source: Database, warehouse: Database) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from psycopg import pq
+
 from airflow_dblink.core.errors import DblinkError, VerificationError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts.key import LoadKey
@@ -87,7 +89,9 @@ def _lost_if_gone(source: Side) -> Iterator[None]:
     try:
         yield
     except DblinkError as error:
-        if error.sqlstate not in _GONE or error.connname != source.conn_id:
+        # While the source's COPY goes on, it is an error of another session: that of a pause, perhaps.
+        is_others = source.connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+        if error.sqlstate not in _GONE or error.connname != source.conn_id or is_others:
             raise
         raise lost(source, f"a table or column is gone since the load was planned: {error.message}") from None
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _SQL = statements("parts_keeper.sql")
 _ACTION = "keeping a snapshot"
 _TOLD = "airflow_dblink: a keeper has this snapshot"
-_NAME = re.compile(r"dblink_keeper ([0-9a-f]{16}) ([0-9A-F]+-[0-9A-F]+-[0-9]+) ([0-9a-f]{1,12})")
+_NAME = re.compile(r"dblink_keeper ([0-9a-f]{16}) ([0-9A-F]+-[0-9A-F]+-[0-9]+) ([0-9a-f]{1,8})")
 _LOOK_S = 1.0
 # What a server says of a snapshot that isn't there: by version, and of one whose session has just gone.
 _GONE = ("22023", "42704", "55000")

@@ -33,6 +33,7 @@ _SNAPSHOT = re.compile(r"[0-9A-F]+-[0-9A-F]+-[0-9]+")
 _SUPERSEDED = "55000"  # of the statement that marks a part as done
 _ALREADY = "42P07"
 _MOST_NAMED = 10
+_LARGEST = 2**32  # of oids; and of seconds since 1970, which is in the year 2106
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Head:
         snapshot = facts.get("snapshot")
         if not isinstance(snapshot, str) or not _SNAPSHOT.fullmatch(snapshot):
             raise UsageError("the ledger of the load doesn't tell its snapshot")
-        if not all(type(number) is int and number >= 0 for number in numbers):
+        if not all(type(number) is int and 0 <= number < _LARGEST for number in numbers):
             raise UsageError("the ledger of the load doesn't tell its facts")
         hashes: list[Any] = [facts.get(name) for name in ("definition", "route")]
         columns = facts.get("columns")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import DblinkError, RemoteError, UsageError
-from airflow_dblink.core.parts.keeper import Keeper, keeper_of, release
+from airflow_dblink.core.errors import DblinkError, NoLoadError, RemoteError, TransientError
+from airflow_dblink.core.parts.keeper import Keeper, keeper_of
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Head, Ledger
 from airflow_dblink.core.server.side import Side, in_transaction
@@ -20,21 +20,27 @@ from airflow_dblink.core.sql.named import statements
 _SQL = statements("parts_left.sql")
 _LOOKING = "looking for loads"
 _REMOVING = "removing a load"
+#: Who uses a load isn't waited for. Longer than deadlock_timeout, after which autovacuum makes way.
+_SETTINGS = {"lock_timeout": "3s"}
 _NAMED = 5
+_GONE = "42P01"
+_IN_USE = "55P03"
 
 
 @dataclass(frozen=True)
 class LoadLeft:
     """The tables of a load in the destination's database.
 
-    :ivar table: the destination, as SQL names it; ``None`` if it is gone, or the ledger can't be read.
-    :ivar owner: the role that owns the load's tables.
+    :ivar owner: the role that owns them.
     :ivar is_ours: whether that is the session's role. Other roles' ledgers aren't read.
-    :ivar head: the facts of the load; ``None`` if it can't go on, since one of its tables is gone.
-    :ivar done: how many parts are done.
-    :ivar names: of the load's tables.
-    :ivar bytes: size of these tables, with indexes and TOAST.
+    :ivar names: of the tables.
+    :ivar bytes: their size, with indexes and TOAST; ``None`` while the swap has locked them.
     :ivar sessions: how many other sessions hold a lock on them.
+    :ivar head: the facts of the load; ``None`` if the ledger isn't read, is gone, or says none.
+    :ivar table: the destination, as SQL names it; ``None`` without *head*, or if it is gone.
+    :ivar done: how many parts are done; ``None`` without *head*.
+    :ivar is_lost: whether one of the tables is gone, so that the load can't go on.
+    :ivar problem: why the ledger can't be read.
     """
 
     key: LoadKey
@@ -42,20 +48,24 @@ class LoadLeft:
     owner: str
     is_ours: bool
     names: Sequence[str]
-    bytes: int
+    bytes: int | None
     sessions: int
-    table: str | None = None
     head: Head | None = None
+    table: str | None = None
     done: int | None = None
+    is_lost: bool = False
+    problem: str | None = None
 
     @property
     def taken_at(self) -> datetime | None:
         """When the load's snapshot was taken."""
         return None if self.head is None else datetime.fromtimestamp(self.head.taken_at, UTC)
 
-    def is_older(self, than: timedelta) -> bool:
-        """Return whether the load began that long ago, or can't go on."""
-        return self.taken_at is None or not than or datetime.now(UTC) - self.taken_at > than
+    def may_go(self, older_than: timedelta) -> bool:
+        """Return whether the load is ours, and began that long ago. The age of a lost one isn't known."""
+        if self.taken_at is None:
+            return self.is_lost and not older_than
+        return self.is_ours and _is_older(self.taken_at, older_than)
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,12 @@ class KeeperLeft:
         return datetime.fromtimestamp(self.keeper.taken_at, UTC)
 
 
+def _is_older(moment: datetime, than: timedelta) -> bool:
+    return not than or datetime.now(UTC) - moment > than
+
+
 def loads_left(side: Side) -> list[LoadLeft]:
-    """Return the loads whose tables are in this database.
+    """Return the loads whose tables are in this database; a table that is locked is waited for some seconds.
 
     :raises RemoteError: the server's errors.
     """
@@ -84,20 +98,22 @@ def loads_left(side: Side) -> list[LoadLeft]:
 
 
 def _load(side: Side, row: dict[str, Any]) -> LoadLeft:
-    key, schema_name = LoadKey(row.pop("key")), row.pop("schema_name")
-    load = LoadLeft(key, schema_name, **row)
+    load = LoadLeft(LoadKey(row.pop("key")), **row)
     if not load.is_ours:
         return load
-    ledger = Ledger(key, schema_name)
+    ledger = Ledger(load.key, load.schema_name)
     try:
-        with in_transaction(side, {}, _LOOKING):
+        with in_transaction(side, _SETTINGS, _LOOKING):
             head = ledger.head(side)
             done, _ = ledger.done(side)
             named = side.ask(_SQL["table_name"], {"oid": head.destination}, _LOOKING)
-    except UsageError:  # somebody has dropped or changed one of them
-        return load
-    table = named[0]["name"] if named else None
-    return LoadLeft(key, schema_name, **row, table=table, head=head, done=done.parts)
+    except NoLoadError:
+        return replace(load, is_lost=True)
+    except DblinkError as error:
+        if side.connection.closed:
+            raise
+        return replace(load, problem=error.message)
+    return replace(load, head=head, table=named[0]["name"] if named else None, done=done.parts)
 
 
 def keepers_left(side: Side) -> list[KeeperLeft]:
@@ -115,15 +131,21 @@ def keepers_left(side: Side) -> list[KeeperLeft]:
 def prune(side: Side, older_than: timedelta) -> tuple[int, int]:
     """Drop the tables of loads that began longer ago, and end the keepers that are older and not used.
 
-    A load that can't go on, since one of its tables is gone, goes whatever its age. Other roles' stay.
+    Other roles' loads stay, and so do those whose ledger can't be read. A load of which one table is gone has
+    no age: it only goes if *older_than* is 0.
 
     :returns: how many loads were removed, and how many keepers were ended.
     :raises RemoteError: if some can't be removed, since sessions use them or something depends on them; the
         others are removed all the same. The message names them.
     """
+    ended = 0
+    for left in keepers_left(side):
+        if _is_older(left.taken_at, older_than):
+            params = {**left.key.params, "pid": left.keeper.pid}
+            ended += len(side.ask(_SQL["end_unused"], params, "ending a keeper"))
     pruned, failures = 0, dict[str, DblinkError]()
     for load in loads_left(side):
-        if not load.is_ours or not load.is_older(older_than):
+        if not load.may_go(older_than):
             continue
         try:
             _drop(side, load)
@@ -131,40 +153,37 @@ def prune(side: Side, older_than: timedelta) -> tuple[int, int]:
         except DblinkError as error:
             if side.connection.closed:
                 raise
-            failures[f"{load.schema_name}.{load.key.shadow}"] = error
-    ended = sum(
-        release(side, left.key)
-        for left in keepers_left(side)
-        if not left.is_used and (not older_than or datetime.now(UTC) - left.taken_at > older_than)
-    )
+            if error.sqlstate != _GONE:  # else it was swapped, or dropped, meanwhile
+                failures[f"{load.schema_name}.{load.key.shadow}"] = error
     if failures:
-        raise _not_pruned(side, pruned, failures)
+        raise _not_pruned(side, pruned, ended, failures)
     return pruned, ended
 
 
 def _drop(side: Side, load: LoadLeft) -> None:
     tables = sql.SQL(", ").join(sql.Identifier(load.schema_name, name) for name in load.names)
-    with in_transaction(side, {}, _REMOVING):
-        # Nobody is waited for: who uses it still loads.
-        side.run(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT").format(tables), _REMOVING)
+    with in_transaction(side, _SETTINGS, _REMOVING):
+        side.run(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables), _REMOVING)
         now = None
-        with suppress(UsageError):
+        with suppress(NoLoadError):
             now = Ledger(load.key, load.schema_name).head(side)
         if now != load.head:
-            raise UsageError("it was planned anew meanwhile", side.conn_id)
+            raise TransientError("it was planned anew meanwhile", side.conn_id)
         side.run(sql.SQL("DROP TABLE {}").format(tables), _REMOVING)
 
 
-def _not_pruned(side: Side, pruned: int, failures: dict[str, DblinkError]) -> RemoteError:
-    why = {
-        name: ": ".join([error.message, *(error.detail or "").splitlines()[:1]])
-        for name, error in failures.items()
-    }
-    named = [f"{name} ({text})" for name, text in [*why.items()][:_NAMED]]
+def _not_pruned(side: Side, pruned: int, ended: int, failures: Mapping[str, DblinkError]) -> RemoteError:
+    named = [f"{name} ({_why(error)})" for name, error in [*failures.items()][:_NAMED]]
     more = f", and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+    states = [error.sqlstate for error in failures.values()]
     return RemoteError(
-        f"{pruned} loads were removed, but {len(failures)} could not be: {', '.join(named)}{more}",
+        f"loads removed: {pruned}, snapshots ended: {ended}, could not be removed: {len(failures)}:"
+        f" {', '.join(named)}{more}",
         side.conn_id,
-        next(iter(failures.values())).sqlstate,
-        hint="a lock that is not available belongs to a session that still uses the load",
+        states[0],
+        hint="a session still uses a load that can't be locked" if _IN_USE in states else None,
     )
+
+
+def _why(error: DblinkError) -> str:
+    return ": ".join([error.message, *(error.detail or "").splitlines()[:1]])

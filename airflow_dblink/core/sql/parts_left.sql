@@ -1,14 +1,19 @@
 -- name: tables
--- What loads have left, by load: their tables are known by name alone. A table that is loaded and its ledger come
--- and go together, so one without the other can't be swapped in any more.
+-- The tables of loads, found by their names, a row per load. Plan and swap make and remove both tables in one
+-- transaction, so a single one is of no use. A table that is locked, since its swap runs, is not waited for: it has no
+-- size then.
 SELECT n.nspname AS schema_name,
        pg_catalog.substr(c.relname, 13, 16) AS key,
        pg_catalog.min(pg_catalog.pg_get_userbyid(c.relowner)) AS owner,
        bool_and(c.relowner = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)) AS is_ours,
        pg_catalog.array_agg(c.relname::text ORDER BY c.relname) AS names,
-       pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid))::int8 AS bytes,
+       pg_catalog.sum(CASE WHEN NOT EXISTS (SELECT
+                                              FROM pg_catalog.pg_locks AS l
+                                             WHERE l.relation = c.oid AND l.mode = 'AccessExclusiveLock')
+                           THEN pg_catalog.pg_total_relation_size(c.oid) END)::int8 AS bytes,
        (SELECT pg_catalog.count(DISTINCT l.pid)
           FROM pg_catalog.pg_locks AS l
+          JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid AND a.usesysid IS NOT NULL
          WHERE l.locktype = 'relation' AND l.relation = ANY (pg_catalog.array_agg(c.oid))
            AND l.pid <> pg_catalog.pg_backend_pid()
            AND l.database = (SELECT oid FROM pg_catalog.pg_database
@@ -27,7 +32,7 @@ SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname) AS name
 
 -- name: keepers
 -- Sessions that keep a snapshot of this database, and whether a part uses it. Only those of the same role are
--- believed and can be ended: names and locks can be taken by anybody.
+-- believed: names and locks can be taken by anybody.
 SELECT a.pid, a.application_name AS name,
        EXISTS (SELECT
                  FROM pg_catalog.pg_locks AS used
@@ -40,3 +45,18 @@ SELECT a.pid, a.application_name AS name,
    AND a.usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
    AND a.application_name ~ '^dblink_keeper '
  ORDER BY a.pid;
+
+-- name: end_unused
+-- Ends a keeper that no part uses, by one look.
+SELECT pg_catalog.pg_terminate_backend(a.pid) AS ended
+  FROM pg_catalog.pg_locks AS l
+  JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.objsubid = 1
+   AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid
+   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+   AND a.usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
+   AND a.pid = %(pid)s AND a.application_name ~ '^dblink_keeper '
+   AND NOT EXISTS (SELECT
+                     FROM pg_catalog.pg_locks AS used
+                    WHERE used.locktype = 'advisory' AND used.objsubid = 2 AND used.database = l.database
+                      AND used.classid = l.classid AND used.objid = l.objid);

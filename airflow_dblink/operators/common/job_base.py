@@ -306,16 +306,20 @@ class JobWaitingOperator(JobSendingOperator):
 
     def _ended(self, context: Context, hook: DblinkHook, submission: Submission, job: Job) -> Any:
         if (error := job.error(self.conn_id)) is not None:
-            raise self._explained(error) if job.state == "failed" else error
+            raise self._explained(job, error)
         self.log.info("Job %s on %s succeeded: %s", job.id, self.conn_id, job.command_tag or "OK")
         result = self._result(context, hook, job)
         self._check()
         submission.finish()
         return result
 
-    def _explained(self, error: RemoteError) -> RemoteError:
+    def _explained(self, job: Job, error: RemoteError) -> RemoteError:
         """Tell where the server's time limit came from; it applies if no worker or triggerer is in time."""
         limit = self.execution_timeout
-        if error.sqlstate != _QUERY_CANCELED or error.hint or limit is None or self._has_own_limit:
+        if job.state != "failed" or job.sqlstate != _QUERY_CANCELED or limit is None or self._has_own_limit:
+            return error
+        if job.statement_timeout is None or job.ended_at is None or job.started_at is None:
+            return error
+        if job.ended_at - job.started_at < limit or error.hint:  # somebody else has cancelled it
             return error
         return error.but(hint=f"the server's time limit follows from execution_timeout ({limit})")

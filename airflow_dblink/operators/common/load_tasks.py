@@ -163,7 +163,7 @@ class PacedLoadOperator(PacedOperator, LoadBaseOperator):
 class DblinkPartsPlanOperator(PacedLoadOperator):
     """Begin a load in parts: keep a snapshot of the source, make the table that is loaded, cut the source.
 
-    With *pause_while* it waits before it begins anything.
+    With *pause_while* it waits before it begins anything. No rows move, so *max_mb_per_s* is only checked.
 
     :param part_bytes: how large a part is at most, TOAST included.
     :param min_parts: so many parts at least, if they would have 8 MB.
@@ -212,13 +212,13 @@ class DblinkPartsPlanOperator(PacedLoadOperator):
 
     def execute(self, context: Context) -> list[int]:
         """Begin the load, or go on with what an earlier try has begun."""
-        if self.pause_while is not None:
-            self._hold()
         ti = context["ti"]
         tries = Tries(context["task_state_store"], ti.max_tries)
         left = tries.left(_KEY)
         # If no try of this run has begun, what is there is another run's: it had this name, and was deleted.
         is_anew = left is None or left.is_cleared or bool(left.facts.get("anew"))
+        if self.pause_while is not None and is_anew:
+            self._hold()
         # The store refuses this if a later try is running. "anew" stays until a try has begun the load.
         run = uuid4().hex if left is None else str(left.facts.get("run", ""))
         tries.leave(_KEY, {"run": run, "anew": is_anew})

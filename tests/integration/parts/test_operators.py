@@ -12,6 +12,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_dblink.core.errors import LoadLostError, RemoteError
 from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
@@ -308,6 +309,24 @@ def test_the_rows_of_a_part_wait(
         run.load(part, **pause)
     run.rest(parts)
     assert warehouse.rows(ROWS) == source.rows(ROWS)
+
+
+def test_an_error_of_the_pause_is_not_one_of_the_table_that_is_read(run: Run, source: Database) -> None:
+    """The next try may find what the pause looks at."""
+    run.plan()
+    with pytest.raises(
+        RemoteError, match=r'relation "hold" does not exist(.|\n)*asking pause_while'
+    ) as caught:
+        run.load(1, pause_while="SELECT stop FROM hold", pause_while_conn_id="source")
+    assert not isinstance(caught.value, LoadLostError)
+    source.execute("CREATE TABLE hold (stop bool)")
+    assert run.load(1, 2, pause_while="SELECT stop FROM hold", pause_while_conn_id="source")["rows"] > 0
+
+
+def test_a_plan_that_has_begun_does_not_wait_again(run: Run) -> None:
+    """Its keeper would be idle meanwhile, and end."""
+    parts = run.plan()
+    assert run.plan(2, pause_while="SELECT true") == parts
 
 
 def test_a_template_without_a_value_fails_for_good(run: Run) -> None:
