@@ -21,7 +21,7 @@ import psutil
 
 from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.server import servers
-from tests.acceptance.jobs_world import DAGS, SETTINGS, World
+from tests.acceptance.jobs_world import DAGS, SETTINGS, World, metadata_url
 
 BATCH = 10
 MOMENTS = (
@@ -52,15 +52,14 @@ def world() -> Iterator[World]:
     with servers("source", "warehouse") as (source, warehouse):
         connections = {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
         with Airflow(
-            DAGS, connections, env=SETTINGS, triggerers=2, database=metadata_url(source), parallelism=24
+            DAGS,
+            connections,
+            env=SETTINGS,
+            triggerers=2,
+            database=metadata_url(source.airflow_uri()),
+            parallelism=24,
         ) as airflow:
             yield World(airflow, source, warehouse)
-
-
-def metadata_url(server: Any) -> str:
-    """Return SQLAlchemy's URL of a server's default database, for Airflow's own tables."""
-    uri: str = server.airflow_uri()
-    return uri.replace("postgres://", "postgresql+psycopg2://", 1)
 
 
 def run_rounds(here: World, rounds: int, seed: int, *, say: Callable[[str], None]) -> list[str]:

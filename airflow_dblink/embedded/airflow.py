@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,8 @@ from typing import Self
 
 import httpx
 import psutil
+import psycopg
+from psycopg import sql
 
 from airflow_dblink.embedded.api import START_TIMEOUT_S, AirflowApi
 from airflow_dblink.embedded.ports import free_port
@@ -126,9 +128,12 @@ class Airflow(AirflowApi):
         shutil.rmtree(self.home, ignore_errors=True)  # in case the keeper had not really begun
 
     def all_logs(self) -> str:
-        """Return everything under the home, logs and database alike, as one text to search in."""
+        """Return everything under the home, and the database, as one text to search in."""
         files = sorted(path for path in self.home.rglob("*") if path.is_file())
-        return "\n".join(path.read_bytes().decode(errors="replace") for path in files)
+        texts = [path.read_bytes().decode(errors="replace") for path in files]
+        if self.database is not None:
+            texts += _tables(self.database)
+        return "\n".join(texts)
 
     def cli(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run ``airflow`` with *args* in the same environment.
@@ -252,3 +257,13 @@ class Airflow(AirflowApi):
             "no_proxy": "127.0.0.1,localhost",
         }
         return mine | SETTINGS | settings | connections | dict(self.env)
+
+
+def _tables(database: str) -> Iterator[str]:
+    """Give the rows of each table of a PostgreSQL database, as COPY writes them."""
+    url = database.replace("postgresql+psycopg2:", "postgresql:", 1)
+    named = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname !~ '^(pg_|information_schema)'"
+    with psycopg.connect(url) as connection:
+        for name in connection.execute(named).fetchall():
+            with connection.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(sql.Identifier(*name))) as rows:
+                yield b"".join(rows).decode(errors="replace")

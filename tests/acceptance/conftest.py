@@ -2,6 +2,9 @@
 
 An Airflow takes 30 s of processor time to start, and a tenth of the machine while it is idle. So the tests
 of one Airflow run one after the other, whatever their file, and no other Airflow runs beside it.
+
+Airflow's own tables are on the first server. With SQLite everything stands still for 30 s now and then, when
+one of its processes waits for a lock that it holds itself.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import pytest
 from airflow_dblink.embedded.airflow import Airflow
 from airflow_dblink.embedded.demo import DAGS_FOLDER, connections, environment
 from airflow_dblink.embedded.server import Server
-from tests.acceptance.jobs_world import DAGS, SETTINGS
+from tests.acceptance.jobs_world import DAGS, SETTINGS, metadata_url
+from tests.databases import new_database
 
 T = TypeVar("T")
 
@@ -124,8 +128,10 @@ def _examples(pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFact
     shutil.copytree(DAGS_FOLDER, dags, ignore=shutil.ignore_patterns("__pycache__"))
     env = {**environment(source, files), "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False"}
     conns = {**connections(source, warehouse), "shop_db": source.airflow_uri()}
-    with Airflow(dags, conns, env=env, triggerers=1) as airflow:
-        yield AirflowEnv(airflow, source, warehouse, dags, files)
+    with new_database(source, "metadata") as database:
+        metadata = metadata_url(database.uri)
+        with Airflow(dags, conns, env=env, triggerers=1, database=metadata) as airflow:
+            yield AirflowEnv(airflow, source, warehouse, dags, files)
 
 
 @dataclass(frozen=True)
@@ -152,8 +158,10 @@ def _killing(pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFacto
     suspended = tmp_path_factory.mktemp("suspended")
     conns = {"source_db": source.airflow_uri(), "warehouse_db": warehouse.airflow_uri()}
     env = {**SETTINGS, "SUSPENDED_PIDS": str(suspended)}
-    with Airflow(DAGS, conns, env=env, triggerers=1, parallelism=24) as airflow:
-        yield Killing(airflow, suspended)
+    with new_database(source, "metadata") as database:
+        metadata = metadata_url(database.uri)
+        with Airflow(DAGS, conns, env=env, triggerers=1, database=metadata, parallelism=24) as airflow:
+            yield Killing(airflow, suspended)
 
 
 # The fixtures that lead to an Airflow, in the order in which tests of them run. Those of Kept come last: its

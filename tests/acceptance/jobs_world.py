@@ -34,6 +34,11 @@ CREATE TABLE effect (task text NOT NULL, at timestamptz DEFAULT clock_timestamp(
 Row = tuple[Any, ...]
 
 
+def metadata_url(uri: str) -> str:
+    """Return SQLAlchemy's URL for Airflow's own tables, from a database's URI."""
+    return uri.replace("postgres://", "postgresql+psycopg2://", 1)
+
+
 @dataclass(frozen=True)
 class World:
     """A real Airflow, and the servers of its Dags.

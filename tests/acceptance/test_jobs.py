@@ -217,7 +217,8 @@ def test_a_server_that_crashes_loses_the_jobs_and_a_retry_does_them(world: World
     ]
     with world.gate_shut():
         run_id = world.airflow.trigger("job_batch", {"tasks": tasks})
-        world.wait_until("all run", lambda: len(world.active()) == 4, 60)
+        world.wait_until("all are called", lambda: len(world.active()) == 4, 60)
+        world.wait_until("all have begun", lambda: world.job_states() == {"running": 4}, 60)
 
         world.warehouse.crash()
         world.warehouse.start()
