@@ -75,8 +75,7 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
     :param swap_timeout: how long ``swap`` goes on asking for the lock in the end, a moment at a time, while
         others use the table; before that also for the locks that foreign keys need.
     :param old_snapshots_timeout: how long ``swap`` waits for the transactions that have a snapshot when the
-        load is done, and that would see the new rows after the swap. By default it doesn't wait. Needs
-        pg_read_all_stats.
+        load is done, and that would see the new rows after the swap. By default it doesn't wait.
     :param orphan_timeout: how long a try waits for the transaction of a killed one, before it is
         cancelled and done again.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -17,17 +16,12 @@ from airflow_dblink.core.parts.load import LoadSpec, Settings
 from airflow_dblink.core.parts.shadow import drop_others, give_to_owner, shadow_of
 from airflow_dblink.core.server.settings import TEXT_FORMS
 from airflow_dblink.core.server.side import Side, in_transaction
-from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import get_relation
+from airflow_dblink.core.transfer.in_use import wait_for_snapshots
 from airflow_dblink.core.transfer.plan import Spec
 from airflow_dblink.core.transfer.swap import swap as take_place
 
 log = logging.getLogger(__name__)
-
-_SQL = statements("parts_shadow.sql")
-_WAITING = "waiting for older transactions"
-_LOOK_S = 0.2
-_MOST_NAMED = 5
 
 
 def is_left(destination: Side, key: LoadKey, spec: LoadSpec, settings: Settings) -> bool:
@@ -71,9 +65,16 @@ def swap(
         ledger = Ledger(key, target.schema_name)
         planned = ledger.head(destination)
         ledger.demand_done(destination, planned)
-    # Now that all rows are committed, and before anything is locked.
+    # By an older snapshot the new table would be empty. Now that all rows are committed, and outside of a
+    # transaction: swaps of two tables would wait for each other, and writers for both.
     if older_transactions_timeout is not None:
-        _wait_for_older(destination, older_transactions_timeout.total_seconds())
+        wait_for_snapshots(
+            destination,
+            older_transactions_timeout.total_seconds(),
+            f"older_transactions_timeout is over, and transactions older than the swap of {target} run",
+            "they would find an empty table; end these sessions, wait for longer, or don't wait"
+            " (older_transactions_timeout=None)",
+        )
     once.begin({**TEXT_FORMS, **settings}, read_committed=True)
     lock = sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(target.identifier)
     destination.run(lock, "locking the destination table")
@@ -116,29 +117,3 @@ def swap(
     }
     take_place(shadow, once, result)
     return result
-
-
-def _wait_for_older(destination: Side, timeout_s: float) -> None:
-    """Wait until the transactions that hold a snapshot now have ended: they would find an empty table.
-
-    Outside of a transaction, or swaps of two tables would wait for each other, and writers for both.
-    """
-    deadline = time.monotonic() + timeout_s
-    waits_for: set[str] | None = None
-    while True:
-        found = {row["transaction"]: row for row in destination.ask(_SQL["transactions"], action=_WAITING)}
-        waits_for = {*found} if waits_for is None else waits_for & {*found}
-        if not waits_for:
-            return
-        if time.monotonic() >= deadline:
-            rows = [found[each] for each in sorted(waits_for)[:_MOST_NAMED]]
-            names = ", ".join(f"{row['pid']} ({row['name'] or 'without a name'})" for row in rows)
-            raise TransientError(
-                "transactions that are older than the swap have not ended within older_transactions_timeout:"
-                f" sessions {names}",
-                destination.conn_id,
-                "55P03",
-                hint="they would find an empty table; end these sessions, wait for longer, or don't wait"
-                " (older_transactions_timeout=None)",
-            )
-        destination.run(f"SELECT pg_catalog.pg_sleep({_LOOK_S})", _WAITING)

@@ -58,13 +58,3 @@ SELECT c.relname AS name
   FROM pg_catalog.pg_index AS i
   JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
  WHERE i.indrelid = %(oid)s::oid;
-
--- name: transactions
--- Transactions of other sessions in this database that hold a snapshot. Every role sees that of all sessions
--- (backend_xmin), unlike their state. A transaction of READ COMMITTED holds one only while a statement runs.
-SELECT l.virtualtransaction AS transaction, a.pid, a.application_name AS name
-  FROM pg_catalog.pg_locks AS l
-  JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
- WHERE l.locktype = 'virtualxid' AND l.granted AND l.mode = 'ExclusiveLock'
-   AND l.pid <> pg_catalog.pg_backend_pid() AND a.usesysid IS NOT NULL
-   AND a.datname = pg_catalog.current_database() AND a.backend_xmin IS NOT NULL;

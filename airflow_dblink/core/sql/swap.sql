@@ -8,8 +8,7 @@ SELECT owner.rolname AS owner,
            AND pg_catalog.pg_has_role(c.relowner, CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 160000
                                                        THEN 'SET' ELSE 'MEMBER' END) AS may_act,
        pg_catalog.has_schema_privilege(c.relnamespace, 'CREATE') AS may_create,
-       pg_catalog.has_schema_privilege(c.relowner, c.relnamespace, 'CREATE') AS owner_may_create,
-       pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') AS sees_sessions
+       pg_catalog.has_schema_privilege(c.relowner, c.relnamespace, 'CREATE') AS owner_may_create
   FROM pg_catalog.pg_class AS c
   JOIN pg_catalog.pg_roles AS owner ON owner.oid = c.relowner
  WHERE c.oid = %(oid)s;
@@ -144,13 +143,17 @@ SELECT DISTINCT lock.pid, activity.application_name, activity.state,
  LIMIT 5;
 
 -- name: snapshots
--- Other sessions of this database that hold a snapshot, with what tells their transactions apart.
-SELECT a.pid, a.application_name, a.xact_start::text AS since, a.state,
+-- Transactions of other sessions in this database that hold a snapshot. Every role sees that of all sessions
+-- (backend_xmin), unlike their state. A transaction of READ COMMITTED holds one only while a statement runs. Sessions
+-- of nobody are not a user's.
+SELECT l.virtualtransaction AS transaction, a.pid, a.application_name, a.state,
        (extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start))::int AS seconds
-  FROM pg_catalog.pg_stat_activity AS a
- WHERE a.datname = pg_catalog.current_database() AND a.backend_type = 'client backend'
-   AND a.backend_xmin IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid()
- ORDER BY a.xact_start;
+  FROM pg_catalog.pg_locks AS l
+  JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+ WHERE l.locktype = 'virtualxid' AND l.granted AND l.mode = 'ExclusiveLock'
+   AND l.pid <> pg_catalog.pg_backend_pid() AND a.usesysid IS NOT NULL
+   AND a.datname = pg_catalog.current_database() AND a.backend_xmin IS NOT NULL
+ ORDER BY a.xact_start, a.pid;
 
 -- name: settings
 SELECT pg_catalog.current_setting('lock_timeout') AS lock_timeout,

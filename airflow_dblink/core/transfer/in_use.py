@@ -116,30 +116,23 @@ class Patience:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def wait_for_snapshots(side: Side, timeout_s: float, table: Relation) -> None:
-    """Wait for the transactions that hold a snapshot now; not for those that come later.
+def wait_for_snapshots(side: Side, timeout_s: float, over: str, hint: str) -> None:
+    """Wait for the transactions of this database that hold a snapshot now; not for those that come later.
 
-    :param table: is swapped.
+    :param over: how the error begins; the sessions are named after it.
     :raises TransientError: if they don't end within *timeout_s*.
     """
     deadline = time.monotonic() + timeout_s
-    waits_for: set[tuple[int, str]] | None = None
+    waits_for: set[str] | None = None
     while True:
         _look_anew(side)
-        rows = {(row["pid"], row["since"]): row for row in side.ask(_SQL["snapshots"])}
+        rows = {row["transaction"]: row for row in side.ask(_SQL["snapshots"])}
         waits_for = {*rows} if waits_for is None else waits_for & {*rows}
         if not waits_for:
             return
         if time.monotonic() >= deadline:
-            sessions = _names([rows[key] for key in sorted(waits_for)][:5])
-            raise TransientError(
-                f"old_snapshots_timeout is over, and transactions older than the swap of {table} run:"
-                f" {sessions}",
-                side.conn_id,
-                "55P03",
-                hint="nothing is changed; end that session, or leave old_snapshots_timeout out: it would"
-                " then see the new rows",
-            )
+            sessions = _names([row for transaction, row in rows.items() if transaction in waits_for][:5])
+            raise TransientError(f"{over}: {sessions}", side.conn_id, "55P03", hint=hint)
         _sleep(side, _LOOK_S)
 
 

@@ -210,8 +210,7 @@ def _destination(destination: Side, spec: Spec) -> Relation | None:
     if spec.mode != "create":
         relation = get_relation(destination, spec.destination_table)
         if spec.mode == "swap":
-            waits = spec.old_snapshots_timeout is not None
-            demand_swappable(destination, relation, waits_for_snapshots=waits)
+            demand_swappable(destination, relation)
             return relation
         if relation.kind not in _WRITABLE or (spec.lock and relation.kind == "f"):
             what = "a table that can be locked" if spec.lock else "a table"

@@ -184,7 +184,13 @@ class Shadow:
             reset_sequences(self.side, loaded, self.columns)
         self.side.run(sql.SQL("ANALYZE {}").format(self.name.identifier), "analyzing the new table")
         if (timeout := self.spec.old_snapshots_timeout) is not None:
-            wait_for_snapshots(self.side, timeout.total_seconds(), self.old)
+            wait_for_snapshots(
+                self.side,
+                timeout.total_seconds(),
+                f"old_snapshots_timeout is over, and transactions older than the swap of {self.old} run",
+                "nothing is changed; end that session, or leave old_snapshots_timeout out: it would then see"
+                " the new rows",
+            )
 
     def _build(self) -> None:
         indexes = [(index, name) for name, index in self.pieces.indexes.items()]

@@ -48,10 +48,9 @@ def demand_swap_arguments(mode: str, swap_timeout: object, old_snapshots_timeout
             raise UsageError(f"{name} is for mode='swap', not for {mode!r}", hint=f"leave {name} out")
 
 
-def demand_swappable(destination: Side, relation: Relation, *, waits_for_snapshots: bool = False) -> None:
+def demand_swappable(destination: Side, relation: Relation) -> None:
     """Raise unless another table can take the place of *relation*.
 
-    :param waits_for_snapshots: whether the role must see what snapshots other sessions hold.
     :raises UsageError: names everything that stands in the way, or the privilege that lacks.
     """
     facts = destination.ask(_SQL["owner"], {"oid": relation.oid})[0]
@@ -80,9 +79,6 @@ def demand_swappable(destination: Side, relation: Relation, *, waits_for_snapsho
             "42501",
             hint="grant it to the owner",
         )
-    if waits_for_snapshots:
-        message = "permission denied: old_snapshots_timeout needs pg_read_all_stats, to see others' snapshots"
-        demand(facts["sees_sessions"], destination, message)
     found = destination.ask(_SQL["obstacles"], {"oid": relation.oid})
     if found:
         reasons = [_PHRASES[row["kind"]].format(row["name"]) for row in found]
