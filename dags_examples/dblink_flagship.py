@@ -111,8 +111,7 @@ with DAG(
         source_table="pgbench_accounts",
         destination_conn_id="warehouse_db",
         destination_table="account",
-        mode="replace",
-        analyze=True,
+        mode="swap",  # a new table, analyzed, takes the place: readers of the old one wait for milliseconds
     )
     update_accounts = DblinkTransferOperator(
         task_id="update_accounts",
