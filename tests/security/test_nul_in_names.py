@@ -34,9 +34,10 @@ from tests.integration.tasks import context
 
 JOB = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
 TWO = {"source_conn_id": "source", "destination_conn_id": "warehouse", "destination_table": "t"}
+PAUSE = {"pause_while": "SELECT false", "pause_while_conn_id": "warehouse"}
 PARTS: dict[type[DblinkBaseOperator], dict[str, Any]] = {
-    DblinkPartsPlanOperator: {},
-    DblinkPartsLoadOperator: {"part": 1},
+    DblinkPartsPlanOperator: PAUSE,
+    DblinkPartsLoadOperator: {"part": 1, **PAUSE},
     DblinkPartsVerifyOperator: {"parts": [1]},
     DblinkPartsIndexOperator: {},
     DblinkPartsSwapOperator: {},
@@ -57,7 +58,7 @@ OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
         {**TWO, "source_table": "t", "mode": "upsert", "columns": ["a"], "key": ["a"]},
         {**TWO, "source_sql": "SELECT 1 AS a", "pre_sql": "SELECT 1", "post_sql": "SELECT 1"},
         {**TWO, "source_table": "t", "columns": {"a": "a"}},
-        {**TWO, "source_table": "t", "pause_while": "SELECT false", "pause_while_conn_id": "warehouse"},
+        {**TWO, "source_table": "t", **PAUSE},
     ],
     DblinkSyncOperator: [
         {**TWO, "source_table": "t", "columns": ["a"], "key": ["a"], "where": "a > 0"},

@@ -140,7 +140,7 @@ class LoadBaseOperator(DblinkBaseOperator):
                 raise AirflowFailException(str(error)) from None
 
 
-class PacedLoadOperator(PacedOperator, LoadBaseOperator):
+class PacedLoadBaseOperator(PacedOperator, LoadBaseOperator):
     """Base of the tasks that begin a load and copy its parts; not one itself."""
 
     template_fields: Sequence[str] = (
@@ -160,7 +160,7 @@ class PacedLoadOperator(PacedOperator, LoadBaseOperator):
         self._demand_pace()
 
 
-class DblinkPartsPlanOperator(PacedLoadOperator):
+class DblinkPartsPlanOperator(PacedLoadBaseOperator):
     """Begin a load in parts: keep a snapshot of the source, make the table that is loaded, cut the source.
 
     With *pause_while* it waits before it begins anything. No rows move, so *max_mb_per_s* is only checked.
@@ -246,7 +246,7 @@ class DblinkPartsPlanOperator(PacedLoadOperator):
                 hold_before_work(pace, destination)
 
 
-class DblinkPartsLoadOperator(PacedLoadOperator):
+class DblinkPartsLoadOperator(PacedLoadBaseOperator):
     """Copy one part of a load, once, across retries and killed workers.
 
     :param part: its number. (templated)
@@ -254,7 +254,7 @@ class DblinkPartsLoadOperator(PacedLoadOperator):
     :returns: (XCom) ``rows`` and ``bytes`` of the part, ``seconds`` and ``tries`` that it took.
     """
 
-    template_fields: Sequence[str] = (*PacedLoadOperator.template_fields, "part")
+    template_fields: Sequence[str] = (*PacedLoadBaseOperator.template_fields, "part")
 
     def __init__(self, *, part: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
