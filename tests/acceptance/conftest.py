@@ -3,8 +3,8 @@
 An Airflow takes 30 s of processor time to start, and a tenth of the machine while it is idle. So the tests
 of one Airflow run one after the other, whatever their file, and no other Airflow runs beside it.
 
-Airflow's own tables are on the first server. With SQLite everything stands still for 30 s now and then, when
-one of its processes waits for a lock that it holds itself.
+Airflow's own tables are on the first server. With SQLite, where only one process can write at a time, all of
+Airflow has stood still for 30 s: a living task then counts as dead.
 """
 
 from __future__ import annotations
