@@ -152,9 +152,12 @@ def keeper_of(pid: int, name: str | None) -> tuple[LoadKey, Keeper] | None:
     return None if match is None else (LoadKey(match[1]), Keeper(pid, match[2], int(match[3], 16)))
 
 
-def release(source: Side, key: LoadKey) -> bool:
-    """End the keeper of this *key*; returns whether there was one."""
-    params = {**key.params, "name": f"dblink_keeper {key.text}"}
+def release(source: Side, key: LoadKey, *, if_unused: bool = False) -> bool:
+    """End the keeper of this *key*; returns whether it was there.
+
+    :param if_unused: not while a part uses its snapshot.
+    """
+    params = {**key.params, "name": f"dblink_keeper {key.text}", "if_unused": if_unused}
     return any(row["ended"] for row in source.ask(_SQL["release"], params, "ending the keeper"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from psycopg import sql
 
 from airflow_dblink.core.errors import DblinkError, NoLoadError, RemoteError, TransientError
-from airflow_dblink.core.parts.keeper import Keeper, keeper_of
+from airflow_dblink.core.parts.keeper import Keeper, keeper_of, release
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Head, Ledger
 from airflow_dblink.core.server.side import Side, in_transaction
@@ -20,7 +20,7 @@ from airflow_dblink.core.sql.named import statements
 _SQL = statements("parts_left.sql")
 _LOOKING = "looking for loads"
 _REMOVING = "removing a load"
-#: Who uses a load isn't waited for. Longer than deadlock_timeout, after which autovacuum makes way.
+# A session that uses a load is waited for no longer. Autovacuum makes way after deadlock_timeout, mostly 1 s.
 _SETTINGS = {"lock_timeout": "3s"}
 _NAMED = 5
 _GONE = "42P01"
@@ -138,11 +138,8 @@ def prune(side: Side, older_than: timedelta) -> tuple[int, int]:
     :raises RemoteError: if some can't be removed, since sessions use them or something depends on them; the
         others are removed all the same. The message names them.
     """
-    ended = 0
-    for left in keepers_left(side):
-        if _is_older(left.taken_at, older_than):
-            params = {**left.key.params, "pid": left.keeper.pid}
-            ended += len(side.ask(_SQL["end_unused"], params, "ending a keeper"))
+    old = [left.key for left in keepers_left(side) if _is_older(left.taken_at, older_than)]
+    ended = sum(release(side, key, if_unused=True) for key in old)
     pruned, failures = 0, dict[str, DblinkError]()
     for load in loads_left(side):
         if not load.may_go(older_than):

@@ -53,7 +53,7 @@ SELECT a.pid,
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database());
 
 -- name: release
--- Ends the session. Its client has gone, so that there is nobody to ask.
+-- Ends the session, on request only if no part uses it. Its client has gone, so that there is nobody to ask.
 SELECT pg_catalog.pg_terminate_backend(a.pid) AS ended
   FROM pg_catalog.pg_locks AS l
   JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
@@ -61,7 +61,12 @@ SELECT pg_catalog.pg_terminate_backend(a.pid) AS ended
    AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
    AND a.usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
-   AND a.application_name LIKE %(name)s || ' %%';
+   AND a.application_name LIKE %(name)s || ' %%'
+   AND (NOT %(if_unused)s
+        OR NOT EXISTS (SELECT
+                         FROM pg_catalog.pg_locks AS used
+                        WHERE used.locktype = 'advisory' AND used.objsubid = 2 AND used.database = l.database
+                          AND used.classid = l.classid AND used.objid = l.objid));
 
 -- name: join
 -- A part's lock, by which the keeper sees that somebody still needs it. Shared, so any number of parts can have it;

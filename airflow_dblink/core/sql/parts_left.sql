@@ -45,18 +45,3 @@ SELECT a.pid, a.application_name AS name,
    AND a.usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
    AND a.application_name ~ '^dblink_keeper '
  ORDER BY a.pid;
-
--- name: end_unused
--- Ends a keeper that no part uses, by one look.
-SELECT pg_catalog.pg_terminate_backend(a.pid) AS ended
-  FROM pg_catalog.pg_locks AS l
-  JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
- WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.objsubid = 1
-   AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid
-   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-   AND a.usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)
-   AND a.pid = %(pid)s AND a.application_name ~ '^dblink_keeper '
-   AND NOT EXISTS (SELECT
-                     FROM pg_catalog.pg_locks AS used
-                    WHERE used.locktype = 'advisory' AND used.objsubid = 2 AND used.database = l.database
-                      AND used.classid = l.classid AND used.objid = l.objid);

@@ -336,10 +336,13 @@ def test_a_template_without_a_value_fails_for_good(run: Run) -> None:
 
 def test_the_group_runs_its_tasks_in_order() -> None:
     with DAG("ordered", schedule=None) as dag:
-        group = dblink_parted_transfer(group_id="load", task_arguments={"retries": 7}, **COMMON)
+        group = dblink_parted_transfer(
+            group_id="load", max_active_parts=3, task_arguments={"retries": 7}, **COMMON
+        )
     assert group.group_id == "load"
     order = ["plan", "load", "verify", "index", "swap"]
     assert [*dag.task_dict] == [f"load.{name}" for name in order]
     assert {task.retries for task in dag.tasks} == {7}
+    assert dag.task_dict["load.load"].max_active_tis_per_dagrun == 3
     for before, after in pairwise(order):
         assert f"load.{after}" in dag.task_dict[f"load.{before}"].downstream_task_ids
