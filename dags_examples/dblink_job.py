@@ -46,7 +46,7 @@ with DAG(
         retries=2,  # a retry finds this job, and sends no second one
     )
     # Returns the job's handle, so later tasks depend only on this one.
-    wait = DblinkJobSensor(task_id="wait", handle=send.output, deferrable=True)
+    wait = DblinkJobSensor(task_id="wait", handle=send.output, deferrable=True, retries=2)
     load = DblinkGetResultOperator(
         task_id="load",
         handle=wait.output,

@@ -63,6 +63,8 @@ with DAG(
         mode="reschedule",  # no worker while it waits
         poke_interval=5,
         timeout=timedelta(hours=6),
+        retries=2,
+        retry_delay=timedelta(seconds=10),
     )
     sync_day = DblinkSyncOperator(
         task_id="sync_day",

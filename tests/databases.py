@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Composed, Identifier
 
 from airflow_dblink.core.server.target import Target
 from airflow_dblink.embedded.server import Server
@@ -24,7 +24,7 @@ SELECT pid, application_name, state, query FROM pg_stat_activity
  WHERE datname = %s AND backend_type IN ('client backend', 'parallel worker')
 """
 _PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = %s"
-_LEAVES_S = 5.0  # pg_stat_activity shows a closed session until its backend has ended
+_LEAVES_S = 25.0  # pg_stat_activity shows a closed session until its backend has ended
 # One open superuser session per server, in the database postgres: a login per question costs more than the
 # question. These sessions end with this process.
 _ADMINS: dict[Server, psycopg.Connection] = {}
@@ -92,9 +92,9 @@ class Database:
     def wait_until_left(self, timeout_s: float = _LEAVES_S) -> list[Row]:
         """Wait until no session is in this database; return those that are left after *timeout_s*."""
         deadline = time.monotonic() + timeout_s
-        while (left := self.sessions()) and time.monotonic() < deadline:
+        while self.sessions() and time.monotonic() < deadline:
             time.sleep(0.005)
-        return left
+        return self.sessions()  # once more: this process may have stood still meanwhile
 
 
 def _admin(server: Server) -> psycopg.Connection:
@@ -111,19 +111,30 @@ def _admin(server: Server) -> psycopg.Connection:
     return admin
 
 
+def _insist(server: Server, statement: Composed) -> None:
+    """Run *statement* again while an autovacuum worker doesn't end within PostgreSQL's own five seconds."""
+    for tries_left in (3, 2, 1, 0):
+        try:
+            _admin(server).execute(statement)
+            return
+        except psycopg.errors.ObjectInUse:
+            if not tries_left:
+                raise
+
+
 @contextmanager
 def new_database(server: Server, conn_id: str) -> Iterator[Database]:
     """Make an empty database; drop it afterwards, by force, and fail if a session was left in it."""
     name = f"{conn_id}_{uuid4().hex[:12]}"
     identifier = Identifier(name)
     create = SQL("CREATE DATABASE {} OWNER {}").format(identifier, Identifier(server.role))
-    _admin(server).execute(create)
+    _insist(server, create)
     database = Database(conn_id, server, name)
     try:
         yield database
     finally:
         left = database.wait_until_left()
         prepared = _admin(server).execute(_PREPARED, (name,)).fetchall()
-        _admin(server).execute(SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+        _insist(server, SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
     assert not left, f"sessions left in {name}: {left}"
     assert not prepared, f"prepared transactions left in {name}: {prepared}"

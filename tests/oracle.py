@@ -33,7 +33,7 @@ TAG = "tag text"
 CONNECT = ("connect", "x")
 TABLE = ("exec", "CREATE TABLE t (a int PRIMARY KEY)")
 
-TIMEOUT_S = 30.0  # no call takes that long, unless it hangs
+TIMEOUT_S = 60.0  # no call takes that long, unless it hangs
 LOG = "airflow_dblink"
 # dblink hides the server's own notices, and we log them.
 _SERVERS_MESSAGES = "airflow_dblink.core.server.notices"
@@ -74,7 +74,7 @@ class _Side(ABC):
     def terminate(self, name: str | None = "x") -> bool:
         """End the link's session."""
         ended = self.database.admin(
-            "SELECT pg_terminate_backend(p, 10000) FROM unnest(%s::int[]) p", self._of(name)
+            "SELECT pg_terminate_backend(p, 60000) FROM unnest(%s::int[]) p", self._of(name)
         )
         return bool(ended) and all(row[0] for row in ended)
 
@@ -345,9 +345,10 @@ def same(scenario: list[Call], ours: Ours, dblinks: Dblinks) -> None:
     for step, call in enumerate(scenario, 1):
         own, theirs = outcome(ours, call), outcome(dblinks, call)
         assert own == theirs, f"step {step}, {call}:\nours:   {own}\ndblink: {theirs}"
-    deadline = time.monotonic() + 5  # a closed session is seen until its backend has ended
-    while (left := (after(ours), after(dblinks)))[0] != left[1] and time.monotonic() < deadline:
+    deadline = time.monotonic() + TIMEOUT_S  # a closed session is seen until its backend has ended
+    while after(ours) != after(dblinks) and time.monotonic() < deadline:
         time.sleep(0.02)
+    left = (after(ours), after(dblinks))
     assert left[0] == left[1], f"afterwards:\nours:   {left[0]}\ndblink: {left[1]}"
 
 

@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from airflow_dblink.core.server.target import PoolingMode
+from airflow_dblink.embedded.ports import free_port
 from airflow_dblink.embedded.programs import account_for_servers
 from airflow_dblink.embedded.server import Server
 from tests.debian import pgbouncer
 
-_STARTS_S = 10.0
+_STARTS_S = 60.0
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def pooler(server: Server, mode: PoolingMode, *, pool_size: int = 20) -> Iterato
     account = account_for_servers()  # pgbouncer doesn't run as root either
     with tempfile.TemporaryDirectory(prefix="airflow_dblink_pgbouncer_") as made:
         directory = Path(made)
-        port = _free_port()
+        port = free_port()
         _write(
             directory / "users",
             *(
@@ -88,9 +89,3 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Pat
             return
         time.sleep(0.02)
     raise RuntimeError(f"pgbouncer did not start:\n{log.read_text()}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -144,13 +144,13 @@ class Server(Cluster):
 
         Start it again before the block ends: only PostgreSQL itself frees its shared memory (about 1 MB).
 
-        :raises ServerError: if a process is still there after 10 s: it would prevent the next start.
+        :raises ServerError: if a process is still there after 60 s: it would prevent the next start.
         """
         if self._process is not None:
             self._process.kill()  # the postmaster first: it would start its children anew
             self._process.wait()
             self._process = None
-        if not watchdog.end(self._token, signal.SIGKILL, timeout_s=10):
+        if not watchdog.end(self._token, signal.SIGKILL, timeout_s=60):
             raise ServerError(f"processes of server {self.name!r} survived SIGKILL")
 
     @property

@@ -88,7 +88,7 @@ def airflow(dags: Path) -> Iterator[Airflow]:
 def test_a_dag_with_params_succeeds_and_nothing_secret_is_in_the_home(airflow: Airflow) -> None:
     seen: list[str] = []
     run = airflow.trigger("double", {"n": 21}, run_id="mine")
-    state = airflow.wait("double", run, timeout_s=60, on_progress=lambda tasks: seen.append(tasks["double"]))
+    state = airflow.wait("double", run, timeout_s=240, on_progress=lambda tasks: seen.append(tasks["double"]))
     assert (run, state) == ("mine", "success")
     assert seen[-1] == "success"
     assert len(seen) == len(set(seen))
@@ -105,7 +105,7 @@ def test_params_that_do_not_fit_are_refused(airflow: Airflow) -> None:
 
 def test_a_failing_dag_is_reported_with_its_log(airflow: Airflow) -> None:
     run = airflow.trigger("fail")
-    assert airflow.wait("fail", run, timeout_s=60) == "failed"
+    assert airflow.wait("fail", run, timeout_s=240) == "failed"
     assert airflow.wait_for_log("fail", run, "fail", "the reason is in the log")
 
 
@@ -121,7 +121,7 @@ def test_a_killed_task_process_is_retried_at_once(airflow: Airflow) -> None:
     pid = airflow.task_pid("sleep", run, "sleep")
     assert psutil.Process(pid).ppid() == airflow.supervisor_pid("sleep", run, "sleep")
     os.kill(pid, signal.SIGKILL)
-    assert airflow.wait("sleep", run, timeout_s=90) == "success"
+    assert airflow.wait("sleep", run, timeout_s=240) == "success"
     assert airflow.task_instances("sleep", run)[0]["try_number"] == 2
 
 
@@ -130,11 +130,11 @@ def test_a_task_marked_failed_is_killed_and_can_be_cleared(airflow: Airflow) -> 
     task = psutil.Process(airflow.task_pid("sleep", run, "sleep"))
     _until(lambda: "sleeping" in airflow.log("sleep", run, "sleep"))
     airflow.set_task_state("sleep", run, "sleep", "failed")
-    task.wait(timeout=90)
-    assert airflow.wait("sleep", run, timeout_s=90) == "failed"
+    task.wait(timeout=240)
+    assert airflow.wait("sleep", run, timeout_s=240) == "failed"
     assert airflow.wait_for_log("sleep", run, "sleep", "on_kill was called")
     airflow.clear_task("sleep", run, "sleep")
-    assert airflow.wait("sleep", run, timeout_s=90) == "success"
+    assert airflow.wait("sleep", run, timeout_s=240) == "success"
 
 
 def test_the_command_line_sees_the_same_airflow(airflow: Airflow) -> None:

@@ -14,7 +14,7 @@ from tests.acceptance.conftest import Killing, execute, rows
 ENDS_WITHIN_S = 5.0  # after SIGTERM; then the supervisor sends SIGKILL
 # Until the supervisor learns that the task is no longer wanted, and sends SIGTERM: about a second, but
 # Airflow may be slow.
-HEARTBEAT_S = 15.0
+HEARTBEAT_S = 60.0
 
 MOMENTS = (
     "before_id_is_stored",

@@ -15,7 +15,7 @@ from tests.acceptance.conftest import AirflowEnv, execute, not_over_midnight, ro
 
 
 def unpause(env: AirflowEnv, dag_id: str) -> None:
-    for _ in range(120):
+    for _ in range(600):
         with suppress(httpx.HTTPError):
             env.airflow.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
             return

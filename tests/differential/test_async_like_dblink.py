@@ -185,7 +185,7 @@ SCENARIOS: dict[str, list[Call]] = {
     ],
     "polled until ready": [
         CONNECT,
-        ("send", "SELECT 1 FROM pg_sleep(1)"),
+        ("send", "SELECT 1 FROM pg_sleep(4)"),
         ("is_busy",),
         ("ready",),
         ("is_busy",),
@@ -321,7 +321,7 @@ SCENARIOS: dict[str, list[Call]] = {
     "disconnect from a running statement does not stop it": [
         CONNECT,
         TABLE,
-        ("send", "INSERT INTO t SELECT 1 FROM pg_sleep(1)"),
+        ("send", "INSERT INTO t SELECT 1 FROM pg_sleep(5)"),
         ("working",),
         ("disconnect", "x"),
         ("left",),

@@ -59,7 +59,7 @@ def test_a_refused_query_keeps_the_unread_results_that_dblink_throws_away(
 
 def test_a_refused_query_keeps_a_query_that_still_runs(ours: Ours, dblinks: Dblinks) -> None:
     for side in (ours, dblinks):
-        side.send("SELECT 1 FROM pg_sleep(2)")
+        side.send("SELECT 1 FROM pg_sleep(5)")
         side.working()
         assert outcome(side, ("query", "SELECT 3", ONE))[0] == "XX000"
         # dblink has waited for the end, to throw it away.

@@ -67,7 +67,7 @@ SCENARIOS: dict[str, list[Call]] = {
     "during another query": [
         CONNECT,
         ("exec", "LISTEN a"),
-        ("send", "SELECT 1 FROM pg_sleep(1)"),
+        ("send", "SELECT 1 FROM pg_sleep(5)"),
         ("working",),
         ("notify", "NOTIFY a, 'meanwhile'"),
         ("result", ONE),

@@ -125,7 +125,7 @@ def test_a_stop_ends_the_link(source: Database, warehouse: Database) -> None:
         with meanwhile(stopped.set, lambda: sleeping(source)), pytest.raises(StoppedError):
             hook.attach({"c": remote("SELECT pg_sleep(60)::text AS a")})
         assert not hook.link().is_open
-        assert source.wait_until_left(3) == warehouse.wait_until_left(3) == []
+        assert source.wait_until_left() == warehouse.wait_until_left() == []
 
 
 def test_a_transaction_pooler_needs_a_transaction(warehouse: Database, add_connection: AddConnection) -> None:

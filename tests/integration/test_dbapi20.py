@@ -209,7 +209,8 @@ def test_an_error_has_its_class_and_the_transaction_waits_for_a_rollback(connect
         "SELEC": psycopg.ProgrammingError,
         "SELECT pg_sleep(1)": psycopg.OperationalError,
     }.items():
-        connection.execute("SET LOCAL statement_timeout = 100")
+        if "pg_sleep" in statement:
+            connection.execute("SET LOCAL statement_timeout = 100")
         with pytest.raises(kind):
             connection.execute(statement)
         with pytest.raises(psycopg.errors.InFailedSqlTransaction):

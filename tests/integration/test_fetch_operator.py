@@ -168,7 +168,7 @@ def test_a_kill_cancels_and_leaves_no_part(source: Database, tmp_path: Path, whe
 
     killer.join()
     assert list(tmp_path.iterdir()) == []
-    assert source.wait_until_left(timeout_s=3) == []
+    assert source.wait_until_left() == []
 
 
 def test_settings_and_limits_reach_the_server() -> None:

@@ -48,6 +48,7 @@ from tests.stores import MemoryStore, StaleTryError
 from tests.transfers import meanwhile
 
 INSERT = "INSERT INTO t VALUES (1)"
+PATIENT: dict[str, Any] = {"deferrable": True, "grace_period": timedelta(minutes=1)}
 GATED = "SELECT n FROM generate_series(1, 3) AS n, (SELECT pg_advisory_xact_lock_shared(1)) AS gate (passed)"
 NUMBERS = "SELECT n, 'row ' || n AS label FROM generate_series(1, 25) AS n ORDER BY n DESC"
 
@@ -99,7 +100,7 @@ def _states(database: Database) -> list[str]:
 
 def test_a_job_ends_within_the_grace_period_and_never_defers(table: Database) -> None:
     task = context()
-    result = _job(INSERT, deferrable=True).execute(task)
+    result = _job(INSERT, **PATIENT).execute(task)
 
     assert result["command_tag"] == "INSERT 0 1"
     assert result["row_count"] == 1
@@ -110,7 +111,7 @@ def test_a_job_ends_within_the_grace_period_and_never_defers(table: Database) ->
 def test_a_longer_job_defers_with_ids_only(table: Database) -> None:
     operator = _job(
         "SELECT pg_sleep(%s)",
-        parameters=["6.25"],
+        parameters=["20.25"],
         deferrable=True,
         grace_period=timedelta(0),
         execution_timeout=timedelta(minutes=5),
@@ -125,7 +126,7 @@ def test_a_longer_job_defers_with_ids_only(table: Database) -> None:
     assert "pg_sleep" not in text
     assert table.server.role_password not in text
     assert deferred.value.timeout == timedelta(minutes=5, seconds=30)
-    assert arguments["deadline"] - time.time() == pytest.approx(300, abs=20)
+    assert arguments["deadline"] - time.time() == pytest.approx(300, abs=60)
 
     event = {"job_id": arguments["job_id"], "state": "succeeded"}
     resumed = _job("SELECT pg_sleep(6.25)", deferrable=True)
@@ -329,7 +330,9 @@ def test_cancel_on_kill_can_be_switched_off(table: Database, store: MemoryStore)
 
 
 def _kill_when_running(operator: BaseOperator, database: Database) -> Any:
-    return kill_when_active(operator, database, "query LIKE '/* CALL run(%%'")
+    return kill_when_active(
+        operator, database, "query LIKE '/* CALL run(%%' AND wait_event IN ('PgSleep', 'advisory')"
+    )
 
 
 # -- send, get the result, cancel
@@ -338,9 +341,7 @@ def _kill_when_running(operator: BaseOperator, database: Database) -> Any:
 def test_send_returns_at_once_and_get_result_waits(table: Database, warehouse: Database) -> None:
     with ThreadPoolExecutor() as pool:
         with held(table):
-            began = time.monotonic()
             handle = _send(GATED, keep_result=True)
-            assert time.monotonic() - began < 10  # with the installation, which takes a moment
             assert set(handle) == {"conn_id", "job_id", "schema"}
             assert _states(table) == ["running"]
 
@@ -476,12 +477,12 @@ def test_cancel_takes_one_many_or_nothing(table: Database) -> None:
 
 def test_exec_deferrable_is_a_job(table: Database) -> None:
     task = context()
-    operator = DblinkExecOperator(task_id="task", conn_id="source", sql=INSERT, deferrable=True)
+    operator = DblinkExecOperator(task_id="task", conn_id="source", sql=INSERT, **PATIENT)
     assert operator.execute(task) == "INSERT 0 1"
     assert task["ti"].xcoms["command_tags"] == ["INSERT 0 1"]
     assert _states(table) == ["succeeded"]
 
-    ddl = DblinkExecOperator(task_id="task", conn_id="source", sql="CREATE TABLE u (a int)", deferrable=True)
+    ddl = DblinkExecOperator(task_id="task", conn_id="source", sql="CREATE TABLE u (a int)", **PATIENT)
     assert ddl.execute(context()) == "COMMIT"
     with pytest.raises(AirflowFailException, match="transaction=True"):
         DblinkExecOperator(
@@ -569,7 +570,7 @@ def test_a_cleared_sender_whose_job_still_runs_has_one_job_running(
 
 def test_a_job_of_a_task_can_have_limits_and_be_pruned(table: Database) -> None:
     with DblinkHook(dblink_conn_id="source") as hook:
-        limited = hook.send_job("SELECT pg_sleep(60)", statement_timeout=timedelta(seconds=2))
+        limited = hook.send_job("SELECT pg_sleep(60)", statement_timeout=timedelta(seconds=5))
         with pytest.raises(RemoteError, match="statement timeout"):
             hook.get_result(limited)
         kept = hook.send_job(
@@ -635,8 +636,8 @@ def test_a_task_that_a_user_has_stopped_does_not_defer(table: Database, store: M
 
 def test_a_call_that_ends_before_the_job_began_is_no_success(table: Database, store: MemoryStore) -> None:
     """A statement_timeout that strikes while somebody holds a lock on the job table."""
-    _send("SELECT 1")
     hook = DblinkHook(dblink_conn_id="source")
+    hook.wait_for_job(_send("SELECT 1"))
     with closing(hook.open_direct("source")) as connection, psycopg.connect(table.admin_conninfo) as admin:
         job_id, submission = uuid4(), hook.submission("source")
         made = draft(connection, "source", INSERT)

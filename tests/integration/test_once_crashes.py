@@ -40,7 +40,8 @@ _OLD_TICKET = {
 @pytest.fixture(scope="module")
 def crashing() -> Iterator[Server]:
     """Give a server of the module's own."""
-    with servers("crashing") as (server,):
+    # So that nothing comes to the disk by accident.
+    with servers("crashing", settings={"wal_writer_delay": "10s"}) as (server,):
         yield server
 
 
@@ -299,13 +300,14 @@ def test_only_before_17_another_session_is_needed(fragile: Database, store: Memo
     role = fragile.server.role
     is_old = _is_before_17(fragile)
     fragile.admin(f"ALTER ROLE {role} CONNECTION LIMIT 1")
+    assert fragile.wait_until_left() == []
     try:
         with connect(fragile.target) as connection:
             once = _once(connection, store)
             once.begin()
             assert store.get(KEY)["ticket"]["flushed"] is not is_old
             once.run(INSERT)
-        fragile.wait_until_left()
+        assert fragile.wait_until_left() == []
         assert _recall(fragile, store) == {}
     finally:
         fragile.admin(f"ALTER ROLE {role} CONNECTION LIMIT -1")

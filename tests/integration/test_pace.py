@@ -18,6 +18,7 @@ from psycopg.sql import SQL, Identifier
 from airflow_dblink.core.errors import RemoteError, TransientError
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.streams import pace, pump
 from airflow_dblink.core.streams.pace import Pace, Pause
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.operators.common.pace import hold_before_work
@@ -35,7 +36,7 @@ ROWS = "SELECT i AS id, repeat('x', 1000) AS name FROM generate_series(1, 2000) 
 #: 10 MB: more than the network's buffers hold.
 MANY = ROWS.replace("2000", "10000")
 BEFORE = [(0, "before")]
-ENDS_WITHIN_S = 5.0
+ENDS_WITHIN_S = 25.0  # a pause that isn't left never ends
 OFTEN = timedelta(milliseconds=1)
 # While the destination's COPY has taken some of the rows, and until the moment that the test says.
 IN_THE_MIDDLE = (
@@ -106,6 +107,7 @@ def test_a_pause_at_first_lets_nothing_begin(
             warehouse.admin(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
                 " AND xact_start IS NOT NULL AND pid <> pg_backend_pid()"
+                " AND backend_type = 'client backend'"
             )
         )
         source.execute("UPDATE flag SET stop = false")
@@ -150,8 +152,9 @@ def test_false_null_and_no_row_mean_go_on(both: tuple[Database, Database], query
 
 
 def test_notices_in_a_pause_are_no_error(
-    both: tuple[Database, Database], is_paused: Callable[[], bool]
+    both: tuple[Database, Database], is_paused: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pump, "_REST_OF_NOTICE_S", 6.0)
     _, warehouse = both
     warehouse.execute(
         "CREATE FUNCTION say() RETURNS trigger LANGUAGE plpgsql AS $$"
@@ -159,7 +162,7 @@ def test_notices_in_a_pause_are_no_error(
         "CREATE TRIGGER say BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION say()"
     )
     # Longer than a message that is no notice would be waited for.
-    later = "UPDATE hold SET until = clock_timestamp() + interval '3 s'"
+    later = "UPDATE hold SET until = clock_timestamp() + interval '7 s'"
     with meanwhile(lambda: warehouse.execute(later), is_paused):
         assert transfer(**paused())["changed"] == 10_000
 
@@ -240,8 +243,9 @@ def test_a_destination_that_is_lost_before_anything_has_begun_is_noticed(
 
 
 def test_an_error_of_the_destination_is_told_in_the_pause(
-    both: tuple[Database, Database], is_paused: Callable[[], bool]
+    both: tuple[Database, Database], is_paused: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pump, "_REST_OF_NOTICE_S", 2.0)
     _, warehouse = both
     warehouse.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$"
@@ -264,7 +268,7 @@ def test_an_error_of_the_destination_is_told_in_the_pause(
             meanwhile(let_it_fail, is_paused),
             pytest.raises(RemoteError, match=r"(?s)connection 'warehouse': not this row.*while copying"),
         ):
-            transfer(**paused(source_sql=ROWS, pause_while=query, max_mb_per_s=1))
+            transfer(**paused(pause_while=query, max_mb_per_s=1))
     assert warehouse.admin("TABLE item") == BEFORE
 
 
@@ -390,7 +394,10 @@ def test_a_query_that_does_not_work_is_named_and_nothing_is_moved(
     assert warehouse.admin("TABLE item") == BEFORE
 
 
-def test_an_answer_that_takes_too_long_is_an_error(both: tuple[Database, Database]) -> None:
+def test_an_answer_that_takes_too_long_is_an_error(
+    both: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_ANSWER_GRACE_S", 60.0)  # it is the server that says so
     with connect(both[1].target) as connection:
         pause = Pause("SELECT pg_sleep(60) IS NULL", "warehouse", lambda: connection, answer_s=0.1)
         with pytest.raises(RemoteError, match=r"(?s)'warehouse'.*57014.*asking pause_while.*it had 0.1 s"):

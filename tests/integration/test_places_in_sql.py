@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
+from datetime import timedelta
 from tempfile import gettempdir
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from tests.syncs import sync_operator
 
 FILE = f"file://{gettempdir()}/none.csv"
 SECRET = "'); ein Geheimnis, zwei\nZeilen lang %s"
+PATIENT = timedelta(minutes=1)
 Make = Callable[..., BaseOperator]
 
 
@@ -59,7 +61,7 @@ TABLE: dict[str, Any] = {**ACROSS, "source_table": "item", "destination_table": 
 SCRIPTS: dict[str, tuple[Make, str]] = {
     "exec": (_made(DblinkExecOperator, "sql", **HOME), ""),
     "exec outside of a transaction": (_made(DblinkExecOperator, "sql", **HOME, transaction=False), ""),
-    "exec as a job": (_made(DblinkExecOperator, "sql", **HOME, deferrable=True), ""),
+    "exec as a job": (_made(DblinkExecOperator, "sql", **HOME, deferrable=True, grace_period=PATIENT), ""),
     "send": (_made(DblinkSendQueryOperator, "sql", **HOME), ""),
     "job": (_made(DblinkJobOperator, "sql", **HOME, deferrable=False), ""),
     "query": (_made(DblinkQueryOperator, "sql", **HOME), " of sql"),

@@ -31,7 +31,7 @@ SETS = {"c": source("SELECT 1 AS a")}
 SLEEPS = (
     "SELECT g AS a, CASE WHEN g = 20000 THEN pg_sleep(60)::text END AS x FROM generate_series(1, 20000) g"
 )
-ENDS_WITHIN_S = 5.0
+ENDS_WITHIN_S = 25.0  # not cancelled, a statement takes 60 s
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_one_remote_of_several_fails(source: Database, third: Database, home: Da
     with pytest.raises(RemoteError, match=r'(?s)\'third\'.*division by zero.*fetching remote set "bad"'):
         run("INSERT INTO t VALUES (1)", sets)
     assert time.monotonic() - started < 30  # it does not wait for the slow one
-    assert source.wait_until_left(timeout_s=3) == third.wait_until_left() == home.wait_until_left() == []
+    assert source.wait_until_left() == third.wait_until_left() == home.wait_until_left() == []
     assert home.rows("TABLE t") == []
 
 
@@ -223,14 +223,14 @@ def test_a_wrong_password_of_one_remote_is_named(third: Database, add_connection
 
 def test_the_time_limit_of_a_remote_is_its_servers(home: Database) -> None:
     with pytest.raises(RemoteError, match=r"'source'.*statement timeout"):
-        run(INSERT, {"c": source(SLEEPS)}, statement_timeout=timedelta(milliseconds=500))
+        run(INSERT, {"c": source(SLEEPS)}, statement_timeout=timedelta(seconds=3))
     assert home.rows("TABLE t") == []
 
 
 def test_homes_patience_is_not_the_sessions(home: Database) -> None:
     """While it waits for the first row it is idle in its transaction, and that may take long."""
-    home.admin(f"ALTER DATABASE \"{home.name}\" SET idle_in_transaction_session_timeout = '300ms'")
-    slow = {"c": source("SELECT 1 AS a, pg_sleep(1)::text"), "d": source("SELECT 1 AS a")}
+    home.admin(f"ALTER DATABASE \"{home.name}\" SET idle_in_transaction_session_timeout = '3s'")
+    slow = {"c": source("SELECT 1 AS a, pg_sleep(4)::text"), "d": source("SELECT 1 AS a")}
     assert run(INSERT, slow)["sets"] == {"c": 1, "d": 1}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from airflow_dblink.core.streams import fan_in as gather
 from airflow_dblink.embedded.server import Server
 from tests.conftest import AddConnection
 from tests.databases import Database, new_database
-from tests.integration.sync.moments import GATE, closed_gate
+from tests.integration.sync.moments import GATE, closed_gate, waiting_at_gate
 from tests.integration.tasks import context
 from tests.pooler import pooler
 from tests.queries import operator, rows, run, source
@@ -459,13 +460,19 @@ def test_a_remotes_function_that_writes_is_refused(source: Database) -> None:
 # -- fetching
 
 
-def test_remotes_work_at_the_same_time(third: Database) -> None:
-    query = "SELECT clock_timestamp() AS began, pg_sleep(1)::text, clock_timestamp() AS ended"
-    sets = {"a": source(query), "b": Remote("third", query), "c": Remote("warehouse", query)}
-    ((overlap,),) = rows(
-        "SELECT max(began) < min(ended) FROM (TABLE a UNION ALL TABLE b UNION ALL TABLE c) AS q", sets
-    )
-    assert overlap is True
+def test_remotes_work_at_the_same_time(source: Database, third: Database, warehouse: Database) -> None:
+    """Each waits at its gate, which opens when all do."""
+    databases = {"source": source, "third": third, "warehouse": warehouse}
+    sets = {conn_id: Remote(conn_id, f"SELECT {GATE}::text AS x") for conn_id in databases}
+    with ExitStack() as stack:
+        gates = [stack.enter_context(closed_gate(database)) for database in databases.values()]
+
+        def open_all() -> None:
+            for gate in gates:
+                gate()
+
+        stack.enter_context(meanwhile(open_all, lambda: all(map(waiting_at_gate, databases.values()))))
+        rows("SELECT 1", sets)
 
 
 def test_sets_of_one_connection_share_a_session_and_a_snapshot(source: Database) -> None:

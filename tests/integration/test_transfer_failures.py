@@ -25,7 +25,7 @@ from tests.transfers import TimeIsUp, alarm, execute, meanwhile, operator, sleep
 
 ITEM = "CREATE TABLE item (id int PRIMARY KEY, name text)"
 BEFORE = [(0, "before")]
-ENDS_WITHIN_S = 5.0
+ENDS_WITHIN_S = 25.0  # what is waited for takes 60 s and more
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_the_same_table_on_the_same_database_is_never_emptied_before_it_is_read(
         query = "SELECT id + 1 AS id, name FROM item"
         with pytest.raises(RemoteError, match=r"lock timeout"):
             transfer(source_conn_id="warehouse", source_sql=query, session_settings=settings, **arguments)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 18
 
 
 def test_a_locked_source_table_does_not_keep_a_kill_waiting(both: tuple[Database, Database]) -> None:

@@ -88,7 +88,7 @@ def test_remote_sets_over_tls(
     query = (
         "SELECT i AS id, repeat('x', i % 500) AS name,"
         " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS over_tls"
-        " FROM generate_series(1, 50000) AS i"
+        " FROM generate_series(1, 150000) AS i"
     )
     sets = {"a": Remote("source", query), "b": Remote("warehouse", query), "c": Remote("source", query)}
     joined = "SELECT count(*), bool_and(a.over_tls AND b.over_tls), sum(length(a.name))::int FROM a"
@@ -97,9 +97,9 @@ def test_remote_sets_over_tls(
 
     def counted(self: Any, tasks: Any) -> None:
         looks.append("after 0.1 s in which nothing came")
-        assert len(looks) < 100, "what has come is waited for"  # chunks: 150, messages: 150,000
+        assert len(looks) < 400, "what has come is waited for"  # chunks: 450, messages: 450,000
         look_closer(self, tasks)
 
     monkeypatch.setattr(gather._Gathering, "_look_closer", counted)
     found = joined_rows(f"{joined} JOIN b USING (id, name) JOIN c USING (id, name)", sets)
-    assert found == [[50_000, True, 12_475_000]]
+    assert found == [[150_000, True, 37_425_000]]

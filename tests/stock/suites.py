@@ -50,18 +50,26 @@ def _folder() -> Path:
 
 def _download(requirements: list[str], folder: Path) -> None:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    try:
-        subprocess.run(
-            [*pip, "--dest", str(folder), *requirements],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=_FETCH_S,
-        )
-    except subprocess.SubprocessError as error:
-        said = getattr(error, "stderr", None) or str(error)
-        errors = [line for line in said.splitlines() if line.startswith("ERROR")]
-        raise NotFetchedError(" ".join((errors or [said])[-1].split())[:_TAIL_CHARACTERS]) from None
+    for tries_left in (2, 1, 0):
+        try:
+            subprocess.run(
+                [*pip, "--dest", str(folder), *requirements],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_FETCH_S,
+            )
+        except subprocess.SubprocessError as error:
+            if not tries_left:
+                raise _not_fetched(error) from None
+        else:
+            return
+
+
+def _not_fetched(error: subprocess.SubprocessError) -> NotFetchedError:
+    said = getattr(error, "stderr", None) or str(error)
+    errors = [line for line in said.splitlines() if line.startswith("ERROR")]
+    return NotFetchedError(" ".join((errors or [said])[-1].split())[:_TAIL_CHARACTERS])
 
 
 def _unpack_tests(archive: Path, folder: Path) -> None:

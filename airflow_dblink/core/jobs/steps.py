@@ -121,6 +121,8 @@ def look(ids: Sequence[UUID]) -> Steps[dict[UUID, Job]]:
 def see(job_id: UUID) -> Steps[Job | None]:
     """Return the job as :func:`look` does, but change nothing; ``None`` if there is none."""
     rows = yield Step(("see",), {"id": job_id})
+    if rows and rows[0]["is_lost"]:  # it may have ended between its row was read and its session was
+        rows = yield Step(("see",), {"id": job_id})
     if not rows:
         return None
     (row,) = rows

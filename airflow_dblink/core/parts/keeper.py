@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event
@@ -37,6 +38,7 @@ _ACTION = "keeping a snapshot"
 _TOLD = "airflow_dblink: a keeper has this snapshot"
 _NAME = re.compile(r"dblink_keeper ([0-9a-f]{16}) ([0-9A-F]+-[0-9A-F]+-[0-9]+) ([0-9a-f]{1,8})")
 _LOOK_S = 1.0
+_ENDS_S = 0.1
 # What a server says of a snapshot that isn't there: by version, and of one whose session has just gone.
 _GONE = ("22023", "42704", "55000")
 
@@ -134,16 +136,20 @@ def find(source: Side, key: LoadKey) -> Keeper | None:
 
     :raises UsageError: if another role's session holds the lock.
     """
-    for row in source.ask(_SQL["keeper"], key.params, "looking for the keeper"):
-        found = keeper_of(row["pid"], row["name"]) if row["is_ours"] else None
+    for is_last in (False, True):
+        rows = source.ask(_SQL["keeper"], key.params, "looking for the keeper")
+        if not rows:
+            return None
+        found = keeper_of(rows[0]["pid"], rows[0]["name"]) if rows[0]["is_ours"] else None
         if found is not None and found[0] == key:
             return found[1]
-        raise UsageError(
-            f"session {row['pid']} holds the advisory lock {key.number}, and is no keeper of this load",
-            source.conn_id,
-            hint="another role, or another program, uses this lock: end that session",
-        )
-    return None
+        if not is_last:  # a keeper that ends: its lock may be seen, and a moment later it has lost its name
+            time.sleep(_ENDS_S)
+    raise UsageError(
+        f"session {rows[0]['pid']} holds the advisory lock {key.number}, and is no keeper of this load",
+        source.conn_id,
+        hint="another role, or another program, uses this lock: end that session",
+    )
 
 
 def keeper_of(pid: int, name: str | None) -> tuple[LoadKey, Keeper] | None:

@@ -163,7 +163,8 @@ class LinkConnection(psycopg.Connection[TupleRow]):
         :raises psycopg.Error: if the server can't be asked, or the connection is lost.
         """
         deadline = time.monotonic() + _CANCEL_S
-        while (left_s := deadline - time.monotonic()) > 0:
+        left_s = _CANCEL_S
+        while left_s > 0:
             self.cancel_safe(timeout=left_s)
             try:
                 # The statement that a COPY belongs to has begun, so a request reaches it from now on.
@@ -173,7 +174,7 @@ class LinkConnection(psycopg.Connection[TupleRow]):
                 self.cancel_safe(timeout=max(deadline - time.monotonic(), _CANCEL_AGAIN_S))
                 return False
             except TimeoutError:
-                pass
+                left_s = deadline - time.monotonic()
         return False
 
 

@@ -44,7 +44,7 @@ LAST_MESSAGES = (TRAILER, HEADER + TRAILER)
 # libpq shows the error only at the end. 64 chunks are 16 MB.
 _CHUNKS_AFTER_UNREAD = 64
 # While nothing is sent: a message whose end doesn't come within this time is no notice.
-_REST_OF_NOTICE_S = 2.0
+_REST_OF_NOTICE_S = 30.0
 _HANGS_UP = getattr(select, "POLLRDHUP", 0)  # Linux only; a reset connection shows everywhere
 
 

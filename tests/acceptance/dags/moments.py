@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from airflow.sdk import DAG
 
+from airflow_dblink.operators.common import base
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.transfer import DblinkTransferOperator
 from tests.acceptance.dying import Store, die, while_it_sleeps
@@ -41,6 +42,7 @@ class FirstTryDies:
             if event == "die_while_it_sleeps":
                 while_it_sleeps(where[0], die)
             elif event == "sigterm_while_it_sleeps":  # to the supervisor
+                vars(base)["_STATE_ANSWER_S"] = 30.0  # the API may be slow, and no SIGKILL follows
                 while_it_sleeps(where[0], psutil.Process(os.getppid()).terminate)
             else:
                 happening = {"die": die, "suspend": suspend}[event]
@@ -89,7 +91,7 @@ def transfers(moments: dict[str, Moment], source_sql: str) -> None:
 
 
 QUICK = "INSERT INTO effect (task, run) VALUES (%(task)s, nextval('runs'))"
-SLOW = QUICK + "; SELECT pg_sleep(8)"
+SLOW = QUICK + "; SELECT pg_sleep(15)"
 TWO_MINUTES = "SELECT 'transfer'::text AS task FROM generate_series(1, 1200) WHERE pg_sleep(0.1) IS NOT NULL"
 ONE_ROW = "SELECT %(task)s::text AS task"
 
@@ -114,7 +116,7 @@ with DAG("die", schedule=None):
         },
         ONE_ROW,
     )
-    transfers({"while_it_runs": ("die_while_it_sleeps", "source_db")}, ONE_ROW + " FROM pg_sleep(8)")
+    transfers({"while_it_runs": ("die_while_it_sleeps", "source_db")}, ONE_ROW + " FROM pg_sleep(15)")
 
 with DAG("zombie", schedule=None):
     execs({"without_id": ("suspend", "before", 1), "with_id": ("suspend", "after", 1)}, QUICK)
@@ -122,7 +124,7 @@ with DAG("zombie", schedule=None):
 
 with DAG("worker_restart", schedule=None):
     execs({"restart": ("sigterm_while_it_sleeps", "warehouse_db")}, SLOW)
-    transfers({"restart": ("sigterm_while_it_sleeps", "source_db")}, ONE_ROW + " FROM pg_sleep(8)")
+    transfers({"restart": ("sigterm_while_it_sleeps", "source_db")}, ONE_ROW + " FROM pg_sleep(15)")
 
 with DAG("clear", schedule=None):
     DblinkExecOperator(

@@ -120,7 +120,7 @@ def browser(airflow: Airflow, user: str | None = None, path: str = "") -> Iterat
 
     :param path: path of Airflow on its server.
     """
-    with httpx.Client(base_url=airflow.url, trust_env=False, timeout=30, headers=BROWSER) as client:
+    with httpx.Client(base_url=airflow.url, trust_env=False, timeout=90, headers=BROWSER) as client:
         if user is not None:
             passwords = json.loads(
                 (airflow.home / "simple_auth_manager_passwords.json.generated").read_text()

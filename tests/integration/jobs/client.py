@@ -100,7 +100,7 @@ class Client:
 
     def wait(self, job_id: UUID, *, poll_s: float = 0.2) -> Job:
         """Wait for a job's end, a minute at most."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
 
         def check() -> None:
             assert time.monotonic() < deadline, f"job {job_id} does not end"
@@ -177,7 +177,7 @@ def dba_installs(database: Database, *roles: Target, results: bool = False) -> N
     database.admin("GRANT INSERT ON effect TO PUBLIC")
 
 
-def until(what: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+def until(what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait until *what* returns a true value, and return that."""
     deadline = time.monotonic() + timeout_s
     while not (found := what()):

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.jobs import steps
 from airflow_dblink.core.jobs.job import Job
 from tests.databases import Database
 from tests.integration.jobs.client import (
@@ -63,7 +64,10 @@ def test_a_job_that_has_not_begun_never_will(client: Client, source: Database) -
     assert effects(source) == 0
 
 
-def test_a_running_job_is_cancelled_at_once(client: Client, source: Database) -> None:
+def test_a_running_job_is_cancelled_at_once(
+    client: Client, source: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_CANCEL_GRACE_S", 60.0)  # so its session is not terminated
     job_id = client.send(f"{EFFECT}; {SLEEP}")
     pid = client.jobs.get(job_id).pid
     until(lambda: sleeps(source, pid))
@@ -269,7 +273,10 @@ def test_a_request_that_waits_for_the_end_of_the_job_is_no_error(
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read"])
-def test_a_job_that_survives_its_cancellation(client: Client, source: Database, level: str) -> None:
+def test_a_job_that_survives_its_cancellation(
+    client: Client, source: Database, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_CANCEL_GRACE_S", 60.0)  # so its session is not terminated
     always(source, default_transaction_isolation=f"'{level}'")
     once_stubborn = """
         DO $$ BEGIN PERFORM pg_sleep(600); EXCEPTION WHEN query_canceled THEN

@@ -180,6 +180,6 @@ def test_a_job_is_waited_for_until_the_standby_is_promoted(
         time.sleep(1)
         assert waiting.is_alive(), ended
         promote(failover.standby.server)
-        waiting.join(30)
+        waiting.join(130)
 
     assert [job.state for job in ended] == ["lost"]

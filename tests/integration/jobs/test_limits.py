@@ -55,7 +55,7 @@ def test_a_transaction_timeout_of_the_role_loses_the_job(client: Client, source:
             always(source, transaction_timeout="'1s'")
         return
     client.jobs.ready()  # the installation has no such limit
-    always(source, transaction_timeout="'2s'")
+    always(source, transaction_timeout="'5s'")
 
     job = client.run(f"{EFFECT}; SELECT pg_sleep(60)")
 
@@ -104,7 +104,7 @@ def test_an_idle_session_timeout_of_the_role_ends_no_waiting(
 
     assert job is not None
     assert job.state == "succeeded"
-    assert effects(source) == 1
+    assert source.admin("SELECT count(*) FROM effect") == [(1,)]  # a session of the role may not pause
 
 
 # -- a full queue of notifications
@@ -164,7 +164,7 @@ def test_a_row_that_was_changed_by_hand_is_believed(client: Client, source: Data
         pid = client.jobs.get(job_id).pid
         waiting = pool.submit(client.wait, job_id)
         run("UPDATE airflow_dblink.job SET state = 'succeeded', row_count = 7 WHERE id = %s", job_id)
-        job = waiting.result(10)
+        job = waiting.result(60)
 
     assert (job.state, job.row_count) == ("succeeded", 7)
     until(lambda: not source.admin("SELECT FROM pg_stat_activity WHERE pid = %s", pid))

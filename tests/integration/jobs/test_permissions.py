@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -87,8 +88,14 @@ def test_a_role_that_nobody_granted_anything(
         new_client(new_role()).send(EFFECT)
 
 
-def test_installing_at_the_same_moment(client: Client, source: Database) -> None:
-    barrier = threading.Barrier(6, timeout=20)
+def test_installing_at_the_same_moment(
+    client: Client, source: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def patient(*args: Any, **kwargs: Any) -> str:
+        return install_script(*args, **kwargs).replace("lock_timeout = '10s'", "lock_timeout = '60s'")
+
+    monkeypatch.setattr("airflow_dblink.core.jobs.client.install_script", patient)
+    barrier = threading.Barrier(6, timeout=60)
     ready: list[int | None] = []
 
     def install() -> None:

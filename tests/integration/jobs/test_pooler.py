@@ -202,7 +202,7 @@ def test_nothing_of_a_job_stays_in_the_pooled_session(pooled: Client, source: Da
 
 @pytest.mark.parametrize("mode", ["session"], indirect=True)
 def test_a_time_limit_in_session_mode(pooled: Client, source: Database) -> None:
-    job = pooled.run(SLEEP, statement_timeout="2s")
+    job = pooled.run(SLEEP, statement_timeout="5s")
 
     assert (job.state, job.sqlstate) == ("failed", "57014")
     pooled.run(EFFECT, statement_timeout="1min")
@@ -213,7 +213,7 @@ def test_a_time_limit_in_session_mode(pooled: Client, source: Database) -> None:
 @pytest.mark.parametrize("mode", ["transaction"], indirect=True)
 def test_a_time_limit_in_transaction_mode_with_a_direct_address(pooled: Client, source: Database) -> None:
     direct = _direct(pooled, source)
-    job = direct.run(SLEEP, statement_timeout="2s")
+    job = direct.run(SLEEP, statement_timeout="5s")
     direct.close()
 
     assert (job.state, job.sqlstate) == ("failed", "57014")
@@ -249,7 +249,7 @@ def test_with_a_direct_address_an_end_is_heard_of_there(pooled: Client, source: 
 
     assert async_job is not None
     assert (async_job.state, job.state) == ("succeeded", "succeeded")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
 
 
 @pytest.mark.parametrize("mode", ["session"], indirect=True)
@@ -261,7 +261,7 @@ def test_in_session_mode_an_end_is_heard_of_through_the_pooler(pooled: Client) -
 
     assert async_job is not None
     assert (async_job.state, job.state) == ("succeeded", "succeeded")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
 
 
 def test_a_pooler_that_goes_is_waited_for(source: Database, mode: PoolingMode) -> None:

@@ -169,7 +169,7 @@ def test_an_assertion_that_fails_is_an_error_like_others(client: Client) -> None
 
 
 def test_a_statement_timeout_is_a_failure_not_a_cancellation(client: Client, source: Database) -> None:
-    job = client.run(f"{EFFECT}; {SLEEP}", statement_timeout="2s")  # which counts from the call
+    job = client.run(f"{EFFECT}; {SLEEP}", statement_timeout="5s")  # which counts from the call
 
     error = _failed(job, "57014", client)
     assert error.message == "canceling statement due to statement timeout"
@@ -179,10 +179,10 @@ def test_a_statement_timeout_is_a_failure_not_a_cancellation(client: Client, sou
 
 def test_the_roles_own_statement_timeout_holds(client: Client, source: Database) -> None:
     client.jobs.ready()
-    always(source, statement_timeout="'2s'")
+    always(source, statement_timeout="'5s'")
 
     _failed(client.run(SLEEP), "57014", client)
-    assert client.run("SELECT pg_sleep(3)", statement_timeout="0").state == "succeeded"
+    assert client.run("SELECT pg_sleep(6)", statement_timeout="0").state == "succeeded"
 
 
 # -- settings

@@ -8,6 +8,7 @@ import pytest
 
 from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.link.registry import Links
+from airflow_dblink.core.server import connection
 from airflow_dblink.embedded.server import Server
 from tests.databases import Database, new_database
 from tests.oracle import emptied
@@ -24,6 +25,12 @@ def source(database: Database) -> Iterator[Database]:
     """Lend the module's database, instead of making one for each test."""
     with emptied(database) as lent:
         yield lent
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a server that stands still the time to answer a request to cancel."""
+    monkeypatch.setattr(connection, "_CANCEL_S", 60.0)
 
 
 @pytest.fixture

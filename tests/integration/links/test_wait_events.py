@@ -130,9 +130,9 @@ def test_each_message_of_the_users_is_one_wait(link: Link, observed: Observed) -
 
 
 def test_a_wait_has_its_seconds(link: Link, observed: Observed) -> None:
-    link.query(SLEEP)
-    link.exec("DO $$BEGIN PERFORM pg_sleep(0.3); END$$")
-    link.pending.send("SELECT pg_sleep(2)")  # it runs before it is waited for
+    link.query("SELECT pg_sleep(2)")  # longer than 0.3 s: it runs before it is waited for
+    link.exec("DO $$BEGIN PERFORM pg_sleep(2); END$$")
+    link.pending.send("SELECT pg_sleep(2)")
     link.pending.result()
     assert observed.events == [RESULT] * 3
     assert all(0.29 < seconds < 30 for _, _, seconds in observed)

@@ -36,7 +36,7 @@ def fragile(crashing: Server) -> Iterator[Database]:
 def load(source: Database, fragile: Database) -> Iterator[Load]:
     """Give a load in three parts."""
     source.execute(f"{ITEM}; {FILL}")
-    with load_of(source, fragile, part_bytes=800_000) as load:
+    with load_of(source, fragile, part_bytes=800_000, idle_s=600.0) as load:
         yield load
 
 

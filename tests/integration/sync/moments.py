@@ -24,7 +24,7 @@ from tests.stores import MemoryStore
 from tests.syncs import sync
 from tests.transfers import meanwhile
 
-ITEM = "CREATE TABLE item (id bigint PRIMARY KEY, k int NOT NULL, s text)"
+ITEM = "CREATE TABLE item (id bigint PRIMARY KEY, k int NOT NULL, s text) WITH (autovacuum_enabled = off)"
 FILL = "INSERT INTO item SELECT i, i % 100, md5(i::text) FROM generate_series(1, 3000) AS i"
 # Missing 3, changed 3, extra 2.
 DIFFER = """
@@ -122,15 +122,15 @@ def waiting(database: Database, statement: str) -> list[tuple[Any, ...]]:
     )
 
 
-def wait_until_left(database: Database, timeout_s: float = 5.0) -> list[tuple[Any, ...]]:
+def wait_until_left(database: Database, timeout_s: float = 25.0) -> list[tuple[Any, ...]]:
     """Wait until no session of the job role is left; return those that are left after *timeout_s*."""
     deadline = time.monotonic() + timeout_s
     query = (
         "SELECT pid, state, query FROM pg_stat_activity WHERE datname = current_database() AND usename = %s"
     )
-    while (left := database.admin(query, database.server.role)) and time.monotonic() < deadline:
+    while database.admin(query, database.server.role) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return left
+    return database.admin(query, database.server.role)
 
 
 def end_sessions(database: Database) -> None:

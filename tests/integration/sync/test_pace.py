@@ -64,6 +64,7 @@ def test_a_pause_before_a_sync_lets_nothing_begin(
         )
         warehouse.execute("UPDATE hold SET stop = false")
 
+    assert source.wait_until_left() == []
     with meanwhile(look, is_paused):
         sync(pause_while="SELECT stop FROM hold", pause_check_interval=timedelta(milliseconds=20))
     assert found == []
