@@ -16,11 +16,13 @@ from airflow_dblink.core.errors import DblinkError
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.once.tries import Store
 from airflow_dblink.core.parts import keeper
+from airflow_dblink.core.parts.beginning import begin
 from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done, Head, Ledger
-from airflow_dblink.core.parts.load import LoadSpec, begin
+from airflow_dblink.core.parts.load import Load as CoreLoad
+from airflow_dblink.core.parts.load import LoadSpec, TableLoad
 from airflow_dblink.core.parts.swapping import swap
 from airflow_dblink.core.parts.verifying import verify
 from airflow_dblink.core.server.connection import LinkConnection
@@ -49,6 +51,11 @@ class Load:
     spec: LoadSpec
     key: LoadKey
 
+    @property
+    def core(self) -> CoreLoad:
+        """The load as the core takes it."""
+        return CoreLoad(self.key, (TableLoad(self.key, self.spec),))
+
     @contextmanager
     def sides(self) -> Iterator[tuple[Side, Side]]:
         """Give a connection to each server; aborted afterwards, as the hook does."""
@@ -62,18 +69,18 @@ class Load:
     def begin(self, try_number: int = 1, *, is_anew: bool = False) -> Head:
         """Begin the load, as the task that plans it."""
         with self.sides() as (source, destination):
-            return begin(
+            (begun,) = begin(
                 source,
                 destination,
                 lambda: connect(self.source),
-                self.key,
-                self.spec,
+                self.core,
                 try_number=try_number,
                 run="",
                 is_anew=is_anew,
                 source_settings={},
                 destination_settings={},
-            )[1]
+            )
+            return begun.head
 
     def copy(
         self, part: int, try_number: int = 1, progress: Callable[[int, int, int | None], None] | None = None
@@ -84,7 +91,7 @@ class Load:
                 source,
                 destination,
                 self.key,
-                self.spec,
+                self.core.tables[0],
                 part,
                 try_number,
                 source_settings={},
@@ -95,7 +102,7 @@ class Load:
     def verify(self, parts: int) -> Done:
         """Verify the load."""
         with self.sides() as (source, destination):
-            return verify(source, destination, self.key, self.spec, parts, {})
+            return verify(source, destination, self.core, {self.key: parts}, {})
 
     def index(self) -> int:
         """Build the indexes, two at a time."""
@@ -103,8 +110,7 @@ class Load:
             return build_indexes(
                 destination,
                 lambda check: connect(self.destination, check=check),
-                self.key,
-                self.spec,
+                self.core,
                 sessions=2,
                 check=lambda: None,
                 settings={},
@@ -123,8 +129,7 @@ class Load:
             if (result := once.recall()) is None:
                 result = swap(
                     destination,
-                    self.key,
-                    self.spec,
+                    self.core,
                     once,
                     {},
                     swap_timeout=timedelta(minutes=1),
@@ -171,16 +176,17 @@ def loaded(database: Database, load: Load) -> list[tuple[Any, ...]]:
     return database.rows(f'SELECT * FROM public."{load.key.shadow}" ORDER BY 1')  # noqa: S608 - hexadecimal
 
 
-def killed_at_each_wait(work: Callable[[int], object]) -> int:
+def killed_at_each_wait(work: Callable[[int], object], step: int = 1) -> int:
     """Do *work* in processes that are killed later and later, until one comes to its end.
 
     :param work: is given a number that grows, as a try's.
+    :param step: how many waits later the next one is killed.
     :returns: how many were killed.
     """
     dies_at = 1
     while _is_killed(partial(work, dies_at), dies_at):
-        dies_at += 1
-    return dies_at - 1
+        dies_at += step
+    return dies_at // step
 
 
 def _is_killed(work: Callable[[], object], dies_at: int) -> bool:

@@ -28,9 +28,13 @@ def dblink_parted_transfer(
     *,
     group_id: str,
     source_conn_id: str,
-    source_table: str,
     destination_conn_id: str,
-    destination_table: str,
+    source_table: str | None = None,
+    destination_table: str | None = None,
+    tables: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    schemas: Mapping[str, str] | None = None,
+    create: bool = False,
     columns: Sequence[str] | Mapping[str, str] | None = None,
     part_bytes: int = PART_BYTES,
     min_parts: int = MIN_PARTS,
@@ -51,15 +55,22 @@ def dblink_parted_transfer(
     session_settings: Mapping[str, Any] | None = None,
     task_arguments: Mapping[str, Any] | None = None,
 ) -> TaskGroup:
-    """Return a group of tasks that copies a table in parts, from one snapshot, and swaps it in.
+    """Return a group of tasks that copies a table, or a set of tables, in parts, and swaps it in.
+
+    All rows are from one snapshot of the source, and all tables are swapped in one transaction.
 
     ``plan >> load (one task per part) >> verify >> index >> swap``. To be called in a Dag.
 
     :param group_id: name of the group; it begins the names of its tasks.
     :param source_conn_id: Airflow connection that is read. (templated)
-    :param source_table: table that is read, as in SQL. (templated)
     :param destination_conn_id: Airflow connection that is written. (templated)
+    :param source_table: table that is read, as in SQL. (templated)
     :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
+    :param tables: in their place, patterns of all tables of a set: ``["sales.*", "public.orders"]``, as
+        ``pg_dump --table`` has them. (templated)
+    :param exclude: patterns of tables that don't belong to the set. (templated)
+    :param schemas: destination schemas, by the source schemas that have another name there. (templated)
+    :param create: of a set, make the schemas and tables that the destination lacks, when it is planned.
     :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
     :param part_bytes: how large a part is at most, TOAST included.
     :param min_parts: so many parts at least, if they would have 8 MB: with many per worker, all end together.
@@ -86,7 +97,7 @@ def dblink_parted_transfer(
     :param task_arguments: arguments of all tasks of the group: ``retries``, ``pool``, ``queue``, ...
 
     :returns: the group; its last task, ``swap``, returns ``rows``, ``bytes``, ``seconds``, ``parts``,
-        ``retries``, ``snapshot`` and ``xid``.
+        ``retries``, ``snapshot``, ``tables`` and ``xid``.
     :raises AirflowFailException: for arguments that make no sense.
     """
     with TaskGroup(group_id) as group:
@@ -107,6 +118,10 @@ def dblink_parted_transfer(
         }
         plan = DblinkPartsPlanOperator(
             task_id="plan",
+            tables=tables,
+            exclude=exclude,
+            schemas=schemas,
+            create=create,
             part_bytes=part_bytes,
             min_parts=min_parts,
             max_parts=max_parts,
@@ -117,17 +132,19 @@ def dblink_parted_transfer(
             **common,
         )
         common["load_id"] = plan.task_id
+        of_set = {"parts": plan.output} if tables is not None else {}
         load = DblinkPartsLoadOperator.partial(
             task_id="load", max_active_tis_per_dagrun=max_active_parts, **paced, **common
         ).expand(part=plan.output)
         verified = DblinkPartsVerifyOperator(task_id="verify", parts=plan.output, **common)
-        index = DblinkPartsIndexOperator(task_id="index", index_sessions=index_sessions, **common)
+        index = DblinkPartsIndexOperator(task_id="index", index_sessions=index_sessions, **of_set, **common)
         swapped = DblinkPartsSwapOperator(
             task_id="swap",
             swap_timeout=swap_timeout,
             older_transactions_timeout=older_transactions_timeout,
             reset_sequences=reset_sequences,
             allow_empty_source=allow_empty_source,
+            **of_set,
             **common,
         )
         chain(plan, load, verified, index, swapped)

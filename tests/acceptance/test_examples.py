@@ -24,7 +24,7 @@ from tests.acceptance.conftest import AirflowEnv, execute, not_over_midnight, ro
 TESTED = {
     *("dblink_async", "dblink_exec", "dblink_fetch", "dblink_flagship", "dblink_hook", "dblink_transfer"),
     "dblink_transfer_swap",
-    "dblink_parts",
+    *("dblink_parts", "dblink_set"),
     *("dblink_job", "dblink_job_teardown", "dblink_jobs_parallel"),
     "dblink_join",
     *("dblink_sync", "dblink_sync_tables", "dblink_sync_after_sensor"),
@@ -118,6 +118,25 @@ def test_parts_twice(airflow_env: AirflowEnv) -> None:
         assert result["parts"] > 3
     measured = "SELECT count(*), min(at), max(value) FROM measurement"
     assert rows(airflow_env.warehouse, measured) == rows(airflow_env.source, measured)
+
+
+def test_set_twice(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    for _ in range(2):
+        run = env.run("dblink_set")
+        result = env.airflow.xcom("dblink_set", run, "load_shop.swap")
+        assert (result["rows"], result["tables"], result["retries"]) == (21_000, 2, 0)
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'shop_copy' ORDER BY 1"
+    assert rows(env.warehouse, tables) == [("customer",), ("orders",)]
+    for table in ("customer", "orders"):
+        everything = "SELECT * FROM {} ORDER BY id"
+        assert rows(env.warehouse, everything.format(f"shop_copy.{table}")) == rows(
+            env.source, everything.format(f"shop.{table}")
+        )
+    keys = (
+        "SELECT count(*) FROM pg_constraint WHERE conrelid = 'shop_copy.orders'::regclass AND contype = 'f'"
+    )
+    assert rows(env.warehouse, keys) == [(1,)]
 
 
 def test_swap_twice(airflow_env: AirflowEnv) -> None:

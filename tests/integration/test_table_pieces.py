@@ -54,7 +54,9 @@ def test_indexes_and_keys_are_dropped_and_built_again_on_their_table(side: Side,
 
     run_all(side, build_indexes([(index, None) for index in indexes], TABLE), "building")
     run_all(
-        side, [statement for key in keys for statement in (*key.add(TABLE), *key.validate(TABLE))], "building"
+        side,
+        [statement for key in keys for statement in (*key.add(TABLE, {}), *key.validate(TABLE))],
+        "building",
     )
 
     after = describe(warehouse)
@@ -81,7 +83,7 @@ def test_another_table_gets_all_pieces_and_takes_the_name(side: Side, warehouse:
     for name, each in statistics.items():
         run_all(side, each.build(OTHER, name), "building")
     for key in keys:
-        run_all(side, [*key.add(OTHER), *key.validate(OTHER)], "building")
+        run_all(side, [*key.add(OTHER, {oid: OTHER}), *key.validate(OTHER)], "building")
     new = get_relation(side, str(OTHER))
     sequences = read_sequences(side, oid)
     (identity,), (new_identity,) = (

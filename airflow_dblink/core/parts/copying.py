@@ -13,7 +13,7 @@ from airflow_dblink.core.errors import DblinkError, VerificationError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done, Head, Ledger
-from airflow_dblink.core.parts.load import LoadSpec, Settings, route_of, work_of
+from airflow_dblink.core.parts.load import Settings, TableLoad, route_of, work_of
 from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, lost, name_of
 from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.streams.pace import Pace
@@ -30,8 +30,8 @@ Progress = Callable[[int, int, int | None], None]
 def copy_part(
     source: Side,
     destination: Side,
-    key: LoadKey,
-    spec: LoadSpec,
+    keeper: LoadKey,
+    table: TableLoad,
     part: int,
     try_number: int,
     *,
@@ -42,6 +42,7 @@ def copy_part(
 ) -> Done:
     """Copy the part into the load's shadow, unless an earlier try has done so; returns what it has brought.
 
+    :param keeper: key of the snapshot.
     :param try_number: higher than that of every earlier try.
     :param source_settings: run-time parameters, local to the transaction.
     :param destination_settings: the same for the destination.
@@ -52,7 +53,8 @@ def copy_part(
     :raises RemoteError: what a server says; nothing of this try is committed then.
     """
     with in_transaction(destination, destination_settings, "looking for the load"):
-        ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
+        target = get_relation(destination, table.spec.destination_table)
+        ledger = Ledger(table.key, target.schema_name)
         head = ledger.head(destination)
     claimed = ledger.claim(destination, part, try_number)
     if isinstance(claimed, Done):
@@ -60,12 +62,12 @@ def copy_part(
         return claimed
     started = time.monotonic()
     source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
-    keepers.use(source, key, head.snapshot)
+    keepers.use(source, keeper, head.snapshot)
     set_local(source, source_settings)
     destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the part")
     set_local(destination, destination_settings)
     with _lost_if_gone(source):
-        work = work_of(source, destination, ledger, spec)
+        work = work_of(source, destination, ledger, table.spec)
         _demand_same_route(source, work, head)
         estimated = None if work.estimated_rows is None else work.estimated_rows // head.parts
         pumped = _pump(source, destination, work, claimed.part, progress, estimated, pace)

@@ -1,4 +1,4 @@
-"""Building the shadow's indexes, in several sessions at once."""
+"""Building the indexes of shadows, in several sessions at once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from queue import Empty, SimpleQueue
 from threading import Event
 
 from airflow_dblink.core.errors import RemoteError, StoppedError
-from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Ledger, end_holders
-from airflow_dblink.core.parts.load import LoadSpec, Settings
+from airflow_dblink.core.parts.load import Load, Settings, TableLoad
 from airflow_dblink.core.parts.shadow import index_names, pieces_of
 from airflow_dblink.core.server.connection import Check, LinkConnection
 from airflow_dblink.core.server.side import Side, in_transaction, own_path, set_local
@@ -30,14 +29,13 @@ _IN_CATALOG = "pg_class_relname_nsp_index"
 def build_indexes(
     destination: Side,
     connect: Callable[[Check], LinkConnection],
-    key: LoadKey,
-    spec: LoadSpec,
+    load: Load,
     *,
     sessions: int,
     check: Check,
     settings: Settings,
 ) -> int:
-    """Build the shadow's indexes, unless an earlier try has done so; returns how many were built.
+    """Build the shadows' indexes, unless an earlier try has done so; returns how many were built.
 
     Each is built in a transaction of its own. What can be built in no other session than its constraint, such
     as an exclusion constraint, is left to the swap.
@@ -50,17 +48,11 @@ def build_indexes(
     :raises RemoteError: what the server says: two rows have one key; others are not begun then.
     """
     with in_transaction(destination, settings, "looking for the load"):
-        target = get_relation(destination, spec.destination_table)
-        ledger = Ledger(key, target.schema_name)
-        head = ledger.head(destination)
-        end_holders(destination, head.shadow)  # an index that an earlier try still builds
-        there = index_names(destination, head.shadow)
-        pieces = pieces_of(destination, target.oid, ledger)
-    work: SimpleQueue[tuple[str, Index]] = SimpleQueue()
-    for name, index in pieces.indexes.items():
-        if name not in there and index.is_separable:
-            work.put((name, index))
-    count = work.qsize()
+        missing = [index for table in load.tables for index in _missing(destination, table)]
+    work: SimpleQueue[tuple[TableName, str, Index]] = SimpleQueue()
+    for index in missing:
+        work.put(index)
+    count = len(missing)
     stop = Event()
 
     def ask() -> None:
@@ -73,7 +65,7 @@ def build_indexes(
             side = Side(connection, destination.conn_id)
             try:
                 while True:
-                    _build(side, ledger.shadow_name, *work.get_nowait(), settings)
+                    _build(side, *work.get_nowait(), settings)
             except Empty:
                 return
             except BaseException:
@@ -87,6 +79,21 @@ def build_indexes(
     for failure in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise failure
     return count
+
+
+def _missing(destination: Side, table: TableLoad) -> list[tuple[TableName, str, Index]]:
+    """Return the indexes that the shadow of a table lacks, with its name and theirs."""
+    target = get_relation(destination, table.spec.destination_table)
+    ledger = Ledger(table.key, target.schema_name)
+    head = ledger.head(destination)
+    end_holders(destination, head.shadow)  # an index that an earlier try still builds
+    there = index_names(destination, head.shadow)
+    pieces = pieces_of(destination, target.oid, ledger)
+    return [
+        (ledger.shadow_name, name, index)
+        for name, index in pieces.indexes.items()
+        if name not in there and index.is_separable
+    ]
 
 
 def _build(side: Side, table: TableName, name: str, index: Index, settings: Settings) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -50,6 +50,7 @@ class Head:
     :ivar definition: of the destination when it was planned, hashed; see :func:`.shadow.definition_of`.
     :ivar route: how rows travel, hashed; see :func:`.load.route_of`.
     :ivar columns: names of the destination's columns that rows are copied into.
+    :ivar units: of each part, which task copies it: with a set of tables a task may copy parts of several.
     """
 
     snapshot: str
@@ -62,6 +63,7 @@ class Head:
     definition: str
     route: str
     columns: tuple[str, ...]
+    units: tuple[int, ...]
 
     @property
     def taken(self) -> str:
@@ -86,7 +88,11 @@ class Head:
         columns = facts.get("columns")
         if not all(isinstance(each, str) for each in hashes) or not isinstance(columns, list):
             raise UsageError("the ledger of the load doesn't tell how it was planned")
-        values: list[Any] = [snapshot, *numbers, str(facts.get("run", "")), *hashes, tuple(map(str, columns))]
+        units = facts.get("units")
+        if not isinstance(units, list) or not all(type(unit) is int for unit in units):
+            raise UsageError("the ledger of the load doesn't tell which task copies which part")
+        values: list[Any] = [snapshot, *numbers, str(facts.get("run", "")), *hashes]
+        values += [tuple(map(str, columns)), tuple(units)]
         return cls(*values)
 
 
@@ -102,6 +108,13 @@ class Done:
     seconds: float
     parts: int = 1
     tries: int = 1
+
+    @classmethod
+    def sum(cls, done: Iterable[Done]) -> Self:
+        """Return what all of them have brought together."""
+        done = list(done)
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: sum(getattr(each, name) for each in done) for name in names})
 
 
 @dataclass(frozen=True)
@@ -246,13 +259,8 @@ class Ledger:
         ).format(self.name)
         rows = destination.fetch(query, _ACTION)
         done = [row for row in rows if row["is_done"]]
-        total = Done(
-            rows=sum(row["rows"] for row in done),
-            bytes=sum(row["bytes"] for row in done),
-            seconds=sum(row["seconds"] for row in done),
-            parts=len(done),
-            tries=sum(row["tries"] for row in done),
-        )
+        names = ("rows", "bytes", "seconds", "tries")
+        total = Done.sum(Done(**{name: row[name] for name in names}) for row in done)
         return total, [row["part"] for row in rows if not row["is_done"]]
 
     def demand_done(self, destination: Side, head: Head) -> Done:

@@ -1,35 +1,25 @@
-"""A load in parts: what is asked for, and its beginning."""
+"""A load in parts: what is asked for, of which tables, and how their rows travel."""
 
 from __future__ import annotations
 
 import json
-import logging
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, Self
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import DblinkError, NoLoadError, TransientError, UsageError
-from airflow_dblink.core.parts import keeper as keepers
-from airflow_dblink.core.parts import shadow as shadows
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.parts.key import LoadKey
-from airflow_dblink.core.parts.ledger import Head, Ledger
-from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES, Piece, cut, leaves_of
-from airflow_dblink.core.server.connection import LinkConnection
-from airflow_dblink.core.server.side import Side, in_transaction, set_local
+from airflow_dblink.core.parts.ledger import Ledger
+from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
+from airflow_dblink.core.server.side import Side, in_transaction
+from airflow_dblink.core.sets.problems import for_each
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import describe, get_relation
-from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.transfer.plan import Columns, Plan, Spec, plan
-from airflow_dblink.core.transfer.swap import Shadow
-from airflow_dblink.core.transfer.swappable import demand_swappable
-
-log = logging.getLogger(__name__)
 
 Settings = Mapping[str, str]
 
@@ -37,7 +27,6 @@ DEADLINE = timedelta(hours=24)
 IDLE = timedelta(minutes=30)
 
 _SQL = statements("parts_ledger.sql")
-_ENDS_S = 10.0  # a session that was told to end is seen for some milliseconds
 _MOST_PARTS = 1000  # Airflow maps over 1024 values at most, by default
 
 
@@ -89,175 +78,70 @@ class LoadSpec:
         )
 
 
-def key_of(destination: Side, spec: LoadSpec, settings: Settings, names: Mapping[str, Any]) -> LoadKey:
-    """Return the key for the load that *names*, JSON-able, tell from others into the same table.
+@dataclass(frozen=True)
+class TableLoad:
+    """One table of a load.
 
-    Its keeper is on the source, which may have many readers: staging and production may load from it, in runs
-    that have the same names.
-
-    :param settings: run-time parameters of the destination, local to the transaction.
-    :raises UsageError: if there is no such table.
+    :ivar key: of this table's shadow and ledger.
     """
-    with in_transaction(destination, settings, "looking for the destination table"):
-        target = get_relation(destination, spec.destination_table)
-        (place,) = destination.ask(_SQL["place"])
-    return LoadKey.of({**names, **place, "table": [target.schema_name, target.name]})
+
+    key: LoadKey
+    spec: LoadSpec
+
+    @property
+    def name(self) -> str:
+        """The table, for errors."""
+        return self.spec.source_table
 
 
-def begin(
-    source: Side,
-    destination: Side,
-    connect: Callable[[], LinkConnection],
-    key: LoadKey,
-    spec: LoadSpec,
-    *,
-    try_number: int,
-    run: str,
-    is_anew: bool,
-    source_settings: Settings,
-    destination_settings: Settings,
-) -> tuple[Ledger, Head]:
-    """Begin the load, or find what an earlier try has begun: keeper, shadow and ledger. No row moves.
+@dataclass(frozen=True)
+class Load:
+    """A load: of one table, or of a set that is swapped together.
 
-    :param connect: opens another session on the source, for the keeper.
-    :param try_number: higher than that of every earlier try.
-    :param run: what tells the tries of this run from those of another one with the same key, whose try
-        numbers are nothing to it.
-    :param is_anew: whether the user has cleared the task since: whatever is there is removed.
-    :param source_settings: run-time parameters, local to the transaction.
-    :param destination_settings: the same for the destination.
-    :raises UsageError: what can't work; nothing of the load is left then.
-    :raises RemoteError: what a server says.
+    :ivar keeper: key of the snapshot that all tables share.
     """
-    spec.check()
-    with in_transaction(destination, destination_settings, "looking for an earlier load"):
-        target = get_relation(destination, spec.destination_table)
-        demand_swappable(destination, target)
-        ledger = Ledger(key, target.schema_name)
-        ledger.demand_not_superseded(destination, try_number, run)
-        head = None if is_anew else _begun(source, destination, ledger, target)
-    if head is not None:
-        log.info("An earlier try has begun load %s: it goes on.", key.text)
-        return ledger, head
-    if is_anew:
-        _end_keeper(source, key)
-    keepers.warn_of_standby(source)
-    keeper, is_own = _keeper(source, connect, key, spec, source_settings)
-    try:
-        source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
-        keepers.use(source, key, keeper.snapshot)
-        set_local(source, source_settings)
-        destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the load")
-        set_local(destination, destination_settings)
-        head = _make(source, destination, ledger, target, spec, keeper, try_number, run)
-        destination.run("COMMIT", "beginning the load")
-        source.run("COMMIT", "ending the source transaction")
-    except DblinkError:
-        for side in (source, destination):
-            with suppress(DblinkError):
-                side.run("ROLLBACK", "giving up the load")
-        with suppress(DblinkError):
-            if is_own and not _is_planned(destination, ledger, keeper.snapshot):
-                keepers.release(source, key)
-        raise
-    return ledger, head
+
+    keeper: LoadKey
+    tables: tuple[TableLoad, ...]
+
+    @classmethod
+    def of(
+        cls,
+        destination: Side,
+        specs: Sequence[LoadSpec],
+        settings: Settings,
+        names: Mapping[str, Any],
+        *,
+        is_set: bool = False,
+    ) -> Self:
+        """Return the load that *names*, JSON-able, tell from others into the same tables.
+
+        The keeper is on the source, which may have many readers: staging and production may load from it, in
+        runs that have the same names.
+
+        :param specs: of the tables; of a set perhaps not of all of them.
+        :param settings: run-time parameters of the destination, local to the transaction.
+        :raises UsageError: if there is no such table in the destination; names all of them.
+        """
+        with in_transaction(destination, settings, "looking for the destination table"):
+            targets = for_each(
+                specs,
+                lambda spec: get_relation(destination, spec.destination_table),
+                lambda spec: spec.source_table,
+            )
+            names = {**names, **_place(destination)}
+        keys = [LoadKey.of({**names, "table": [target.schema_name, target.name]}) for target in targets]
+        tables = tuple(TableLoad(key, spec) for key, spec in zip(keys, specs, strict=True))
+        return cls(LoadKey.of({**names, "set": True}) if is_set else keys[0], tables)
+
+    @staticmethod
+    def set_key(destination: Side, names: Mapping[str, Any]) -> LoadKey:
+        """Return the keeper's key of the set that *names* tell from others, whatever its tables are."""
+        return LoadKey.of({**names, **_place(destination), "set": True})
 
 
-def _begun(source: Side, destination: Side, ledger: Ledger, target: Relation) -> Head | None:
-    """Return the facts of what an earlier try has begun, if it is whole and can go on."""
-    try:
-        head = ledger.head(destination)
-    except NoLoadError:
-        return None
-    keeper = keepers.find(source, ledger.key)
-    goes_on = keeper is not None and keeper.snapshot == head.snapshot and head.destination == target.oid
-    return head if goes_on else None
-
-
-def _is_planned(destination: Side, ledger: Ledger, snapshot: str) -> bool:
-    """Return whether another try has planned the load meanwhile, with the keeper of this one."""
-    try:
-        return ledger.head(destination).snapshot == snapshot
-    except NoLoadError:
-        return False
-
-
-def _keeper(
-    source: Side,
-    connect: Callable[[], LinkConnection],
-    key: LoadKey,
-    spec: LoadSpec,
-    settings: Settings,
-) -> tuple[keepers.Keeper, bool]:
-    """Return the keeper that another try has begun, or a new one, and whether it is this try's own."""
-    pid = None
-    if (keeper := keepers.find(source, key)) is None:
-        with in_transaction(source, settings, "looking for the source table"):
-            table = get_relation(source, spec.source_table)
-        tables = [table.identifier] if spec.lock else []
-        connection = connect()
-        pid = connection.info.backend_pid
-        keepers.begin(connection, source.conn_id, key, tables, deadline_s=spec.deadline_s, idle_s=spec.idle_s)
-        keeper = keepers.find(source, key)
-    if keeper is None:
-        raise TransientError(
-            "the keeper of the snapshot has ended at once",
-            source.conn_id,
-            hint="is there a pooler that ends sessions whose client has left? direct_host and direct_port of"
-            " the connection lead around it",
-        )
-    log.info("%s: session %s keeps the snapshot of %s", source.conn_id, keeper.pid, keeper.taken)
-    return keeper, keeper.pid == pid
-
-
-def _end_keeper(source: Side, key: LoadKey) -> None:
-    keepers.release(source, key)
-    deadline = time.monotonic() + _ENDS_S
-    while keepers.find(source, key) is not None:
-        if time.monotonic() > deadline:
-            raise TransientError("the keeper of an earlier load doesn't end", source.conn_id)
-        time.sleep(0.05)
-
-
-def _make(
-    source: Side,
-    destination: Side,
-    ledger: Ledger,
-    target: Relation,
-    spec: LoadSpec,
-    keeper: keepers.Keeper,
-    try_number: int,
-    run: str,
-) -> Head:
-    """Make shadow and ledger in the open transaction, in place of those that are there."""
-    ledger.drop(destination, try_number, run)
-    definition = shadows.definition_of(destination, target.oid)
-    pieces = shadows.create(destination, ledger, target)
-    table = get_relation(source, spec.source_table)
-    leaves = leaves_of(source, table)
-    work = work_of(source, destination, ledger, spec)
-    columns = [pair.destination for pair in work.pairs]
-    Shadow.of(destination, work.spec, columns, target, ledger.shadow_name, pieces).try_building()
-    parts = cut(leaves, part_bytes=spec.part_bytes, min_parts=spec.min_parts, max_parts=spec.max_parts)
-    if not parts:  # no table that could hold rows: without any part Airflow skips the swap
-        parts = [(Piece(table.oid, 0),)]
-    shadow = ledger.found(destination)[ledger.key.shadow]
-    facts: dict[str, Any] = {
-        "snapshot": keeper.snapshot,
-        "taken_at": keeper.taken_at,
-        "shadow": shadow,
-        "destination": target.oid,
-        "planned_by": try_number,
-        "run": run,
-        "definition": definition,
-        "route": route_of(source, work),
-        "columns": columns,
-    }
-    ledger.create(destination, facts, parts)
-    shadows.hide(destination, ledger, target)
-    size = sum(leaf.bytes for leaf in leaves)
-    log.info("%s: %s, %.1f MB, in %s parts", source.conn_id, table, size / 1e6, len(parts))
-    return Head.of({**facts, "parts": len(parts)})
+def _place(destination: Side) -> dict[str, Any]:
+    return destination.ask(_SQL["place"])[0]
 
 
 def work_of(source: Side, destination: Side, ledger: Ledger, spec: LoadSpec) -> Plan:

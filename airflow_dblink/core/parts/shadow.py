@@ -20,7 +20,7 @@ from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.pieces import Index, run_all, storage_statements
 from airflow_dblink.core.transfer.plan import Spec
-from airflow_dblink.core.transfer.swap import Pieces, Shadow, create_like
+from airflow_dblink.core.transfer.swap import Pieces, Shadow, Together, create_like
 
 _SQL = statements("parts_shadow.sql")
 _DIGITS = 8
@@ -50,10 +50,11 @@ def create(side: Side, ledger: Ledger, old: Relation) -> Pieces:
     return pieces
 
 
-def shadow_of(side: Side, ledger: Ledger, head: Head, spec: Spec) -> Shadow:
+def shadow_of(side: Side, ledger: Ledger, head: Head, spec: Spec, together: Together) -> Shadow:
     """Return the shadow, with what it lacks, as the destination is now.
 
     :param spec: names the destination, and says how it is swapped.
+    :param together: the tables that are swapped with it.
     :raises LoadLostError: if somebody has replaced or altered the destination since the load was planned.
     """
     old = get_relation(side, spec.destination_table)
@@ -69,7 +70,7 @@ def shadow_of(side: Side, ledger: Ledger, head: Head, spec: Spec) -> Shadow:
             hint=f"it is as it was left; {ANEW}",
         )
     pieces = pieces_of(side, old.oid, ledger)
-    shadow = Shadow.of(side, spec, head.columns, old, ledger.shadow_name, pieces)
+    shadow = Shadow.of(side, spec, head.columns, old, ledger.shadow_name, pieces, together)
     return replace(shadow, built=frozenset(index_names(side, relation.oid)))
 
 

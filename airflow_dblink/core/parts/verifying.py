@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from psycopg import sql
 
@@ -10,7 +11,7 @@ from airflow_dblink.core.errors import VerificationError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts.key import ANEW, LoadKey
 from airflow_dblink.core.parts.ledger import Done, Ledger, end_holders
-from airflow_dblink.core.parts.load import LoadSpec, Settings
+from airflow_dblink.core.parts.load import Load, Settings, TableLoad
 from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.tables.catalog import get_relation
 
@@ -18,31 +19,32 @@ log = logging.getLogger(__name__)
 
 
 def verify(
-    source: Side, destination: Side, key: LoadKey, spec: LoadSpec, parts: int, settings: Settings
+    source: Side, destination: Side, load: Load, parts: Mapping[LoadKey, int], settings: Settings
 ) -> Done:
-    """Raise unless all parts are done and the shadow has their rows; then end the keeper.
+    """Raise unless all parts are done and the shadows have their rows; then end the keeper.
 
-    Sessions of superseded tries are ended, so that nobody writes to the shadow any more.
+    Sessions of superseded tries are ended, so that nobody writes to the shadows any more.
 
-    :param parts: how many there must be.
+    :param parts: how many there must be, by table.
     :param settings: run-time parameters of the destination, local to the transaction.
     :returns: what all parts have brought.
     :raises VerificationError: names the parts that are missing; nothing is changed.
-    :raises NoLoadError: if the load's tables are gone.
+    :raises NoLoadError: if a table's load is gone.
     """
     with in_transaction(destination, settings, "verifying the load"):
-        done = _verified(destination, key, spec, parts)
-    keepers.release(source, key)
-    return done
+        done = [_verified(destination, table, parts[table.key]) for table in load.tables]
+    keepers.release(source, load.keeper)
+    return Done.sum(done)
 
 
-def _verified(destination: Side, key: LoadKey, spec: LoadSpec, parts: int) -> Done:
-    ledger = Ledger(key, get_relation(destination, spec.destination_table).schema_name)
+def _verified(destination: Side, table: TableLoad, parts: int) -> Done:
+    ledger = Ledger(table.key, get_relation(destination, table.spec.destination_table).schema_name)
     head = ledger.head(destination)
     done = ledger.demand_done(destination, head)
     if done.parts != parts:
         raise VerificationError(
-            f"the ledger has {done.parts} parts, and {parts} were to be copied, of {head.parts} planned",
+            f"the ledger has {done.parts} parts of {table.name}, and {parts} were to be copied, of"
+            f" {head.parts} planned",
             destination.conn_id,
             hint=ANEW,
         )

@@ -31,12 +31,12 @@ SELECT c.relname AS name, i.indisunique AS is_unique, i.indisvalid AS is_valid, 
  ORDER BY i.indisprimary DESC, c.relname;
 
 -- name: foreign_keys
--- From this table. Of a key that refers to the table itself, "reference" is where its definition says so. VALIDATE
--- CONSTRAINT leaves a part of the constraint as it is if the other table has partitions: "is_whole" is then true.
+-- From this table. "reference" is where the definition names the other table. VALIDATE CONSTRAINT leaves a part of the
+-- constraint as it is if the other table has partitions: "is_whole" is then true.
 SELECT con.conname AS name,
        pg_catalog.pg_get_constraintdef(con.oid) AS definition,
-       CASE WHEN con.confrelid = con.conrelid
-            THEN pg_catalog.format(') REFERENCES %%s(', con.confrelid::pg_catalog.regclass) END AS reference,
+       con.confrelid::int8 AS refers_to,
+       pg_catalog.format(') REFERENCES %%s(', con.confrelid::pg_catalog.regclass) AS reference,
        NOT con.convalidated OR other.relkind = 'p' AS is_whole,
        pg_catalog.obj_description(con.oid, 'pg_constraint') AS comment
   FROM pg_catalog.pg_constraint AS con

@@ -16,7 +16,8 @@ SELECT owner.rolname AS owner,
 -- name: obstacles
 -- What a table of the same name can't have, or what would go on using the old one. "own" is what the table consists
 -- of, with the triggers of its foreign keys on other tables; "owned" are sequences that outlive it. An object that
--- depends on any of it and isn't part of it is an obstacle. Triggers: type 4 is INSERT. Through pg_publication_tables
+-- depends on any of it and isn't part of it is an obstacle, but for foreign keys of tables in "together", which are
+-- swapped with it. Triggers: type 4 is INSERT. Through pg_publication_tables
 -- since it knows all tables and schemas that are published.
 WITH own (classid, objid, is_asked) AS (
     SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid, true FROM pg_catalog.pg_class AS c WHERE c.oid = %(oid)s
@@ -61,6 +62,9 @@ WITH own (classid, objid, is_asked) AS (
       FROM pg_catalog.pg_depend AS d
       JOIN own ON own.classid = d.refclassid AND own.objid = d.refobjid AND own.is_asked
      WHERE NOT EXISTS (SELECT FROM own AS part WHERE part.classid = d.classid AND part.objid = d.objid)
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS key
+                        WHERE d.classid = 'pg_catalog.pg_constraint'::regclass::oid AND key.oid = d.objid
+                          AND key.contype = 'f' AND key.conrelid = ANY (%(together)s::oid[]))
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits AS i
                         WHERE i.inhparent = %(oid)s AND d.classid = 'pg_catalog.pg_class'::regclass::oid
                           AND i.inhrelid = d.objid)
@@ -122,7 +126,7 @@ WITH own (classid, objid, is_asked) AS (
 SELECT kind, name FROM found ORDER BY kind, name;
 
 -- name: holders
--- Whose locks keep a table, one that it refers to, or its sequences from being locked; no query's text. Or, of "writers"
+-- Whose locks keep tables, those that they refer to, or their sequences from being locked; no query's text. Or, of "writers"
 -- alone, whose keep others out that only refer to a table. A prepared transaction has no session.
 SELECT DISTINCT lock.pid, activity.application_name, activity.state,
        (extract(epoch FROM pg_catalog.clock_timestamp() - activity.xact_start))::int AS seconds
@@ -132,10 +136,11 @@ SELECT DISTINCT lock.pid, activity.application_name, activity.state,
    AND lock.database = (SELECT d.oid FROM pg_catalog.pg_database AS d
                          WHERE d.datname = pg_catalog.current_database())
    AND (lock.relation IN (
-            SELECT c.confrelid FROM pg_catalog.pg_constraint AS c WHERE c.conrelid = %(oid)s AND c.contype = 'f')
-        OR NOT %(writers)s AND (lock.relation = %(oid)s OR lock.relation IN (
+            SELECT c.confrelid FROM pg_catalog.pg_constraint AS c
+             WHERE c.conrelid = ANY (%(oids)s::oid[]) AND c.contype = 'f')
+        OR NOT %(writers)s AND (lock.relation = ANY (%(oids)s::oid[]) OR lock.relation IN (
             SELECT d.objid FROM pg_catalog.pg_depend AS d
-             WHERE d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.refobjid = %(oid)s
+             WHERE d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.refobjid = ANY (%(oids)s::oid[])
                AND d.refclassid = 'pg_catalog.pg_class'::regclass::oid AND d.deptype IN ('a', 'i'))))
    AND (NOT %(writers)s OR lock.mode NOT IN ('AccessShareLock', 'RowShareLock'))
    AND lock.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()

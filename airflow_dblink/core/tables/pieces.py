@@ -10,7 +10,7 @@ schema can't be there twice. The rest is made by statements that hold final name
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,19 +151,28 @@ class Index:
 class ForeignKey:
     """A foreign key from the table.
 
-    :ivar parts: its definition; in two parts if it refers to its own table, whose name stands between them.
+    :ivar refers_to: oid of the other table, which may be its own.
+    :ivar parts: its definition before and after *reference*.
+    :ivar reference: where the definition names the other table.
     :ivar is_whole: whether :meth:`add` makes all of it: no row has to be looked at, or not apart from it.
     """
 
     name: str
-    parts: tuple[str, ...]
+    refers_to: int
+    parts: tuple[str, str]
+    reference: str
     is_whole: bool
     comment: str | None
 
-    def add(self, table: TableName) -> list[sql.Composed]:
-        """Return the statements that add it, unvalidated unless *is_whole*: they lock both tables."""
+    def add(self, table: TableName, new: Mapping[int, TableName]) -> list[sql.Composed]:
+        """Return the statements that add it, unvalidated unless *is_whole*: they lock both tables.
+
+        :param new: tables that are referred to in place of others, by the oid of these.
+        """
         name = sql.Identifier(self.name)
-        definition = sql.SQL(f") REFERENCES {table}(").join(sql.SQL(part) for part in self.parts)
+        other = new.get(self.refers_to)
+        reference = self.reference if other is None else f") REFERENCES {other}("
+        definition = sql.SQL(reference).join(sql.SQL(part) for part in self.parts)
         later = sql.SQL("" if self.is_whole else " NOT VALID")
         add = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}{}")
         made = [add.format(table.identifier, name, definition, later)]
@@ -282,11 +291,11 @@ def read_foreign_keys(side: Side, oid: int) -> list[ForeignKey]:
     """Return the foreign keys from a table, by name."""
     found = []
     for row in side.ask(_SQL["foreign_keys"], {"oid": oid}):
-        definition, reference = row["definition"], row["reference"]
-        parts = tuple(definition.split(reference)) if reference else (definition,)
-        if len(parts) != (2 if reference else 1):  # a column of a very odd name
+        definition = row.pop("definition")
+        parts = tuple(definition.split(row["reference"]))
+        if len(parts) != 2:  # a column of a very odd name
             raise RemoteError(f"foreign key {row['name']} can't be read: {definition[:200]!r}", side.conn_id)
-        found.append(ForeignKey(row["name"], parts, row["is_whole"], row["comment"]))
+        found.append(ForeignKey(parts=parts, **row))
     return found
 
 

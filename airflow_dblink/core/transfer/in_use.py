@@ -27,6 +27,8 @@ _SQL = statements("swap.sql")
 _NOT_LOCKED = ("55P03", "40P01")  # lock_timeout is over; a deadlock
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 8.0
 _LOOK_S = 0.2
+_FIRST_SHARE = 0.65  # of deadlock_timeout; a quarter of it is for the further locks
+_MOST_NAMED = 3
 _BEGIN = "SAVEPOINT airflow_dblink_swap; SET LOCAL lock_timeout = '{}ms'"
 _UNDO = "ROLLBACK TO SAVEPOINT airflow_dblink_swap; RELEASE SAVEPOINT airflow_dblink_swap"
 
@@ -58,6 +60,17 @@ class Patience:
         """For each of so many further *locks*, while the first one keeps readers waiting."""
         return max(1, min(50, self.deadlock_ms // 4 // max(1, locks)))
 
+    def demand_time_left(self, seconds: float) -> None:
+        """Raise if the first lock came so late that the further ones might be waited for too long.
+
+        Somebody may have waited for us since the attempt began. This process, too, may stand still.
+
+        :param seconds: since the attempt began.
+        :raises RemoteError: 55P03, as if the lock had not come: the attempt is undone, and others go on.
+        """
+        if 1000 * seconds > _FIRST_SHARE * self.deadlock_ms:
+            raise RemoteError("the lock came too late", self.side.conn_id, "55P03")
+
     @property
     def writers_ms(self) -> int:
         """For a lock that only writers queue behind: long enough to end an autovacuum, as a deadlock is."""
@@ -76,7 +89,7 @@ class Patience:
         attempts: Sequence[Callable[[], T]],
         wait_ms: int,
         timeout_s: float,
-        table: Relation,
+        tables: Sequence[Relation],
         *,
         writers: bool,
     ) -> T:
@@ -86,12 +99,15 @@ class Patience:
             statements of :attr:`end` last.
         :param wait_ms: how long its statements wait for a lock.
         :param timeout_s: after so many seconds the last attempts are made.
-        :param table: is swapped.
-        :param writers: whether only the tables that it refers to are locked, and only writers are in the way.
+        :param tables: are swapped.
+        :param writers: whether only the tables that they refer to are locked, and only writers are in the
+            way.
         :raises TransientError: if the locks aren't had in time; names who holds them.
         :raises RemoteError: what the server says.
         """
-        what = f"a table that {table} references" if writers else f"{table}"
+        named = named_of(tables)
+        what = f"a table that {named} references" if writers else named
+        oids = [table.oid for table in tables]
         deadline, pause = time.monotonic() + timeout_s, _FIRST_PAUSE_S
         while True:
             for attempt in attempts:
@@ -103,7 +119,7 @@ class Patience:
                         raise
                 self.side.run(_UNDO, "waiting for a lock")
             _look_anew(self.side)
-            holders = _names(self.side.ask(_SQL["holders"], {"oid": table.oid, "writers": writers}))
+            holders = _names(self.side.ask(_SQL["holders"], {"oids": oids, "writers": writers}))
             if time.monotonic() >= deadline:
                 raise TransientError(
                     f"{what} could not be locked within swap_timeout; it is used by {holders}",
@@ -114,6 +130,13 @@ class Patience:
             log.info("%s is in use, the swap waits: %s", what, holders)
             _sleep(self.side, min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def named_of(tables: Sequence[Relation]) -> str:
+    """Return the tables as errors name them: not all of many."""
+    rest = len(tables) - _MOST_NAMED
+    named = ", ".join(map(str, tables[:_MOST_NAMED]))
+    return named if rest <= 0 else f"{named} or one of {rest} more tables"
 
 
 def wait_for_snapshots(side: Side, timeout_s: float, over: str, hint: str) -> None:

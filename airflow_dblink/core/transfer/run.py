@@ -26,9 +26,10 @@ from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.like import make, rehearse
 from airflow_dblink.core.tables.rewritten import rewritten
 from airflow_dblink.core.tables.sequences import reset_sequences
+from airflow_dblink.core.transfer.exchange import swap
 from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
 from airflow_dblink.core.transfer.rebuild import Rebuild
-from airflow_dblink.core.transfer.swap import Shadow, lock_definition, swap
+from airflow_dblink.core.transfer.swap import Shadow, lock_definition
 from airflow_dblink.core.transfer.verify import verify_load
 
 Progress = Callable[[int, int, int | None], None]
@@ -145,7 +146,7 @@ def run(
         "verified": work.spec.verify,
     }
     if shadow:
-        swap(shadow, once, result)
+        swap([shadow], once, result)
     else:
         once.commit(result)
     return result

@@ -11,20 +11,15 @@ table's definition, and other swaps of it, as they are.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 from psycopg import sql
 
 from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, UsageError
-from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.own_sql import PIN, UNPIN
 from airflow_dblink.core.server.side import Side, own_path
-from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.pieces import (
@@ -35,9 +30,6 @@ from airflow_dblink.core.tables.pieces import (
     Statistics,
     TableName,
     build_indexes,
-    comment_statements,
-    grant_question,
-    protection_statements,
     read_foreign_keys,
     read_indexes,
     read_place,
@@ -53,6 +45,8 @@ from airflow_dblink.core.transfer.swappable import demand_swappable
 
 log = logging.getLogger(__name__)
 
+#: Names of tables until the swap and after it, by the oid of the old ones.
+Together = Mapping[int, tuple[TableName, TableName]]
 _NAME_BYTES = 30  # of the old name that stay in the new one; a name has 63
 
 
@@ -91,6 +85,8 @@ class Shadow:
     :ivar relation: the new table.
     :ivar old: the old table, which *name* means until the swap.
     :ivar identities: pairs of the old and the new sequence of each identity column.
+    :ivar together: the tables that are swapped in one transaction, this one among them, by the oid of the
+        old one: names until the swap and after it.
     :ivar built: names of the indexes that are built by now, of those in *pieces*.
     """
 
@@ -101,6 +97,7 @@ class Shadow:
     old: Relation
     pieces: Pieces
     identities: tuple[tuple[OwnSequence, OwnSequence], ...]
+    together: Together
     built: frozenset[str] = frozenset()
 
     @classmethod
@@ -125,8 +122,9 @@ class Shadow:
         ]
         run_all(side, made, "creating the new table")
         columns = [pair.destination for pair in work.pairs]
-        shadow = cls.of(side, work.spec, columns, old, name, pieces)
-        shadow.try_building()
+        together = {old.oid: (name, TableName.of(old))}
+        shadow = cls.of(side, work.spec, columns, old, name, pieces, together)
+        try_building([shadow])
         return shadow
 
     @classmethod
@@ -138,26 +136,13 @@ class Shadow:
         old: Relation,
         name: TableName,
         pieces: Pieces,
+        together: Together,
     ) -> Shadow:
         """Return the new table, which has that *name*."""
         relation = get_relation(side, str(name))
         mine = {each.column_name: each for each in read_sequences(side, relation.oid) if each.is_identity}
         identities = tuple((each, mine[each.column_name]) for each in pieces.sequences if each.is_identity)
-        return cls(side, spec, frozenset(columns), relation, old, pieces, identities)
-
-    def try_building(self) -> None:
-        """Give its sequences their types, and build on it, while it is empty, what is built after the load.
-
-        :raises RemoteError: what the server says of what can't be built.
-        """
-        types = [each.give_type(to) for each, to in self.identities]
-        run_all(self.side, types, "creating the new table")
-        self.side.run("SAVEPOINT airflow_dblink_trial", "trying what is built after the load")
-        self._build()
-        self.build_keys()
-        # COPY takes FREEZE in the very subtransaction of CREATE TABLE only: hence the second statement.
-        undo = "ROLLBACK TO SAVEPOINT airflow_dblink_trial; RELEASE SAVEPOINT airflow_dblink_trial"
-        self.side.run(undo, "trying what is built after the load")
+        return cls(side, spec, frozenset(columns), relation, old, pieces, identities, together)
 
     @property
     def name(self) -> TableName:
@@ -177,7 +162,7 @@ class Shadow:
         :raises RemoteError: what the server says.
         :raises TransientError: if these transactions don't end in time.
         """
-        self._build()
+        self.build()
         if self.spec.reset_sequences:
             # The old table's sequences, by the new table's values: they outlive it, or are copied in the end.
             loaded = replace(self.old, name=self.relation.name)
@@ -192,7 +177,11 @@ class Shadow:
                 " the new rows",
             )
 
-    def _build(self) -> None:
+    def build(self) -> None:
+        """Build indexes and extended statistics.
+
+        :raises RemoteError: what the server says of what can't be built.
+        """
         indexes = [(index, name) for name, index in self.pieces.indexes.items()]
         made: list[sql.Composed] = []
         for name, each in self.pieces.statistics.items():
@@ -204,13 +193,15 @@ class Shadow:
     def build_keys(self) -> None:
         """Build the foreign keys; writers of the tables that they refer to wait from then on.
 
+        The tables that are swapped together must have their indexes.
+
         :raises RemoteError: what the server says, as of rows that break a key.
         :raises TransientError: if one of these tables isn't locked within *swap_timeout*.
         """
         if not self.pieces.keys:
             return
         patience = Patience.of(self.side)
-        added = [statement for key in self.pieces.keys for statement in key.add(self.name)]
+        added = [statement for key in self.pieces.keys for statement in self._add(key)]
 
         def add() -> None:
             made = [PIN, *added, *self._twins(), UNPIN, *patience.end]
@@ -218,7 +209,7 @@ class Shadow:
 
         with self.by_own_names():
             timeout_s = self.spec.swap_timeout.total_seconds()
-            patience.until_had([add], patience.writers_ms, timeout_s, self.old, writers=True)
+            patience.until_had([add], patience.writers_ms, timeout_s, [self.old], writers=True)
             for key in self.pieces.keys:
                 with own_path(self.side):
                     run_all(self.side, key.validate(self.name), f"creating the foreign key {key.name}")
@@ -227,14 +218,18 @@ class Shadow:
         """Return the statements that make a second key like each to another table.
 
         To drop such a twin locks the other table, even if the role may not use LOCK TABLE there: see
-        :meth:`take_place`.
+        :func:`.exchange.swap`.
         """
-        twins = (replace(key, name=name, comment=None) for name, key in self._doubled.items())
-        return [statement for twin in twins for statement in twin.add(self.name)]
+        twins = (replace(key, name=name, comment=None) for name, key in self.doubled.items())
+        return [statement for twin in twins for statement in self._add(twin)]
+
+    def _add(self, key: ForeignKey) -> list[sql.Composed]:
+        return key.add(self.name, {oid: name for oid, (name, _) in self.together.items()})
 
     @property
-    def _doubled(self) -> dict[str, ForeignKey]:
-        keys = [key for key in self.pieces.keys if not key.is_whole and len(key.parts) == 1]
+    def doubled(self) -> dict[str, ForeignKey]:
+        """The keys to tables that aren't swapped, by the names of their twins."""
+        keys = [key for key in self.pieces.keys if not key.is_whole and key.refers_to not in self.together]
         return {f"airflow_dblink_twin_{i}": key for i, key in enumerate(keys)}
 
     @contextmanager
@@ -245,97 +240,26 @@ class Shadow:
         try:
             yield
         except RemoteError as error:
-            raise error.renamed({**own, self.name.name: self.target.name}) from None
-
-    def take_place(self) -> float:
-        """Lock the old table, drop it, and give the new one its name; return when it was locked.
-
-        The lock is asked for again and again, each time for a moment, until *swap_timeout* is over. To drop
-        its keys, the tables that they refer to must be locked, too: in one attempt after it, in the next one
-        before it, since readers that lock them in one order can be in the way of the other for good.
-
-        :returns: the value of ``time.monotonic``.
-        :raises UsageError: if something has come to depend on the old table meanwhile.
-        :raises TransientError: if the lock isn't had in time, naming who holds it.
-        """
-        # Under the lock that keeps the definition, these can't change any more; privileges can.
-        with own_path(self.side):
-            kept = [
-                *protection_statements(self.side, self.old.oid, self.target),
-                *comment_statements(self.side, self.old.oid, self.target),
-            ]
-        # A new view needs no lock that the first one keeps away; of one that is still newer DROP TABLE tells.
-        demand_swappable(self.side, self.old)
-        patience = Patience.of(self.side)
-        lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(self.target.identifier)
-        next_ms = patience.next_ms(1 + len(self.pieces.keys) + len(self.pieces.sequences))
-        soon = sql.SQL(f"SET LOCAL lock_timeout = '{next_ms}ms'")
-        drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
-        others = [drop.format(self.name.identifier, sql.Identifier(name)) for name in self._doubled]
-
-        def attempt(first: Sequence[sql.Composable], then: Sequence[sql.Composable]) -> float:
-            answers = self.side.ask_after(first, self._grants(), "locking the old table")
-            locked_at = time.monotonic()
-            grants = [str(row["statement"]) for rows in answers for row in rows]
-            made: list[str | sql.Composable] = [soon, *then, *self._exchange(), *grants]
-            made += [PIN, *kept, UNPIN]  # under the path that they were read under
-            run_all(self.side, [*made, *patience.end], "swapping the tables")
-            return locked_at
-
-        timeout_s = self.spec.swap_timeout.total_seconds()
-        attempts = [partial(attempt, [lock], others)]
-        if others:
-            attempts.append(partial(attempt, [others[0], soon, *others[1:], lock], []))
-        return patience.until_had(attempts, patience.first_ms, timeout_s, self.old, writers=False)
-
-    def _exchange(self) -> list[sql.Composed]:
-        """Return the statements that drop the old table and give the new one and its pieces their names."""
-        owned = sql.SQL("ALTER SEQUENCE {} OWNED BY {}.{}")
-        rename = sql.SQL("ALTER SEQUENCE {} RENAME TO {}")
-        comment = sql.SQL("COMMENT ON SEQUENCE {} IS {}")
-        return [
-            *(
-                owned.format(each.identifier, self.name.identifier, sql.Identifier(each.column_name))
-                for each in self.pieces.sequences
-                if not each.is_identity
-            ),
-            *(_same_position(old, new) for old, new in self.identities),
-            sql.SQL("DROP TABLE {}").format(self.target.identifier),
-            sql.SQL("ALTER TABLE {} RENAME TO {}").format(
-                self.name.identifier, sql.Identifier(self.target.name)
-            ),
-            *(index.rename(self.target, name) for name, index in self.pieces.indexes.items()),
-            *(each.rename(name) for name, each in self.pieces.statistics.items()),
-            *(rename.format(new.identifier, sql.Identifier(old.name)) for old, new in self.identities),
-            *(
-                comment.format(old.identifier, sql.Literal(old.comment))
-                for old, _ in self.identities
-                if old.comment is not None
-            ),
-        ]
-
-    def _grants(self) -> list[sql.SQL]:
-        made = [grant_question(self.side, self.old.oid, self.relation.oid, self.target)]
-        made += [
-            grant_question(self.side, old.oid, new.oid, TableName.of(old)) for old, new in self.identities
-        ]
-        return made
+            own |= {name.name: target.name for name, target in self.together.values()}
+            raise error.renamed(own) from None
 
 
-def swap(shadow: Shadow, once: Once, result: Mapping[str, Any]) -> None:
-    """Let the loaded table take its place, run *post_sql*, and commit.
+def try_building(shadows: Sequence[Shadow]) -> None:
+    """Give new tables' sequences their types, and build on the empty tables what comes after the load.
 
-    :param result: what a retry should return; stored before the lock, or readers would wait for Airflow.
-    :raises UsageError: as :meth:`Shadow.take_place`.
-    :raises RemoteError: what the server says; nothing is changed then.
+    :raises RemoteError: what the server says of what can't be built.
     """
-    once.keep(result)
-    locked_at = shadow.take_place()
-    if shadow.spec.post_sql:
-        shadow.side.run(UserText(shadow.spec.post_sql, "post_sql"), "executing post_sql")
-    once.commit(None)
-    took_ms = 1000 * (time.monotonic() - locked_at)
-    log.info("Swapped %s: it was locked for %.0f ms", shadow.old, took_ms)
+    for shadow in shadows:
+        types = [each.give_type(to) for each, to in shadow.identities]
+        run_all(shadow.side, types, "creating the new table")
+    side, action = shadows[0].side, "trying what is built after the load"
+    side.run("SAVEPOINT airflow_dblink_trial", action)
+    for shadow in shadows:
+        shadow.build()
+    for shadow in shadows:
+        shadow.build_keys()
+    # COPY takes FREEZE in the very subtransaction of CREATE TABLE only: hence the second statement.
+    side.run("ROLLBACK TO SAVEPOINT airflow_dblink_trial; RELEASE SAVEPOINT airflow_dblink_trial", action)
 
 
 def lock_definition(side: Side, work: Plan) -> None:
@@ -363,13 +287,6 @@ def create_like(old: Relation, new: TableName, place: Place) -> sql.Composed:
         return statement
     owner = sql.SQL("{}; ALTER TABLE {} OWNER TO {}")
     return owner.format(statement, new.identifier, sql.Identifier(place.owner))
-
-
-def _same_position(old: OwnSequence, new: OwnSequence) -> sql.Composed:
-    position = sql.SQL(
-        "SELECT pg_catalog.setval({}::pg_catalog.oid::pg_catalog.regclass, last_value, is_called) FROM {}"
-    )
-    return position.format(sql.Literal(new.oid), old.identifier)
 
 
 def _altered(side: Side, work: Plan, old: Relation) -> DblinkError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 
 from airflow_dblink.core.errors import UsageError
@@ -48,9 +49,10 @@ def demand_swap_arguments(mode: str, swap_timeout: object, old_snapshots_timeout
             raise UsageError(f"{name} is for mode='swap', not for {mode!r}", hint=f"leave {name} out")
 
 
-def demand_swappable(destination: Side, relation: Relation) -> None:
+def demand_swappable(destination: Side, relation: Relation, together: Collection[int] = ()) -> None:
     """Raise unless another table can take the place of *relation*.
 
+    :param together: oids of the tables that are swapped with it, whose foreign keys follow.
     :raises UsageError: names everything that stands in the way, or the privilege that lacks.
     """
     facts = destination.ask(_SQL["owner"], {"oid": relation.oid})[0]
@@ -79,7 +81,7 @@ def demand_swappable(destination: Side, relation: Relation) -> None:
             "42501",
             hint="grant it to the owner",
         )
-    found = destination.ask(_SQL["obstacles"], {"oid": relation.oid})
+    found = destination.ask(_SQL["obstacles"], {"oid": relation.oid, "together": [*together]})
     if found:
         reasons = [_PHRASES[row["kind"]].format(row["name"]) for row in found]
         raise UsageError(

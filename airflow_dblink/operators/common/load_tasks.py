@@ -1,37 +1,44 @@
-"""The tasks of a load in parts, and what they share: between which databases, which table, which load."""
+"""The tasks of a load in parts, of one table or of a set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from airflow.sdk import XComArg
-from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.errors import LoadLostError, UsageError, VerificationError
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.once.tries import Tries
+from airflow_dblink.core.parts.beginning import Begun, begin, choose_tables
 from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.key import LoadKey
-from airflow_dblink.core.parts.load import DEADLINE, IDLE, LoadSpec, begin, key_of
+from airflow_dblink.core.parts.ledger import Done
+from airflow_dblink.core.parts.load import DEADLINE, IDLE, Load, LoadSpec
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
 from airflow_dblink.core.parts.swapping import is_left, swap
 from airflow_dblink.core.parts.verifying import verify
 from airflow_dblink.core.server.login import connect
-from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.sqltext.names import demand_columns
+from airflow_dblink.core.server.side import in_transaction
+from airflow_dblink.core.sets.choose import Choice
+from airflow_dblink.core.transfer.creating import create_missing
 from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT, demand_swap_arguments
-from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.hooks.parts.task import task_name
 from airflow_dblink.operators.common.arguments import demand_timedelta, flag, whole_number
-from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.known import check_known, constructing
+from airflow_dblink.operators.common.load_base import (
+    Both,
+    Item,
+    LoadBaseOperator,
+    PacedLoadBaseOperator,
+    units_of,
+)
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
-from airflow_dblink.operators.common.pace import PacedOperator, hold_before_work
+from airflow_dblink.operators.common.pace import hold_before_work
 from airflow_dblink.operators.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,128 +50,15 @@ _KEY = "airflow_dblink_load"
 MIN_PARTS = 16
 
 
-@dataclass(frozen=True)
-class Both:
-    """Both sides of a load, and the hook that has opened the source."""
-
-    source: Side
-    destination: Side
-    source_hook: DblinkHook
-
-
-class LoadBaseOperator(DblinkBaseOperator):
-    """Base of the tasks of a load in parts; not one itself.
-
-    :param load_id: task_id of the task that plans the load: it tells the loads of one Dag apart. By default
-        its own.
-    :param source_conn_id: Airflow connection that is read. (templated)
-    :param destination_conn_id: Airflow connection that is written. (templated)
-    :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
-    :param source_table: table that is read, as in SQL. (templated)
-    :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
-    """
-
-    template_fields: Sequence[str] = (
-        "source_conn_id",
-        "destination_conn_id",
-        "destination_table",
-        "source_table",
-        "columns",
-        "session_settings",
-    )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"columns": "json", "session_settings": "json"}
-    ui_color = "#f5e3cf"
-
-    def __init__(
-        self,
-        *,
-        source_conn_id: str,
-        destination_conn_id: str,
-        destination_table: str,
-        source_table: str,
-        columns: Sequence[str] | Mapping[str, str] | None = None,
-        load_id: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.load_id = load_id
-        self.source_conn_id = source_conn_id
-        self.destination_conn_id = destination_conn_id
-        self.destination_table = destination_table
-        self.source_table = source_table
-        self.columns = columns
-
-    def _check_early(self) -> None:
-        self._spec().check()
-
-    def _spec(self) -> LoadSpec:
-        names = ("source_conn_id", "destination_conn_id", "destination_table", "source_table")
-        self._demand_values(*names)
-        demand_columns("columns", self.columns, or_mapping=True)
-        return LoadSpec(self.destination_table, self.source_table, self.columns)
-
-    def _key(self, context: Context, destination: Side) -> LoadKey:
-        ti = context["ti"]
-        names = {"dag_id": ti.dag_id, "run_id": ti.run_id, "load_id": self.load_id or ti.task_id}
-        settings = self._settings(destination.connection, destination.conn_id)
-        return key_of(destination, self._spec(), settings, names)
-
-    @contextmanager
-    def _sides(self) -> Iterator[Both]:
-        """Give both sides."""
-        with (
-            self._no_retry_in_vain(),
-            self._hook(self.source_conn_id) as source,
-            self._hook(self.destination_conn_id) as destination,
-        ):
-            yield Both(
-                Side(source.link().connection, self.source_conn_id),
-                Side(destination.link().connection, self.destination_conn_id),
-                source,
-            )
-
-    @contextmanager
-    def _destination(self) -> Iterator[tuple[DblinkHook, Side]]:
-        """Give the destination alone, for what needs no source any more."""
-        with self._no_retry_in_vain(), self._hook(self.destination_conn_id) as hook:
-            yield hook, Side(hook.link().connection, self.destination_conn_id)
-
-    @contextmanager
-    def _no_retry_in_vain(self) -> Iterator[None]:
-        """Fail for good on a mistake, or on a load that is lost."""
-        with self._errors_for_airflow():
-            self._check_early()
-            try:
-                yield
-            except (LoadLostError, VerificationError) as error:
-                raise AirflowFailException(str(error)) from None
-
-
-class PacedLoadBaseOperator(PacedOperator, LoadBaseOperator):
-    """Base of the tasks that begin a load and copy its parts; not one itself."""
-
-    template_fields: Sequence[str] = (
-        *LoadBaseOperator.template_fields,
-        "max_mb_per_s",
-        "pause_while",
-        "pause_while_conn_id",
-    )
-    template_ext: Sequence[str] = (".sql",)
-    template_fields_renderers: ClassVar[dict[str, str]] = {
-        **LoadBaseOperator.template_fields_renderers,
-        "pause_while": "postgresql",
-    }
-
-    def _check_early(self) -> None:
-        super()._check_early()
-        self._demand_pace()
-
-
 class DblinkPartsPlanOperator(PacedLoadBaseOperator):
     """Begin a load in parts: keep a snapshot of the source, make the table that is loaded, cut the source.
 
     With *pause_while* it waits before it begins anything. No rows move, so *max_mb_per_s* is only checked.
 
+    :param tables: patterns of the tables of a set, such as ``sales.*``. (templated)
+    :param exclude: patterns of tables that don't belong to it. (templated)
+    :param schemas: destination schemas, by the source schemas that have another name there. (templated)
+    :param create: of a set, make the schemas and tables that the destination lacks.
     :param part_bytes: how large a part is at most, TOAST included.
     :param min_parts: so many parts at least, if they would have 8 MB.
     :param max_parts: so many parts at most; they are larger then.
@@ -173,12 +67,19 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
     :param deadline: the most that the snapshot is kept.
     :param idle: how long the snapshot is kept while no part uses it.
 
-    :returns: (XCom) the numbers of the parts, to be mapped over.
+    :returns: (XCom) the numbers of the parts, to be mapped over. Of a set: for each task a list of source
+        table, destination table and number of a part of this table.
     """
+
+    template_fields: Sequence[str] = (*PacedLoadBaseOperator.template_fields, "tables", "exclude", "schemas")
 
     def __init__(
         self,
         *,
+        tables: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        schemas: Mapping[str, str] | None = None,
+        create: bool = False,
         part_bytes: int = PART_BYTES,
         min_parts: int = MIN_PARTS,
         max_parts: int = MAX_PARTS,
@@ -192,6 +93,10 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
             for name, value in (("deadline", deadline), ("idle", idle)):
                 demand_timedelta(name, value)
             self.lock = flag("lock", lock)
+            self.create = flag("create", create)
+        self.tables = tables
+        self.exclude = exclude
+        self.schemas = schemas
         self.part_bytes = part_bytes
         self.min_parts = min_parts
         self.max_parts = max_parts
@@ -199,9 +104,29 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
         self.idle = idle
         check_known(self)
 
+    def _check_early(self) -> None:
+        super()._check_early()
+        if self.is_set:
+            if self.tables is None:
+                raise UsageError(
+                    "no table is given", hint="give source_table and destination_table, or tables"
+                )
+            self._choice()
+            self._cut(LoadSpec("", "")).check()
+        for name in ("tables", "exclude", "schemas", "create"):
+            if not self.is_set and getattr(self, name) not in (None, False):
+                hint = f"leave {name} out, or source_table and destination_table"
+                raise UsageError(f"{name} is for a set of tables", hint=hint)
+
+    def _choice(self) -> Choice:
+        return Choice.of(self.tables, self.exclude, self.schemas)
+
     def _spec(self) -> LoadSpec:
+        return self._cut(super()._spec())
+
+    def _cut(self, spec: LoadSpec) -> LoadSpec:
         return replace(
-            super()._spec(),
+            spec,
             part_bytes=self.part_bytes,
             min_parts=self.min_parts,
             max_parts=self.max_parts,
@@ -210,7 +135,7 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
             idle_s=self.idle.total_seconds(),
         )
 
-    def execute(self, context: Context) -> list[int]:
+    def execute(self, context: Context) -> list[Any]:
         """Begin the load, or go on with what an earlier try has begun."""
         ti = context["ti"]
         tries = Tries(context["task_state_store"], ti.max_tries)
@@ -223,76 +148,127 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
         run = uuid4().hex if left is None else str(left.facts.get("run", ""))
         tries.leave(_KEY, {"run": run, "anew": is_anew})
         with self._sides() as both:
-            source, destination = both.source, both.destination
-            ledger, head = begin(
-                source,
-                destination,
-                lambda: connect(both.source_hook.target(), application_name=task_name(), check=self._check),
-                self._key(context, destination),
-                self._spec(),
-                try_number=ti.try_number,
-                run=run,
-                is_anew=is_anew,
-                source_settings=self._settings(source.connection, source.conn_id),
-                destination_settings=self._settings(destination.connection, destination.conn_id),
-            )
+            begun = self._begin(context, both, run, is_anew=is_anew)
             tries.leave(_KEY, {"run": run})
-            self.log.info("The load's table is %s until it takes its place", ledger.shadow.as_string())
-            return list(range(1, head.parts + 1))
+            if self.is_set:
+                return _units(begun)
+            (one,) = begun
+            self.log.info("The load's table is %s until it takes its place", one.ledger.shadow.as_string())
+            return list(range(1, one.head.parts + 1))
+
+    def _begin(self, context: Context, both: Both, run: str, *, is_anew: bool) -> list[Begun]:
+        source, destination = both.source, both.destination
+        settings = self._settings(source.connection, source.conn_id)
+
+        def choose() -> list[LoadSpec]:
+            pairs = self._choice().pairs(source)
+            return [self._cut(LoadSpec(pair.destination, pair.source)) for pair in pairs]
+
+        if self.is_set:
+            key = Load.set_key(destination, self._names(context))
+            if self.create:
+                self._create_missing(both)
+            specs = choose_tables(source, key, choose, settings, is_anew=is_anew)
+            self.log.info("The set has %s tables", len(specs))
+        else:
+            specs = [self._spec()]
+        return begin(
+            source,
+            destination,
+            lambda: connect(both.source_hook.target(), application_name=task_name(), check=self._check),
+            self._load_of(context, destination, specs),
+            choose if self.is_set else None,
+            try_number=context["ti"].try_number,
+            run=run,
+            is_anew=is_anew,
+            source_settings=settings,
+            destination_settings=self._settings(destination.connection, destination.conn_id),
+        )
 
     def _hold(self) -> None:
         with self._destination() as (_, destination), self._pace(self.destination_conn_id) as pace:
             if pace is not None:
                 hold_before_work(pace, destination)
 
+    def _create_missing(self, both: Both) -> None:
+        source, destination = both.source, both.destination
+        settings = self._settings(source.connection, source.conn_id)
+        with in_transaction(source, settings, "looking for the set's tables"):
+            pairs = self._choice().pairs(source)
+        destination_settings = self._settings(destination.connection, destination.conn_id)
+        create_missing(source, destination, pairs, settings, destination_settings)
+
+
+def _units(begun: Sequence[Begun]) -> list[list[tuple[str, str, int]]]:
+    """Return what each task copies: parts of one or more tables."""
+    units: dict[int, list[tuple[str, str, int]]] = {}
+    for each in begun:
+        spec = each.table.spec
+        for part, unit in enumerate(each.head.units, 1):
+            units.setdefault(unit, []).append((spec.source_table, spec.destination_table, part))
+    return [units[unit] for unit in sorted(units)]
+
 
 class DblinkPartsLoadOperator(PacedLoadBaseOperator):
     """Copy one part of a load, once, across retries and killed workers.
 
-    :param part: its number. (templated)
+    :param part: its number; of a set, an item of what the plan has returned. (templated)
 
     :returns: (XCom) ``rows`` and ``bytes`` of the part, ``seconds`` and ``tries`` that it took.
     """
 
     template_fields: Sequence[str] = (*PacedLoadBaseOperator.template_fields, "part")
 
-    def __init__(self, *, part: int, **kwargs: Any) -> None:
+    def __init__(self, *, part: int | Sequence[Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.part = part
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Copy the part; the counts become the XCom return value."""
         with self._sides() as both, self._pace(self.destination_conn_id) as pace:
-            source, destination = both.source, both.destination
-            progress = Progress(self.log.info, pace)
-            part = whole_number("part", self.part, least=1)
-            done = copy_part(
-                source,
-                destination,
-                self._key(context, destination),
-                self._spec(),
-                part,
-                context["ti"].try_number,
-                source_settings=self._settings(source.connection, source.conn_id),
-                destination_settings=self._settings(destination.connection, destination.conn_id),
-                progress=progress.report,
-                pace=pace,
-            )
-            progress.say(f"Part {part}", done.rows, done.bytes, done.seconds - (pace.paused_s if pace else 0))
-            return {"rows": done.rows, "bytes": done.bytes, "seconds": done.seconds, "tries": done.tries}
+            load = self._load(context, both.destination, [self.part])
+            items = units_of([self.part])[0] if self.is_set else [self._item()]
+            copied = []
+            for table, item in zip(load.tables, items, strict=True):
+                progress = Progress(self.log.info, pace)
+                paused_s = pace.paused_s if pace else 0
+                done = copy_part(
+                    both.source,
+                    both.destination,
+                    load.keeper,
+                    table,
+                    item.part,
+                    context["ti"].try_number,
+                    source_settings=self._settings(both.source.connection, both.source.conn_id),
+                    destination_settings=self._settings(
+                        both.destination.connection, both.destination.conn_id
+                    ),
+                    progress=progress.report,
+                    pace=pace,
+                )
+                paused_s = pace.paused_s - paused_s if pace else 0
+                what = f"{item.source}, part {item.part}" if self.is_set else f"Part {item.part}"
+                progress.say(what, done.rows, done.bytes, done.seconds - paused_s)
+                copied.append(done)
+            total = Done.sum(copied)
+            return {"rows": total.rows, "bytes": total.bytes, "seconds": total.seconds, "tries": total.tries}
+
+    def _item(self) -> Item:
+        part = whole_number("part", self.part, least=1)
+        return Item(str(self.source_table), str(self.destination_table), part)
 
 
 class DblinkPartsVerifyOperator(LoadBaseOperator):
     """Look whether all parts of a load are there, and let go of the source's snapshot.
 
-    :param parts: the numbers of the parts, as the plan has returned them. (templated)
+    :param parts: the parts, as the plan has returned them. (templated)
 
     :returns: (XCom) ``rows``, ``bytes`` and ``parts``.
     """
 
     template_fields: Sequence[str] = (*LoadBaseOperator.template_fields, "parts")
 
-    def __init__(self, *, parts: Sequence[int] | XComArg, **kwargs: Any) -> None:
+    def __init__(self, *, parts: Sequence[Any] | XComArg, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.parts = parts
 
@@ -303,22 +279,39 @@ class DblinkPartsVerifyOperator(LoadBaseOperator):
                 raise UsageError(f"parts must be a list of numbers, got {type(self.parts).__name__}")
             source, destination = both.source, both.destination
             settings = self._settings(destination.connection, destination.conn_id)
-            key, spec = self._key(context, destination), self._spec()
-            done = verify(source, destination, key, spec, len(self.parts), settings)
+            load = self._load(context, destination, self.parts)
+            done = verify(source, destination, load, self._counts(load, self.parts), settings)
             self.log.info("%s rows in %s parts, %.1f MB", f"{done.rows:,}", done.parts, done.bytes / 1e6)
             return {"rows": done.rows, "bytes": done.bytes, "parts": done.parts}
 
+    def _counts(self, load: Load, parts: Sequence[Any]) -> dict[LoadKey, int]:
+        """Return how many parts each table has."""
+        if not self.is_set:
+            return {load.keeper: len(parts)}
+        counts = Counter(item.source for unit in units_of(parts) for item in unit)
+        return {table.key: counts[table.name] for table in load.tables}
+
 
 class DblinkPartsIndexOperator(LoadBaseOperator):
-    """Build the indexes of the table that was loaded, several at once.
+    """Build the indexes of the tables that were loaded, several at once.
 
+    :param parts: of a set, what the plan has returned. (templated)
     :param index_sessions: how many at once; each is a session of its own.
 
     :returns: (XCom) ``indexes``: how many were built.
     """
 
-    def __init__(self, *, index_sessions: int = INDEX_SESSIONS, **kwargs: Any) -> None:
+    template_fields: Sequence[str] = (*LoadBaseOperator.template_fields, "parts")
+
+    def __init__(
+        self,
+        *,
+        parts: Sequence[Any] | XComArg | None = None,
+        index_sessions: int = INDEX_SESSIONS,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.parts = parts
         with constructing(self):
             self.index_sessions = whole_number("index_sessions", index_sessions, least=1)
 
@@ -329,8 +322,7 @@ class DblinkPartsIndexOperator(LoadBaseOperator):
             built = build_indexes(
                 destination,
                 lambda check: connect(target, application_name=task_name(), check=check),
-                self._key(context, destination),
-                self._spec(),
+                self._load(context, destination, self.parts),
                 sessions=self.index_sessions,
                 check=self._check,
                 settings=self._settings(destination.connection, destination.conn_id),
@@ -339,8 +331,9 @@ class DblinkPartsIndexOperator(LoadBaseOperator):
 
 
 class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
-    """Give the loaded table the destination's place, exactly once: readers wait for the rename alone.
+    """Give loaded tables the destinations' places, exactly once: readers wait for the rename alone.
 
+    :param parts: of a set, what the plan has returned. (templated)
     :param swap_timeout: how long to try to lock the destination, each time for a second.
     :param older_transactions_timeout: how long to wait for transactions that hold an older snapshot: they
         would find an empty table afterwards. ``None``: don't wait.
@@ -348,12 +341,15 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
     :param allow_empty_source: let an empty source empty the destination.
 
     :returns: (XCom) ``rows``, ``bytes`` and ``seconds`` of all parts together, ``parts``, ``retries``,
-        ``snapshot`` (when it was taken, as ISO text) and ``xid``.
+        ``snapshot`` (when it was taken, as ISO text), ``tables`` (how many) and ``xid``.
     """
+
+    template_fields: Sequence[str] = (*LoadBaseOperator.template_fields, "parts")
 
     def __init__(
         self,
         *,
+        parts: Sequence[Any] | XComArg | None = None,
         swap_timeout: timedelta = SWAP_TIMEOUT,
         older_transactions_timeout: timedelta | None = OLDER_TRANSACTIONS_TIMEOUT,
         reset_sequences: bool = True,
@@ -367,6 +363,7 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
                 demand_timedelta("older_transactions_timeout", older_transactions_timeout)
             self.reset_sequences = flag("reset_sequences", reset_sequences)
             self.allow_empty_source = flag("allow_empty_source", allow_empty_source)
+        self.parts = parts
         self.swap_timeout = swap_timeout
         self.older_transactions_timeout = older_transactions_timeout
 
@@ -376,8 +373,8 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
             settings = self._settings(destination.connection, destination.conn_id)
             once = self._once(context, destination.connection, destination.conn_id)
             result = self._recall(context, hook, once)
-            key, spec = self._key(context, destination), self._spec()
-            if result is not None and is_left(destination, key, spec, settings):
+            load = self._load(context, destination, self.parts)
+            if result is not None and is_left(destination, load, settings):
                 self.log.info("An earlier try has swapped a load that was planned anew since.")
                 result = None
             if result is not None:
@@ -385,8 +382,7 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
             else:
                 result = swap(
                     destination,
-                    key,
-                    spec,
+                    load,
                     once,
                     settings,
                     swap_timeout=self.swap_timeout,
