@@ -98,11 +98,16 @@ def test_connection_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["exec", "fetch", "transfer", "swap", "parts", "sync", "query", "jobs", "stock-operators"]
+    "name", ["exec", "fetch", "transfer", "swap", "parts", "sets", "sync", "query", "jobs", "stock-operators"]
 )
 def test_how_to(shop: AirflowEnv, name: str) -> None:
     # Python has no infinite date, and docs/how-to/fetch.md says so.
     execute(shop.source, "UPDATE orders SET day = '2026-01-03' WHERE id = 3")
+    if name == "sets":
+        execute(shop.source, "DROP SCHEMA IF EXISTS sales CASCADE; CREATE SCHEMA sales")
+        execute(
+            shop.source, "CREATE TABLE sales.shop (id int PRIMARY KEY); CREATE TABLE sales.a_log (id int)"
+        )
     (dag,) = python_blocks(ROOT / f"docs/how-to/{name}.md")
     (shop.dags / f"{name}_howto.py").write_text(dag.replace("file:///tmp/", f"{shop.files.as_uri()}/"))
     run = shop.run(f"{name}_howto")
