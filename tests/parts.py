@@ -90,7 +90,6 @@ class Load:
             return copy_part(
                 source,
                 destination,
-                self.key,
                 self.core.tables[0],
                 part,
                 try_number,

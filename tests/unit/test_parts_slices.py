@@ -96,7 +96,14 @@ def test_a_piece_is_stored_and_read() -> None:
 def test_what_is_no_head_is_refused(change: dict[str, object]) -> None:
     facts = {
         **{"snapshot": "0-A-1", "taken_at": 1, "parts": 1, "shadow": 1, "destination": 1, "planned_by": 1},
-        **{"run": "a", "definition": "b" * 32, "route": "c" * 32, "columns": ["id"], "units": [1]},
+        **{
+            "run": "a",
+            "definition": "b" * 32,
+            "route": "c" * 32,
+            "columns": ["id"],
+            "units": [1],
+            "keeper": "0" * 16,
+        },
     }
     assert Head.of(facts).parts == 1
     with pytest.raises(UsageError, match="the ledger of the load"):

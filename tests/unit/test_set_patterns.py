@@ -24,7 +24,8 @@ from airflow_dblink.core.sets.problems import for_each
         ('"a.b"."c*"', "a.b", "c*", False, True),
         ('"a.b"."c*"', "a.b", "cd", False, False),
         ('a."say ""hi"""', "a", 'say "hi"', False, True),
-        ("a.b+", "a", "bb", False, False),
+        ('a."b+"', "a", "b+", False, True),
+        ("a.Ä", "a", "Ä", False, True),
         ("a.b$", "a", "b$", False, True),
         ("a.*", "a", "two\nlines", False, True),
         ("*.b", "a.x", "b", False, True),
@@ -35,9 +36,13 @@ def test_a_pattern_means(text: str, schema: str, table: str, *, is_visible: bool
     assert Pattern.of("tables", text).matches(schema, table, is_visible=is_visible) is is_meant
 
 
-@pytest.mark.parametrize("text", ["", "  ", ".", "a.", ".a", "a.b.c", '"a', 'a"', "a\0b", None, 7, ["a"]])
+@pytest.mark.parametrize(
+    "text", ["", "  ", ".", "a.", ".a", "a.b.c", '"a', 'a"', "a\0b", "a.b+", "a.[0-9]", "a|b", None, 7, ["a"]]
+)
 def test_what_is_no_pattern_is_refused(text: object) -> None:
-    with pytest.raises(UsageError, match=r"exclude: .* is no pattern of table names"):
+    with pytest.raises(
+        UsageError, match=r"exclude: .*(is no pattern of table names|which stands for nothing else)"
+    ):
         Pattern.of("exclude", text)
 
 

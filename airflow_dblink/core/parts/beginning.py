@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from airflow_dblink.core.errors import DblinkError, NoLoadError, TransientError
+from airflow_dblink.core.errors import DblinkError, NoLoadError, TransientError, UsageError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts import shadow as shadows
 from airflow_dblink.core.parts.key import LoadKey
@@ -18,7 +19,8 @@ from airflow_dblink.core.parts.ledger import Head, Ledger
 from airflow_dblink.core.parts.load import Load, LoadSpec, Settings, TableLoad, route_of, work_of
 from airflow_dblink.core.parts.slices import Leaf, Part, Piece, cut, leaves_of
 from airflow_dblink.core.server.connection import LinkConnection
-from airflow_dblink.core.server.side import Side, in_transaction, set_local
+from airflow_dblink.core.server.side import Side, demand, in_transaction, set_local
+from airflow_dblink.core.sets.choose import Pair
 from airflow_dblink.core.sets.problems import for_each
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
@@ -73,13 +75,8 @@ class _Planned:
 
 
 def choose_tables(
-    source: Side,
-    key: LoadKey,
-    choose: Callable[[], list[LoadSpec]],
-    settings: Settings,
-    *,
-    is_anew: bool,
-) -> list[LoadSpec]:
+    source: Side, key: LoadKey, choose: Callable[[], list[Pair]], settings: Settings, *, is_anew: bool
+) -> list[Pair]:
     """Return a set's tables: by the snapshot that an earlier try has taken, if it is still kept.
 
     :param key: the keeper's.
@@ -147,7 +144,7 @@ def begin(
             raise TransientError("the tables of the set changed meanwhile", source.conn_id, "40001")
         destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the load")
         set_local(destination, destination_settings)
-        begun = _make(source, destination, places, keeper, try_number, run)
+        begun = _make(source, destination, places, load.keeper, keeper, try_number, run)
         destination.run("COMMIT", "beginning the load")
         source.run("COMMIT", "ending the source transaction")
     except DblinkError:
@@ -211,11 +208,7 @@ def _keeper(
     if (keeper := keepers.find(source, load.keeper)) is None:
         spec = load.tables[0].spec
         with in_transaction(source, settings, "looking for the source table"):
-            found = for_each(
-                load.tables,
-                lambda table: get_relation(source, table.spec.source_table),
-                lambda table: table.name,
-            )
+            found = for_each(load.tables, lambda table: _source(source, table), lambda table: table.name)
         tables = [table.identifier for table in found] if spec.lock else []
         connection = connect()
         pid = connection.info.backend_pid
@@ -233,6 +226,12 @@ def _keeper(
     return keeper, keeper.pid == pid
 
 
+def _source(source: Side, table: TableLoad) -> Relation:
+    found = get_relation(source, table.spec.source_table)
+    demand(found.may_select, source, f"permission denied: no SELECT on {found}")
+    return found
+
+
 def _end_keeper(source: Side, key: LoadKey) -> None:
     keepers.release(source, key)
     deadline = time.monotonic() + _ENDS_S
@@ -246,6 +245,7 @@ def _make(
     source: Side,
     destination: Side,
     places: Sequence[_Place],
+    key: LoadKey,
     keeper: keepers.Keeper,
     try_number: int,
     run: str,
@@ -280,6 +280,7 @@ def _make(
             "taken_at": keeper.taken_at,
             "planned_by": try_number,
             "run": run,
+            "keeper": key.text,
             "units": [unit for unit, _ in units],
         }
         begun.append(_write(destination, each, facts, [part for _, part in units]))
@@ -304,6 +305,11 @@ def _cut(planned: Sequence[_Planned], spec: LoadSpec) -> list[list[tuple[int, Pa
     """Return the parts of each table, and which unit, the work of one task, each belongs to."""
     owner = {leaf.oid: i for i, each in enumerate(planned) for leaf in each.leaves}
     leaves = [leaf for each in planned for leaf in each.leaves]
+    if twice := [str(leaf) for leaf, count in Counter(leaves).items() if count > 1]:
+        raise UsageError(
+            f"rows would come twice: {', '.join(sorted(twice))} belongs to several tables of the set",
+            hint="a table is read with its children: load these tables apart from each other",
+        )
     cuts = cut(leaves, part_bytes=spec.part_bytes, min_parts=spec.min_parts, max_parts=spec.max_parts)
     found: list[list[tuple[int, Part]]] = [[] for _ in planned]
     for unit, pieces in enumerate(cuts, 1):

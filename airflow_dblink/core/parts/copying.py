@@ -9,9 +9,8 @@ from contextlib import contextmanager
 
 from psycopg import pq
 
-from airflow_dblink.core.errors import DblinkError, VerificationError
+from airflow_dblink.core.errors import DblinkError, RemoteError, VerificationError
 from airflow_dblink.core.parts import keeper as keepers
-from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done, Head, Ledger
 from airflow_dblink.core.parts.load import Settings, TableLoad, route_of, work_of
 from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, lost, name_of
@@ -30,7 +29,6 @@ Progress = Callable[[int, int, int | None], None]
 def copy_part(
     source: Side,
     destination: Side,
-    keeper: LoadKey,
     table: TableLoad,
     part: int,
     try_number: int,
@@ -42,7 +40,6 @@ def copy_part(
 ) -> Done:
     """Copy the part into the load's shadow, unless an earlier try has done so; returns what it has brought.
 
-    :param keeper: key of the snapshot.
     :param try_number: higher than that of every earlier try.
     :param source_settings: run-time parameters, local to the transaction.
     :param destination_settings: the same for the destination.
@@ -62,7 +59,7 @@ def copy_part(
         return claimed
     started = time.monotonic()
     source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
-    keepers.use(source, keeper, head.snapshot)
+    keepers.use(source, head.keeper, head.snapshot)
     set_local(source, source_settings)
     destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the part")
     set_local(destination, destination_settings)
@@ -70,7 +67,10 @@ def copy_part(
         work = work_of(source, destination, ledger, table.spec)
         _demand_same_route(source, work, head)
         estimated = None if work.estimated_rows is None else work.estimated_rows // head.parts
-        pumped = _pump(source, destination, work, claimed.part, progress, estimated, pace)
+        try:
+            pumped = _pump(source, destination, work, claimed.part, progress, estimated, pace)
+        except RemoteError as error:
+            raise error.renamed({table.key.shadow: target.name}) from None
     source.run("COMMIT", "ending the source transaction")
     seconds = round(time.monotonic() - started, 3)
     done = Done(pumped.taken, pumped.size, seconds, tries=claimed.tries)
@@ -124,7 +124,8 @@ def _pump(
         demand_same_file(source, piece, name)
         if pumped.sent != pumped.taken:
             raise VerificationError(
-                f"{work.target.as_string()} kept {pumped.taken} of {pumped.sent} rows", destination.conn_id
+                f"the table that is loaded kept {pumped.taken} of {pumped.sent} rows of {name.as_string()}",
+                destination.conn_id,
             )
         total = Pumped(total.sent + pumped.sent, total.taken + pumped.taken, total.size + pumped.size)
     return total

@@ -50,6 +50,7 @@ class Head:
     :ivar definition: of the destination when it was planned, hashed; see :func:`.shadow.definition_of`.
     :ivar route: how rows travel, hashed; see :func:`.load.route_of`.
     :ivar columns: names of the destination's columns that rows are copied into.
+    :ivar keeper: key of the session that keeps the snapshot, which all tables of a set share.
     :ivar units: of each part, which task copies it: with a set of tables a task may copy parts of several.
     """
 
@@ -64,6 +65,7 @@ class Head:
     route: str
     columns: tuple[str, ...]
     units: tuple[int, ...]
+    keeper: LoadKey
 
     @property
     def taken(self) -> str:
@@ -92,7 +94,7 @@ class Head:
         if not isinstance(units, list) or not all(type(unit) is int for unit in units):
             raise UsageError("the ledger of the load doesn't tell which task copies which part")
         values: list[Any] = [snapshot, *numbers, str(facts.get("run", "")), *hashes]
-        values += [tuple(map(str, columns)), tuple(units)]
+        values += [tuple(map(str, columns)), tuple(units), LoadKey(str(facts.get("keeper")))]
         return cls(*values)
 
 
@@ -263,16 +265,19 @@ class Ledger:
         total = Done.sum(Done(**{name: row[name] for name in names}) for row in done)
         return total, [row["part"] for row in rows if not row["is_done"]]
 
-    def demand_done(self, destination: Side, head: Head) -> Done:
+    def demand_done(self, destination: Side, head: Head, table: str) -> Done:
         """Return what all parts of the load with this *head* have brought.
 
+        :param table: the source, for errors.
         :raises VerificationError: names the parts that are not copied.
         """
         done, left = self.done(destination)
         if left or done.parts != head.parts:
-            named = [*map(str, left[:_MOST_NAMED]), *(["..."] if len(left) > _MOST_NAMED else [])]
+            units = list(dict.fromkeys(head.units[part - 1] for part in left if part <= len(head.units)))
+            named = [*map(str, units[:_MOST_NAMED]), *(["..."] if len(units) > _MOST_NAMED else [])]
+            missing = head.parts - done.parts
             raise VerificationError(
-                f"of {head.parts} parts {head.parts - done.parts} are not copied: {', '.join(named)}",
+                f"{table}: of {head.parts} parts {missing} are not copied: {', '.join(named)}",
                 destination.conn_id,
                 hint="clear their tasks",
             )

@@ -98,7 +98,8 @@ class TableLoad:
 class Load:
     """A load: of one table, or of a set that is swapped together.
 
-    :ivar keeper: key of the snapshot that all tables share.
+    :ivar keeper: key of the snapshot that all tables share; known where a set is planned, and then by the
+        ledgers.
     """
 
     keeper: LoadKey
@@ -112,7 +113,7 @@ class Load:
         settings: Settings,
         names: Mapping[str, Any],
         *,
-        is_set: bool = False,
+        set_of: Mapping[str, Any] | None = None,
     ) -> Self:
         """Return the load that *names*, JSON-able, tell from others into the same tables.
 
@@ -121,6 +122,7 @@ class Load:
 
         :param specs: of the tables; of a set perhaps not of all of them.
         :param settings: run-time parameters of the destination, local to the transaction.
+        :param set_of: what tells the set from others of these names, JSON-able; ``None``: no set.
         :raises UsageError: if there is no such table in the destination; names all of them.
         """
         with in_transaction(destination, settings, "looking for the destination table"):
@@ -132,12 +134,12 @@ class Load:
             names = {**names, **_place(destination)}
         keys = [LoadKey.of({**names, "table": [target.schema_name, target.name]}) for target in targets]
         tables = tuple(TableLoad(key, spec) for key, spec in zip(keys, specs, strict=True))
-        return cls(LoadKey.of({**names, "set": True}) if is_set else keys[0], tables)
+        return cls(keys[0] if set_of is None else LoadKey.of({**names, "set": set_of}), tables)
 
     @staticmethod
-    def set_key(destination: Side, names: Mapping[str, Any]) -> LoadKey:
-        """Return the keeper's key of the set that *names* tell from others, whatever its tables are."""
-        return LoadKey.of({**names, **_place(destination), "set": True})
+    def set_key(destination: Side, names: Mapping[str, Any], set_of: Mapping[str, Any]) -> LoadKey:
+        """Return the keeper's key of the set that *names* and *set_of* tell from others."""
+        return LoadKey.of({**names, **_place(destination), "set": set_of})
 
 
 def _place(destination: Side) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.sets.problems import for_each
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
-from airflow_dblink.core.tables.pieces import TableName
+from airflow_dblink.core.tables.pieces import TableName, run_all
 from airflow_dblink.core.transfer.exchange import swap as take_place
-from airflow_dblink.core.transfer.in_use import named_of, wait_for_snapshots
+from airflow_dblink.core.transfer.in_use import Patience, named_of, wait_for_snapshots
 from airflow_dblink.core.transfer.plan import Spec
-from airflow_dblink.core.transfer.swap import Shadow, Together
+from airflow_dblink.core.transfer.swap import Shadow, Together, build_keys
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +81,7 @@ def swap(
     if older_transactions_timeout is not None:
         _wait(destination, planned, older_transactions_timeout)
     once.begin({**TEXT_FORMS, **settings}, read_committed=True)
-    targets = sorted((each.target for each in planned), key=lambda target: target.oid)
-    for target in targets:  # in one order, so that swaps don't wait for each other
-        lock = sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(target.identifier)
-        destination.run(lock, "locking the destination table")
+    _lock_definitions(destination, [each.target for each in planned], swap_timeout)
     loaded = _loaded(destination, load)
     if [each.head for each in loaded] != [each.head for each in planned]:
         # its rows may be younger than what was waited for
@@ -112,6 +109,22 @@ def swap(
     return result
 
 
+def _lock_definitions(destination: Side, targets: Sequence[Relation], timeout: timedelta) -> None:
+    """Keep the definitions as they are, and other swaps away; several tables are locked in one attempt."""
+    ordered = sorted(targets, key=lambda target: target.oid)
+    lock = sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE")
+    locks = [lock.format(target.identifier) for target in ordered]
+    if len(locks) == 1:
+        destination.run(locks[0], "locking the destination table")
+        return
+    patience = Patience.of(destination)
+
+    def attempt() -> None:
+        run_all(destination, [*locks, *patience.end], "locking the destination tables")
+
+    patience.until_had([attempt], patience.writers_ms, timeout.total_seconds(), ordered, writers=False)
+
+
 def _wait(destination: Side, planned: Sequence[_Loaded], timeout: timedelta) -> None:
     """Wait for transactions by whose older snapshots the new tables would be empty.
 
@@ -135,7 +148,7 @@ def _loaded(destination: Side, load: Load) -> list[_Loaded]:
         target = get_relation(destination, table.spec.destination_table)
         ledger = Ledger(table.key, target.schema_name)
         head = ledger.head(destination)
-        found.append(_Loaded(table, target, ledger, head, ledger.demand_done(destination, head)))
+        found.append(_Loaded(table, target, ledger, head, ledger.demand_done(destination, head, table.name)))
     return found
 
 
@@ -174,6 +187,5 @@ def _finished(destination: Side, loaded: Sequence[_Loaded], arguments: Mapping[s
         shadows.append(shadow)
     for shadow in shadows:
         shadow.finish()
-    for shadow in shadows:
-        shadow.build_keys()
+    build_keys(shadows)
     return shadows

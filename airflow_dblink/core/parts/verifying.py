@@ -10,7 +10,7 @@ from psycopg import sql
 from airflow_dblink.core.errors import VerificationError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts.key import ANEW, LoadKey
-from airflow_dblink.core.parts.ledger import Done, Ledger, end_holders
+from airflow_dblink.core.parts.ledger import Done, Head, Ledger, end_holders
 from airflow_dblink.core.parts.load import Load, Settings, TableLoad
 from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.tables.catalog import get_relation
@@ -32,15 +32,16 @@ def verify(
     :raises NoLoadError: if a table's load is gone.
     """
     with in_transaction(destination, settings, "verifying the load"):
-        done = [_verified(destination, table, parts[table.key]) for table in load.tables]
-    keepers.release(source, load.keeper)
-    return Done.sum(done)
+        found = [_verified(destination, table, parts[table.key]) for table in load.tables]
+    for key in {head.keeper for head, _ in found}:
+        keepers.release(source, key)
+    return Done.sum(done for _, done in found)
 
 
-def _verified(destination: Side, table: TableLoad, parts: int) -> Done:
+def _verified(destination: Side, table: TableLoad, parts: int) -> tuple[Head, Done]:
     ledger = Ledger(table.key, get_relation(destination, table.spec.destination_table).schema_name)
     head = ledger.head(destination)
-    done = ledger.demand_done(destination, head)
+    done = ledger.demand_done(destination, head, table.name)
     if done.parts != parts:
         raise VerificationError(
             f"the ledger has {done.parts} parts of {table.name}, and {parts} were to be copied, of"
@@ -50,16 +51,17 @@ def _verified(destination: Side, table: TableLoad, parts: int) -> Done:
         )
     if ended := end_holders(destination, head.shadow):
         log.info("%s: %s sessions of superseded tries were ended", destination.conn_id, ended)
-    _demand_rows(destination, ledger, done)
-    return done
+    _demand_rows(destination, ledger, done, table.name)
+    return head, done
 
 
-def _demand_rows(destination: Side, ledger: Ledger, done: Done) -> None:
+def _demand_rows(destination: Side, ledger: Ledger, done: Done, table: str) -> None:
     count = sql.SQL("SELECT pg_catalog.count(*) AS rows FROM {}").format(ledger.shadow)
     (found,) = destination.fetch(count, "counting the rows that were loaded")
     if found["rows"] != done.rows:
         raise VerificationError(
-            f"the parts have brought {done.rows} rows, and {ledger.shadow.as_string()} has {found['rows']}",
+            f"the parts of {table} have brought {done.rows} rows, and {ledger.shadow.as_string()} has"
+            f" {found['rows']}",
             destination.conn_id,
             hint=f"somebody else has written to it: {ANEW}",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sets.patterns import Pattern
 from airflow_dblink.core.sql.named import statements
 
+log = logging.getLogger(__name__)
+
 _SQL = statements("sets.sql")
 
 
@@ -25,12 +28,14 @@ class Pair:
     :ivar destination: the counterpart's.
     :ivar schema: the counterpart's schema.
     :ivar name: the name of both.
+    :ivar renames_schema: whether the source's schema has another name.
     """
 
     source: str
     destination: str
     schema: str
     name: str
+    renames_schema: bool = False
 
     def __str__(self) -> str:
         return self.source if self.source == self.destination else f"{self.source} ({self.destination})"
@@ -81,14 +86,17 @@ class Choice:
             if not matching:
                 empty.append(pattern.text)
             chosen |= {row["oid"]: row for row in matching if not self._is_excluded(row)}
+        for pattern in self.exclude:
+            if not any(_means(pattern, row) for row in found):
+                log.warning("%s: exclude %r finds no table", source.conn_id, pattern.text)
         if empty or not chosen:
             by = ", ".join(map(repr, empty)) or "tables without those of exclude"
             raise UsageError(
                 f"no table is found by {by}",
                 source.conn_id,
                 "42P01",
-                hint="a set holds ordinary and partitioned tables, no views and no foreign tables; the role"
-                " must be allowed to use their schemas",
+                hint="a set holds ordinary and partitioned tables: no views, no foreign tables, partitions"
+                " with their table alone; the role must be allowed to use their schemas",
             )
         self._demand_own_rows(source, chosen)
         return self._paired(source, sorted(chosen.values(), key=lambda row: (row["schema"], row["name"])))
@@ -128,7 +136,9 @@ class Choice:
 
     def _pair(self, source_schema: str, name: str) -> Pair:
         schema = self.schemas.get(source_schema, source_schema)
-        return Pair(_quoted(source_schema, name), _quoted(schema, name), schema, name)
+        return Pair(
+            _quoted(source_schema, name), _quoted(schema, name), schema, name, schema != source_schema
+        )
 
 
 def _quoted(schema: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Patterns that name tables, as those of ``pg_dump --table`` do.
+"""Patterns that name tables, as those of ``pg_dump --table`` do, without regular expressions.
 
 ``sales.orders`` is one table, ``sales.*`` are all of a schema, ``orders_?`` those that the search path finds.
 Letters fold to lower case, and ``*`` and ``?`` stand for others, unless in double quotes.
@@ -49,8 +49,14 @@ class Pattern:
                 parts[-1] += re.escape(quoted.replace('""', '"'))
             elif plain == ".":
                 parts.append("")
+            elif plain in _WILD:
+                parts[-1] += _WILD[plain]
+            elif plain.isalnum() or plain in "_$":  # PostgreSQL folds ASCII alone, in UTF-8
+                parts[-1] += re.escape(plain.lower() if plain.isascii() else plain)
             else:
-                parts[-1] += _WILD.get(plain) or re.escape(plain.lower())
+                raise UsageError(
+                    f"{argument}: {text!r} holds {plain!r}, which stands for nothing else here", hint=_hint()
+                )
         if end != len(text.strip()) or not all(parts) or len(parts) > 2:
             raise UsageError(f"{argument}: {text!r} is no pattern of table names", hint=_hint())
         *schema, table = (re.compile(part, re.DOTALL) for part in parts)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.errors import RemoteError, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST_NAMED = 20
+_ABORTED = "25P02"
 
 
 def for_each(tables: Iterable[T], work: Callable[[T], R], name: Callable[[T], str]) -> list[R]:
@@ -28,6 +29,10 @@ def for_each(tables: Iterable[T], work: Callable[[T], R], name: Callable[[T], st
             done.append(work(table))
         except UsageError as error:
             problems.append((table, error))
+        except RemoteError as error:
+            if not problems or error.sqlstate != _ABORTED:
+                raise
+            break  # what was wrong with a table before has ended the transaction
     if not problems:
         return done
     first = problems[0][1]
@@ -38,7 +43,7 @@ def for_each(tables: Iterable[T], work: Callable[[T], R], name: Callable[[T], st
         named.append(f"and {len(problems) - _MOST_NAMED} more tables")
     raise UsageError(
         f"{len(problems)} of {len(tables)} tables can't be used: {'; '.join(named)}",
-        first.connname,
+        first.connname if len({error.connname for _, error in problems}) == 1 else None,
         first.sqlstate if len({error.sqlstate for _, error in problems}) == 1 else None,
         hint=first.hint if len({error.hint for _, error in problems}) == 1 else None,
     )

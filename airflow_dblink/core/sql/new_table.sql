@@ -44,7 +44,7 @@ SELECT a.attname AS name, d.description AS comment
 -- What belongs to a table and isn't made with another one like it.
 WITH part (step, name) AS (
     SELECT 1, 'foreign key ' || conname
-      FROM pg_catalog.pg_constraint WHERE conrelid = %(oid)s AND contype = 'f'
+      FROM pg_catalog.pg_constraint WHERE conrelid = %(oid)s AND contype = 'f' AND %(keys)s
      UNION ALL
     SELECT 2, 'trigger ' || tgname FROM pg_catalog.pg_trigger WHERE tgrelid = %(oid)s AND NOT tgisinternal
      UNION ALL

@@ -128,8 +128,9 @@ SELECT kind, name FROM found ORDER BY kind, name;
 -- name: holders
 -- Whose locks keep tables, those that they refer to, or their sequences from being locked; no query's text. Or, of "writers"
 -- alone, whose keep others out that only refer to a table. A prepared transaction has no session.
-SELECT DISTINCT lock.pid, activity.application_name, activity.state,
-       (extract(epoch FROM pg_catalog.clock_timestamp() - activity.xact_start))::int AS seconds
+SELECT lock.pid, activity.application_name, activity.state,
+       (extract(epoch FROM pg_catalog.clock_timestamp() - activity.xact_start))::int AS seconds,
+       min(lock.relation::pg_catalog.regclass::text) AS relation
   FROM pg_catalog.pg_locks AS lock
   LEFT JOIN pg_catalog.pg_stat_activity AS activity ON activity.pid = lock.pid
  WHERE lock.locktype = 'relation' AND lock.granted
@@ -144,8 +145,22 @@ SELECT DISTINCT lock.pid, activity.application_name, activity.state,
                AND d.refclassid = 'pg_catalog.pg_class'::regclass::oid AND d.deptype IN ('a', 'i'))))
    AND (NOT %(writers)s OR lock.mode NOT IN ('AccessShareLock', 'RowShareLock'))
    AND lock.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+ GROUP BY lock.pid, activity.application_name, activity.state, activity.xact_start
  ORDER BY seconds DESC NULLS FIRST
  LIMIT 5;
+
+-- name: have_all
+-- The body of a DO block: runs the statements, and waits for the locks of all of them no longer than {ms} together.
+DECLARE
+    ends CONSTANT timestamptz := clock_timestamp() + {ms} * interval '1 ms';
+    statement text;
+BEGIN
+    FOREACH statement IN ARRAY ARRAY[{texts}]::text[] LOOP
+        PERFORM set_config(
+            'lock_timeout', greatest(1, ceil(1000 * extract(epoch FROM ends - clock_timestamp())))::int || 'ms', true);
+        EXECUTE statement;
+    END LOOP;
+END
 
 -- name: snapshots
 -- Transactions of other sessions in this database that hold a snapshot. Every role sees that of all sessions

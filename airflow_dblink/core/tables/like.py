@@ -72,12 +72,15 @@ def demand_like(like: str, mode: str, source_table: str | None, columns: object)
         )
 
 
-def read_pieces(source: Side, table: Relation, target: TableName) -> tuple[Piece, ...]:
+def read_pieces(
+    source: Side, table: Relation, target: TableName, *, keys_follow: bool = False
+) -> tuple[Piece, ...]:
     """Return what *table* of the source has beyond columns and NOT NULL, to be made on *target*.
 
     If the two tables have one name, so have indexes and sequences; else the new table's name becomes their
     beginning. What isn't made is in the log.
 
+    :param keys_follow: somebody else makes the foreign keys, and tells of those that aren't made.
     :raises UsageError: if an expression isn't one.
     :raises RemoteError: a server's errors.
     """
@@ -88,7 +91,10 @@ def read_pieces(source: Side, table: Relation, target: TableName) -> tuple[Piece
                 pieces.append(_index(index, _renamed(index.name, table, target), target))
         pieces += _checks(source, table, target)
         pieces.append(Piece("comments", tuple(_comments(source, table, target))))
-        left_out = [str(row["name"]) for row in source.ask(_SQL["left_out"], {"oid": table.oid})]
+        left_out = [
+            str(row["name"])
+            for row in source.ask(_SQL["left_out"], {"oid": table.oid, "keys": not keys_follow})
+        ]
     for piece in pieces:
         for text in piece.texts:
             _demand_contained(source, piece.what, text)
@@ -297,6 +303,7 @@ def rehearse(destination: Side, target: sql.Identifier, pieces: Sequence[Piece])
             except RemoteError as error:
                 if error.retryable:
                     raise
+                destination.run("ROLLBACK TO airflow_dblink_rehearsal", _CHECKING)  # others may be looked at
                 raise UsageError(
                     f"{piece.what} can't be made here: {error.message}",
                     destination.conn_id,

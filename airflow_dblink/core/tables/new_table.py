@@ -41,6 +41,8 @@ def new_table(
     pairs: Sequence[Pair],
     offered: Sequence[ResultColumn],
     like: Like,
+    *,
+    keys_follow: bool = False,
 ) -> NewTable:
     """Return a table with the source's columns, types, collations, NOT NULL and primary key.
 
@@ -48,6 +50,7 @@ def new_table(
     says so.
 
     :param like: ``all``: also with the other pieces of *table*.
+    :param keys_follow: see :func:`.like.read_pieces`.
     :raises RemoteError: a server's errors.
     """
     not_null = {column.name for column in table.columns if column.not_null} if table else set()
@@ -65,7 +68,7 @@ def new_table(
     if table is None:
         return NewTable(statement, ())
     if like == "all":
-        return NewTable(statement, read_pieces(source, table, target))
+        return NewTable(statement, read_pieces(source, table, target, keys_follow=keys_follow))
     return NewTable(statement, _primary_key(source, target, table, pairs))
 
 

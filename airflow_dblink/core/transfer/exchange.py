@@ -61,7 +61,7 @@ def _take_places(shadows: Sequence[Shadow]) -> float:
 
     :returns: the value of ``time.monotonic``.
     """
-    side, together = shadows[0].side, shadows[0].together
+    side = shadows[0].side
     # Under the locks that keep the definitions, these can't change any more; privileges can.
     kept: list[str | sql.Composable] = []
     with own_path(side):
@@ -70,40 +70,36 @@ def _take_places(shadows: Sequence[Shadow]) -> float:
             kept += comment_statements(side, shadow.old.oid, shadow.target)
     # A new view needs no lock that the first one keeps away; of one that is still newer DROP TABLE tells.
     for shadow in shadows:
-        demand_swappable(side, shadow.old, together)
+        demand_swappable(side, shadow.old, shadow.together)
     patience = Patience.of(side)
+    lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE")
+    locks = [lock.format(shadow.target.identifier) for shadow in shadows]
     drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
-    lock, *locks = [
-        sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(shadow.target.identifier)
-        for shadow in shadows
-    ]
     others = [
         drop.format(shadow.name.identifier, sql.Identifier(name))
         for shadow in shadows
         for name in shadow.doubled
     ]
-    sequences = sum(len(shadow.pieces.sequences) for shadow in shadows)
-    keys = sum(len(shadow.pieces.keys) for shadow in shadows)
-    next_ms = patience.next_ms(len(shadows) + keys + sequences)
-    soon = sql.SQL(f"SET LOCAL lock_timeout = '{next_ms}ms'")
     grants = [*chain.from_iterable(map(_grants, shadows))]
+    sequences = sum(len(shadow.pieces.sequences) for shadow in shadows)
+    soon = sql.SQL(f"SET LOCAL lock_timeout = '{patience.next_ms(sequences)}ms'")
 
-    def attempt(first: Sequence[sql.Composable], then: Sequence[sql.Composable]) -> float:
+    def attempt(first: Sequence[sql.Composable]) -> float:
         began = time.monotonic()  # nobody waits for us longer than since then
-        answers = side.ask_after(first, grants, "locking the old table")
+        side.run(sql.SQL("; ").join([PIN, patience.have_all(first), UNPIN]), "locking the old tables")
         locked_at = time.monotonic()
         patience.demand_time_left(locked_at - began)
+        answers = side.ask_after([soon], grants, "reading privileges")
         granted = [str(row["statement"]) for rows in answers for row in rows]
-        made: list[str | sql.Composable] = [soon, *then, *_exchange(shadows), *granted]
+        made: list[str | sql.Composable] = [*_exchange(shadows), *granted]
         made += [PIN, *kept, UNPIN]  # under the path that they were read under
         run_all(side, [*made, *patience.end], "swapping the tables")
         return locked_at
 
     timeout_s = shadows[0].spec.swap_timeout.total_seconds()
-    rest = [soon, *locks] if locks else []
-    attempts = [partial(attempt, [lock, *rest], others)]
+    attempts = [partial(attempt, [*locks, *others])]
     if others:
-        attempts.append(partial(attempt, [others[0], soon, *others[1:], lock, *locks], []))
+        attempts.append(partial(attempt, [*others, *locks]))
     old = [shadow.old for shadow in shadows]
     return patience.until_had(attempts, patience.first_ms, timeout_s, old, writers=False)
 

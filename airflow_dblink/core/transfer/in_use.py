@@ -29,6 +29,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 8.0
 _LOOK_S = 0.2
 _FIRST_SHARE = 0.65  # of deadlock_timeout; a quarter of it is for the further locks
 _MOST_NAMED = 3
+_HAVE_ALL = _SQL["have_all"]
 _BEGIN = "SAVEPOINT airflow_dblink_swap; SET LOCAL lock_timeout = '{}ms'"
 _UNDO = "ROLLBACK TO SAVEPOINT airflow_dblink_swap; RELEASE SAVEPOINT airflow_dblink_swap"
 
@@ -59,6 +60,15 @@ class Patience:
     def next_ms(self, locks: int) -> int:
         """For each of so many further *locks*, while the first one keeps readers waiting."""
         return max(1, min(50, self.deadlock_ms // 4 // max(1, locks)))
+
+    def have_all(self, statements: Sequence[sql.Composable]) -> sql.Composed:
+        """Return a statement that runs *statements*, whose locks are all waited for within :attr:`first_ms`.
+
+        It is to be parsed and run under the path of :mod:`.own_sql`.
+        """
+        texts = sql.SQL(", ").join(sql.Literal(each.as_string(self.side.connection)) for each in statements)
+        body = sql.SQL(_HAVE_ALL).format(texts=texts, ms=self.first_ms)
+        return sql.SQL("DO {}").format(sql.Literal(body.as_string(self.side.connection)))
 
     def demand_time_left(self, seconds: float) -> None:
         """Raise if the first lock came so late that the further ones might be waited for too long.
@@ -119,7 +129,8 @@ class Patience:
                         raise
                 self.side.run(_UNDO, "waiting for a lock")
             _look_anew(self.side)
-            holders = _names(self.side.ask(_SQL["holders"], {"oids": oids, "writers": writers}))
+            rows = self.side.ask(_SQL["holders"], {"oids": oids, "writers": writers})
+            holders = _names(rows, which=len(tables) > 1)
             if time.monotonic() >= deadline:
                 raise TransientError(
                     f"{what} could not be locked within swap_timeout; it is used by {holders}",
@@ -170,9 +181,13 @@ def _sleep(side: Side, seconds: float) -> None:
     side.run(sleep, "waiting for other sessions")
 
 
-def _names(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the sessions as errors name them: no query's text."""
-    return ", ".join(map(_name, rows)) or "nobody any more"
+def _names(rows: Sequence[dict[str, Any]], *, which: bool = False) -> str:
+    """Return the sessions as errors name them: no query's text.
+
+    :param which: say which table each of them uses.
+    """
+    named = [f"{_name(row)} uses {row['relation']}" if which else _name(row) for row in rows]
+    return ", ".join(named) or "nobody any more"
 
 
 def _name(row: dict[str, Any]) -> str:

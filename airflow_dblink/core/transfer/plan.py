@@ -152,9 +152,10 @@ class Plan:
         return statement.format(into, self.destination_columns, sql.Identifier(self.format), more)
 
 
-def plan(source: Side, destination: Side, spec: Spec) -> Plan:
+def plan(source: Side, destination: Side, spec: Spec, *, keys_follow: bool = False) -> Plan:
     """Check *spec* against both databases and return how it will be done. Changes nothing.
 
+    :param keys_follow: of a table that is created, somebody else makes the foreign keys.
     :raises UsageError: names the connection, table, column or argument that can't work.
     :raises RemoteError: what a server says of the query or a name.
     """
@@ -179,7 +180,9 @@ def plan(source: Side, destination: Side, spec: Spec) -> Plan:
         target = TableName(*split_name(destination, spec.destination_table))
     create = None
     if relation is None:
-        create = new_table(source, destination, target, table, pairs, offered, spec.like)
+        create = new_table(
+            source, destination, target, table, pairs, offered, spec.like, keys_follow=keys_follow
+        )
     read = table.identifier if table else sql.SQL("({}\n)").format(query)
     depends = spec.mode == "replace" and spec.rebuild_indexes is None
     return Plan(

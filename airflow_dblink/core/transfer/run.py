@@ -29,7 +29,7 @@ from airflow_dblink.core.tables.sequences import reset_sequences
 from airflow_dblink.core.transfer.exchange import swap
 from airflow_dblink.core.transfer.plan import STAGE, Plan, Spec, plan
 from airflow_dblink.core.transfer.rebuild import Rebuild
-from airflow_dblink.core.transfer.swap import Shadow, lock_definition
+from airflow_dblink.core.transfer.swap import Shadow, build_keys, lock_definition
 from airflow_dblink.core.transfer.verify import verify_load
 
 Progress = Callable[[int, int, int | None], None]
@@ -133,7 +133,7 @@ def run(
         log.warning("%s kept %s of %s rows", work.spec.destination_table, pumped.taken, pumped.sent)
     if shadow:
         shadow.finish()
-        shadow.build_keys()
+        build_keys([shadow])
     else:
         _after_load(destination, work)
     result = {

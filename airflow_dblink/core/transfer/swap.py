@@ -190,40 +190,8 @@ class Shadow:
             run_all(self.side, build_indexes(indexes, self.name, self.built), "building the indexes")
             run_all(self.side, made, "creating extended statistics")
 
-    def build_keys(self) -> None:
-        """Build the foreign keys; writers of the tables that they refer to wait from then on.
-
-        The tables that are swapped together must have their indexes.
-
-        :raises RemoteError: what the server says, as of rows that break a key.
-        :raises TransientError: if one of these tables isn't locked within *swap_timeout*.
-        """
-        if not self.pieces.keys:
-            return
-        patience = Patience.of(self.side)
-        added = [statement for key in self.pieces.keys for statement in self._add(key)]
-
-        def add() -> None:
-            made = [PIN, *added, *self._twins(), UNPIN, *patience.end]
-            run_all(self.side, made, "creating the foreign keys")
-
-        with self.by_own_names():
-            timeout_s = self.spec.swap_timeout.total_seconds()
-            patience.until_had([add], patience.writers_ms, timeout_s, [self.old], writers=True)
-            for key in self.pieces.keys:
-                with own_path(self.side):
-                    run_all(self.side, key.validate(self.name), f"creating the foreign key {key.name}")
-
-    def _twins(self) -> list[sql.Composed]:
-        """Return the statements that make a second key like each to another table.
-
-        To drop such a twin locks the other table, even if the role may not use LOCK TABLE there: see
-        :func:`.exchange.swap`.
-        """
-        twins = (replace(key, name=name, comment=None) for name, key in self.doubled.items())
-        return [statement for twin in twins for statement in self._add(twin)]
-
-    def _add(self, key: ForeignKey) -> list[sql.Composed]:
+    def add_key(self, key: ForeignKey) -> list[sql.Composed]:
+        """Return the statements that add one of its keys."""
         return key.add(self.name, {oid: name for oid, (name, _) in self.together.items()})
 
     @property
@@ -244,6 +212,57 @@ class Shadow:
             raise error.renamed(own) from None
 
 
+def build_keys(shadows: Sequence[Shadow]) -> None:
+    """Build the foreign keys of new tables that are swapped together; they must have their indexes.
+
+    Those among them lock nobody else. For the others, writers of the tables that they refer to wait from then
+    on: all these tables are locked in one attempt and in one order, or none is.
+
+    :raises RemoteError: what the server says, as of rows that break a key.
+    :raises TransientError: if the tables aren't locked within *swap_timeout*.
+    """
+    keys = [(shadow, key) for shadow in shadows for key in shadow.pieces.keys]
+    for shadow, key in keys:
+        if key.refers_to in shadow.together:
+            with shadow.by_own_names():
+                run_all(
+                    shadow.side, [PIN, *shadow.add_key(key), UNPIN], f"creating the foreign key {key.name}"
+                )
+                _validate(shadow, key)
+    others = sorted(
+        ((shadow, key) for shadow, key in keys if key.refers_to not in shadow.together),
+        key=lambda each: each[1].refers_to,
+    )
+    if not others:
+        return
+    first = others[0][0]
+    side, patience = first.side, Patience.of(first.side)
+    added = [statement for shadow, key in others for statement in shadow.add_key(key)]
+    # To drop such a twin locks the other table, even if the role may not use LOCK TABLE there.
+    twins = [
+        statement
+        for shadow in shadows
+        for name, key in shadow.doubled.items()
+        for statement in shadow.add_key(replace(key, name=name, comment=None))
+    ]
+
+    def add() -> None:
+        run_all(side, [PIN, *added, *twins, UNPIN, *patience.end], "creating the foreign keys")
+
+    with first.by_own_names():
+        timeout_s = first.spec.swap_timeout.total_seconds()
+        old = [*{shadow.old.oid: shadow.old for shadow, _ in others}.values()]
+        patience.until_had([add], patience.writers_ms, timeout_s, old, writers=True)
+    for shadow, key in others:
+        with shadow.by_own_names():
+            _validate(shadow, key)
+
+
+def _validate(shadow: Shadow, key: ForeignKey) -> None:
+    with own_path(shadow.side):
+        run_all(shadow.side, key.validate(shadow.name), f"creating the foreign key {key.name}")
+
+
 def try_building(shadows: Sequence[Shadow]) -> None:
     """Give new tables' sequences their types, and build on the empty tables what comes after the load.
 
@@ -256,8 +275,7 @@ def try_building(shadows: Sequence[Shadow]) -> None:
     side.run("SAVEPOINT airflow_dblink_trial", action)
     for shadow in shadows:
         shadow.build()
-    for shadow in shadows:
-        shadow.build_keys()
+    build_keys(shadows)
     # COPY takes FREEZE in the very subtransaction of CREATE TABLE only: hence the second statement.
     side.run("ROLLBACK TO SAVEPOINT airflow_dblink_trial; RELEASE SAVEPOINT airflow_dblink_trial", action)
 

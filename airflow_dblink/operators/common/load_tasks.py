@@ -23,8 +23,7 @@ from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
 from airflow_dblink.core.parts.swapping import is_left, swap
 from airflow_dblink.core.parts.verifying import verify
 from airflow_dblink.core.server.login import connect
-from airflow_dblink.core.server.side import in_transaction
-from airflow_dblink.core.sets.choose import Choice
+from airflow_dblink.core.sets.choose import Choice, Pair
 from airflow_dblink.core.transfer.creating import create_missing
 from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT, demand_swap_arguments
 from airflow_dblink.hooks.parts.task import task_name
@@ -159,16 +158,15 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
     def _begin(self, context: Context, both: Both, run: str, *, is_anew: bool) -> list[Begun]:
         source, destination = both.source, both.destination
         settings = self._settings(source.connection, source.conn_id)
-
-        def choose() -> list[LoadSpec]:
-            pairs = self._choice().pairs(source)
-            return [self._cut(LoadSpec(pair.destination, pair.source)) for pair in pairs]
-
+        destination_settings = self._settings(destination.connection, destination.conn_id)
         if self.is_set:
-            key = Load.set_key(destination, self._names(context))
+            key = Load.set_key(destination, self._names(context), self._set_of() or {})
+            pairs = choose_tables(
+                source, key, lambda: self._choice().pairs(source), settings, is_anew=is_anew
+            )
             if self.create:
-                self._create_missing(both)
-            specs = choose_tables(source, key, choose, settings, is_anew=is_anew)
+                create_missing(source, destination, pairs, settings, destination_settings)
+            specs = self._specs(pairs)
             self.log.info("The set has %s tables", len(specs))
         else:
             specs = [self._spec()]
@@ -177,7 +175,7 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
             destination,
             lambda: connect(both.source_hook.target(), application_name=task_name(), check=self._check),
             self._load_of(context, destination, specs),
-            choose if self.is_set else None,
+            (lambda: self._specs(self._choice().pairs(source))) if self.is_set else None,
             try_number=context["ti"].try_number,
             run=run,
             is_anew=is_anew,
@@ -190,13 +188,12 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
             if pace is not None:
                 hold_before_work(pace, destination)
 
-    def _create_missing(self, both: Both) -> None:
-        source, destination = both.source, both.destination
-        settings = self._settings(source.connection, source.conn_id)
-        with in_transaction(source, settings, "looking for the set's tables"):
-            pairs = self._choice().pairs(source)
-        destination_settings = self._settings(destination.connection, destination.conn_id)
-        create_missing(source, destination, pairs, settings, destination_settings)
+    def _specs(self, pairs: Sequence[Pair]) -> list[LoadSpec]:
+        return [self._cut(LoadSpec(pair.destination, pair.source)) for pair in pairs]
+
+    def _set_of(self) -> dict[str, Any] | None:
+        named = {"tables": self.tables, "exclude": self.exclude, "schemas": self.schemas}
+        return named if self.is_set else None
 
 
 def _units(begun: Sequence[Begun]) -> list[list[tuple[str, str, int]]]:
@@ -235,7 +232,6 @@ class DblinkPartsLoadOperator(PacedLoadBaseOperator):
                 done = copy_part(
                     both.source,
                     both.destination,
-                    load.keeper,
                     table,
                     item.part,
                     context["ti"].try_number,
@@ -287,7 +283,7 @@ class DblinkPartsVerifyOperator(LoadBaseOperator):
     def _counts(self, load: Load, parts: Sequence[Any]) -> dict[LoadKey, int]:
         """Return how many parts each table has."""
         if not self.is_set:
-            return {load.keeper: len(parts)}
+            return {load.tables[0].key: len(parts)}
         counts = Counter(item.source for unit in units_of(parts) for item in unit)
         return {table.key: counts[table.name] for table in load.tables}
 

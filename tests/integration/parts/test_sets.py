@@ -17,7 +17,8 @@ import psycopg.sql
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_dblink.core.errors import LoadLostError, TransientError
+from airflow_dblink.core.errors import LoadLostError, RemoteError, TransientError
+from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
@@ -348,10 +349,11 @@ INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname IN ('sales', 'public
 
 
 def test_missing_tables_are_created_with_their_schemas_and_keys(
-    shop: Run, source: Database, warehouse: Database
+    shop: Run, source: Database, warehouse: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     warehouse.execute("DROP SCHEMA sales CASCADE; DROP TABLE note")
     assert shop.whole("sales.*", "note", create=True)["rows"] == 5200
+    assert "is made without" not in caplog.text
     for table in TABLES:
         assert rows(warehouse, table) == rows(source, table)
     for query in (KEYS, INDEXES):
@@ -366,14 +368,16 @@ def test_keys_are_created_to_tables_of_the_set_that_are_there(
     source.execute(
         "CREATE TABLE public.region (id int PRIMARY KEY); INSERT INTO region VALUES (1);"
         "ALTER TABLE public.note ADD COLUMN a int REFERENCES region, ADD COLUMN b int REFERENCES sales.orders"
-        " MATCH FULL ON UPDATE CASCADE ON DELETE SET DEFAULT"
+        " MATCH FULL ON UPDATE CASCADE ON DELETE SET DEFAULT;"
+        "ALTER TABLE public.note ADD CONSTRAINT later FOREIGN KEY (id) REFERENCES sales.orders NOT VALID"
     )
     warehouse.execute("DROP TABLE note; CREATE SCHEMA other; ALTER TABLE sales.orders SET SCHEMA other")
     warehouse.execute("ALTER TABLE sales.customer SET SCHEMA other; DELETE FROM other.customer")
     shop.whole("sales.*", "note", create=True, schemas={"sales": "other"})
     assert "note is created without foreign key note_a_fkey" in caplog.text.replace('"', "")
-    assert [row[2] for row in warehouse.rows(KEYS) if row[1] == "note_b_fkey"] == [
-        "FOREIGN KEY (b) REFERENCES other.orders(id) MATCH FULL ON UPDATE CASCADE ON DELETE SET DEFAULT"
+    assert [row[2] for row in warehouse.rows(KEYS) if row[1] in ("later", "note_b_fkey")] == [
+        "FOREIGN KEY (id) REFERENCES other.orders(id) NOT VALID",
+        "FOREIGN KEY (b) REFERENCES other.orders(id) MATCH FULL ON UPDATE CASCADE ON DELETE SET DEFAULT",
     ]
 
 
@@ -438,7 +442,96 @@ def test_the_plan_of_a_set_is_exact_wherever_it_is_killed(
     assert warehouse.rows(LEFT) == []
 
 
+# -- others
+
+
+def test_sets_of_one_name_have_a_snapshot_each(shop: Run, source: Database, warehouse: Database) -> None:
+    """Staging and production may run the same Dag at the same time, into schemas of one database."""
+    wanted = rows(source, "sales.orders")
+    parts = shop.plan("sales.*")
+    source.execute("DELETE FROM sales.orders WHERE id > 1000")
+    other = Run()
+    others = other.plan("sales.*", schemas={"sales": "staging"}, create=True)
+    shop.load(parts)
+    other.load(others)
+    other.rest(others)
+    shop.rest(parts)
+    assert rows(warehouse, "staging.orders") == rows(source, "sales.orders")
+    assert rows(warehouse, "sales.orders") == wanted
+
+
+def test_a_writer_of_one_table_outside_does_not_block_those_of_another(
+    run: Run, source: Database, warehouse: Database
+) -> None:
+    """Two tables refer to two others outside: all locks are had in one attempt, or none is kept."""
+    made = "CREATE TABLE s{0} (id int PRIMARY KEY, o int)"
+    for database in (source, warehouse):
+        database.execute("; ".join(made.format(i) for i in (1, 2)))
+    for i in (1, 2):
+        outside = "CREATE TABLE o{0} (id) AS SELECT 1; ALTER TABLE o{0} ADD PRIMARY KEY (id)"
+        warehouse.execute(outside.format(i))
+        warehouse.execute(f"ALTER TABLE s{i} ADD FOREIGN KEY (o) REFERENCES o{i}")
+        source.execute(f"INSERT INTO s{i} VALUES (1, 1)")  # noqa: S608 - the test's own name
+    parts = run.plan("s?")
+    run.load(parts)
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    with psycopg.connect(warehouse.conninfo) as writer:
+        writer.execute("INSERT INTO o2 VALUES (2)")
+
+        def write() -> None:
+            writer.execute("SET LOCAL lock_timeout = '60s'; INSERT INTO o1 VALUES (2)")
+            writer.commit()
+
+        with meanwhile(write, lambda: warehouse.admin(waits)):
+            assert run.rest(parts)["rows"] == 2
+    assert rows(warehouse, "s1") == rows(warehouse, "s2") == [(1, 1)]
+
+
+def test_an_error_of_a_row_names_the_table(shop: Run, warehouse: Database) -> None:
+    warehouse.execute("ALTER TABLE sales.orders ADD CONSTRAINT few CHECK (id < 100)")
+    parts = shop.plan("sales.*")
+    with pytest.raises(RemoteError, match='new row for relation "orders" violates check constraint "few"'):
+        shop.load(parts)
+
+
 # -- what is refused before a row moves
+
+
+def test_a_child_of_two_tables_of_the_set_is_refused(run: Run, source: Database, warehouse: Database) -> None:
+    source.execute("CREATE TABLE p1 (id int); CREATE TABLE p2 (id int); CREATE TABLE c () INHERITS (p1, p2)")
+    warehouse.execute("CREATE TABLE p1 (id int); CREATE TABLE p2 (id int)")
+    refused(run, "public.c belongs to several tables of the set", tables=("p?",))
+    assert warehouse.rows(LEFT) == []
+
+
+def test_privileges_are_looked_at_for_all_tables(shop: Run, source: Database) -> None:
+    source.admin("ALTER TABLE sales.customer OWNER TO postgres; ALTER TABLE sales.orders OWNER TO postgres")
+    refused(shop, "2 of 2 tables can't be used", "no SELECT on sales.customer", "no SELECT on sales.orders")
+
+
+def test_all_tables_that_can_not_be_created_are_named(
+    shop: Run, source: Database, warehouse: Database
+) -> None:
+    warehouse.execute("DROP SCHEMA sales CASCADE")
+    source.execute("CREATE FUNCTION own() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    for table in ("customer", "orders"):
+        source.execute(f"ALTER TABLE sales.{table} ADD COLUMN own int DEFAULT own()")
+    refused(shop, "2 of 2 tables can't be used", "customer", "orders", "own", create=True)
+    assert warehouse.rows("SELECT 1 FROM pg_namespace WHERE nspname = 'sales'") == []
+
+
+def test_a_default_on_another_tables_sequence_is_not_taken_to_another_schema(
+    shop: Run, source: Database
+) -> None:
+    source.execute("CREATE TABLE sales.more (id int DEFAULT nextval('sales.orders_id_seq'))")
+    words = ["defaults use sequences of other tables", "id: sales.orders_id_seq"]
+    refused(shop, *words, schemas={"sales": "staging"}, create=True)
+
+
+def test_tables_of_remote_jobs_belong_to_no_set(shop: Run, source: Database, warehouse: Database) -> None:
+    with DblinkHook(dblink_conn_id="source") as hook:
+        hook.get_result(hook.send_job("SELECT 1", keep_result=True))
+    assert shop.whole("*.*")["tables"] == 3
 
 
 def test_all_that_is_wrong_is_said_at_once(shop: Run, warehouse: Database) -> None:
