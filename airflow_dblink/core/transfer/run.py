@@ -117,11 +117,7 @@ def run(
     with shadow.by_own_names() if shadow else nullcontext():
         pumped = _pump(source, destination, loaded, progress, pace)
     if emptied and not pumped.sent:
-        raise UsageError(
-            f"the source is empty, and {work.relation} {emptied}",
-            source.conn_id,
-            hint="if that is right: allow_empty_source=True",
-        )
+        raise _empty_source(source, work, emptied)
     if work.spec.verify is not None:
         verify_load(source, destination, loaded.load, pumped, work.spec.verify)
     source.run("COMMIT", "ending the source transaction")
@@ -150,6 +146,14 @@ def run(
     else:
         once.commit(result)
     return result
+
+
+def _empty_source(source: Side, work: Plan, emptied: str) -> UsageError:
+    return UsageError(
+        f"the source is empty, and {work.relation} {emptied}",
+        source.conn_id,
+        hint="if that is right: allow_empty_source=True",
+    )
 
 
 def _pump(source: Side, destination: Side, work: Plan, progress: Progress, pace: Pace | None) -> Pumped:
