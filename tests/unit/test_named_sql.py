@@ -25,6 +25,7 @@ SCRIPTS = {
     ("jobs_trust.sql", "guarded_call"),
     ("parts_keeper.sql", "begin"),
     ("parts_keeper.sql", "keep"),
+    ("swap.sql", "have_all"),
 }
 
 
