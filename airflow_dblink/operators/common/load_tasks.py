@@ -180,7 +180,7 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
             run=run,
             is_anew=is_anew,
             source_settings=settings,
-            destination_settings=self._settings(destination.connection, destination.conn_id),
+            destination_settings=destination_settings,
         )
 
     def _hold(self) -> None:
