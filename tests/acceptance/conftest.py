@@ -105,8 +105,8 @@ class Kept:
 
 
 @pytest.fixture(scope="session")
-def kept() -> Iterator[Kept]:
-    """Give the keeper of the Airflow that several tests share."""
+def kept(pair: tuple[Server, Server]) -> Iterator[Kept]:
+    """Give the keeper of the Airflow that several tests share; it ends before the servers, which it needs."""
     airflow = Kept()
     yield airflow
     airflow.close()
