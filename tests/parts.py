@@ -54,7 +54,7 @@ class Load:
     @property
     def core(self) -> CoreLoad:
         """The load as the core takes it."""
-        return CoreLoad(self.key, (TableLoad(self.key, self.spec),))
+        return CoreLoad((TableLoad(self.key, self.spec),))
 
     @contextmanager
     def sides(self) -> Iterator[tuple[Side, Side]]:
@@ -73,6 +73,7 @@ class Load:
                 source,
                 destination,
                 lambda: connect(self.source),
+                self.key,
                 self.core,
                 try_number=try_number,
                 run="",

@@ -100,6 +100,7 @@ def begin(
     source: Side,
     destination: Side,
     connect: Callable[[], LinkConnection],
+    key: LoadKey,
     load: Load,
     choose: Callable[[], Sequence[LoadSpec]] | None = None,
     *,
@@ -112,6 +113,7 @@ def begin(
     """Begin the load, or find what an earlier try has begun: keeper, shadows and ledgers. No row moves.
 
     :param connect: opens another session on the source, for the keeper.
+    :param key: the keeper's.
     :param choose: finds the tables of a set, in the open transaction of the source. They are looked for once
         more when they are locked.
     :param try_number: higher than that of every earlier try.
@@ -128,23 +130,23 @@ def begin(
         places = _places(destination, load)
         for place in places:
             place.ledger.demand_not_superseded(destination, try_number, run)
-        begun = None if is_anew else _begun(source, destination, load.keeper, places)
+        begun = None if is_anew else _begun(source, destination, key, places)
     if begun is not None:
-        log.info("An earlier try has begun load %s: it goes on.", load.keeper.text)
+        log.info("An earlier try has begun load %s: it goes on.", key.text)
         return begun
     if is_anew:
-        _end_keeper(source, load.keeper)
+        _end_keeper(source, key)
     keepers.warn_of_standby(source)
-    keeper, is_own = _keeper(source, connect, load, source_settings)
+    keeper, is_own = _keeper(source, connect, key, load, source_settings)
     try:
         source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
-        keepers.use(source, load.keeper, keeper.snapshot)
+        keepers.use(source, key, keeper.snapshot)
         set_local(source, source_settings)
         if choose is not None and choose() != [table.spec for table in load.tables]:
             raise TransientError("the tables of the set changed meanwhile", source.conn_id, "40001")
         destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the load")
         set_local(destination, destination_settings)
-        begun = _make(source, destination, places, load.keeper, keeper, try_number, run)
+        begun = _make(source, destination, places, key, keeper, try_number, run)
         destination.run("COMMIT", "beginning the load")
         source.run("COMMIT", "ending the source transaction")
     except DblinkError:
@@ -153,7 +155,7 @@ def begin(
                 side.run("ROLLBACK", "giving up the load")
         with suppress(DblinkError):
             if is_own and not _is_planned(destination, places, keeper.snapshot):
-                keepers.release(source, load.keeper)
+                keepers.release(source, key)
         raise
     return begun
 
@@ -165,8 +167,7 @@ def _places(destination: Side, load: Load) -> list[_Place]:
     """
 
     def place(table: TableLoad) -> _Place:
-        target = get_relation(destination, table.spec.destination_table)
-        return _Place(table, target, Ledger(table.key, target.schema_name))
+        return _Place(table, *table.find(destination))
 
     places = for_each(load.tables, place, lambda table: table.name)
     together = [place.target.oid for place in places]
@@ -201,11 +202,11 @@ def _is_planned(destination: Side, places: Sequence[_Place], snapshot: str) -> b
 
 
 def _keeper(
-    source: Side, connect: Callable[[], LinkConnection], load: Load, settings: Settings
+    source: Side, connect: Callable[[], LinkConnection], key: LoadKey, load: Load, settings: Settings
 ) -> tuple[keepers.Keeper, bool]:
     """Return the keeper that another try has begun, or a new one, and whether it is this try's own."""
     pid = None
-    if (keeper := keepers.find(source, load.keeper)) is None:
+    if (keeper := keepers.find(source, key)) is None:
         spec = load.tables[0].spec
         with in_transaction(source, settings, "looking for the source table"):
             found = for_each(load.tables, lambda table: _source(source, table), lambda table: table.name)
@@ -213,8 +214,8 @@ def _keeper(
         connection = connect()
         pid = connection.info.backend_pid
         times = {"deadline_s": spec.deadline_s, "idle_s": spec.idle_s}
-        keepers.begin(connection, source.conn_id, load.keeper, tables, **times)
-        keeper = keepers.find(source, load.keeper)
+        keepers.begin(connection, source.conn_id, key, tables, **times)
+        keeper = keepers.find(source, key)
     if keeper is None:
         raise TransientError(
             "the keeper of the snapshot has ended at once",

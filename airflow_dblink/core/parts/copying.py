@@ -11,13 +11,12 @@ from psycopg import pq
 
 from airflow_dblink.core.errors import DblinkError, RemoteError, VerificationError
 from airflow_dblink.core.parts import keeper as keepers
-from airflow_dblink.core.parts.ledger import Done, Head, Ledger
+from airflow_dblink.core.parts.ledger import Done, Head
 from airflow_dblink.core.parts.load import Settings, TableLoad, route_of, work_of
 from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, lost, name_of
 from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.streams.pump import End, Pumped, Report, pump
-from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.transfer.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -50,8 +49,7 @@ def copy_part(
     :raises RemoteError: what a server says; nothing of this try is committed then.
     """
     with in_transaction(destination, destination_settings, "looking for the load"):
-        target = get_relation(destination, table.spec.destination_table)
-        ledger = Ledger(table.key, target.schema_name)
+        target, ledger = table.find(destination)
         head = ledger.head(destination)
     claimed = ledger.claim(destination, part, try_number)
     if isinstance(claimed, Done):

@@ -10,12 +10,11 @@ from queue import Empty, SimpleQueue
 from threading import Event
 
 from airflow_dblink.core.errors import RemoteError, StoppedError
-from airflow_dblink.core.parts.ledger import Ledger, end_holders
+from airflow_dblink.core.parts.ledger import end_holders
 from airflow_dblink.core.parts.load import Load, Settings, TableLoad
 from airflow_dblink.core.parts.shadow import index_names, pieces_of
 from airflow_dblink.core.server.connection import Check, LinkConnection
 from airflow_dblink.core.server.side import Side, in_transaction, own_path, set_local
-from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.pieces import Index, TableName, run_all
 
 log = logging.getLogger(__name__)
@@ -83,8 +82,7 @@ def build_indexes(
 
 def _missing(destination: Side, table: TableLoad) -> list[tuple[TableName, str, Index]]:
     """Return the indexes that the shadow of a table lacks, with its name and theirs."""
-    target = get_relation(destination, table.spec.destination_table)
-    ledger = Ledger(table.key, target.schema_name)
+    target, ledger = table.find(destination)
     head = ledger.head(destination)
     end_holders(destination, head.shadow)  # an index that an earlier try still builds
     there = index_names(destination, head.shadow)

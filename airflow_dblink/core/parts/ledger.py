@@ -279,7 +279,7 @@ class Ledger:
             raise VerificationError(
                 f"{table}: of {head.parts} parts {missing} are not copied: {', '.join(named)}",
                 destination.conn_id,
-                hint="clear their tasks",
+                hint="clear the tasks that copy them; the map index of the first one is 0",
             )
         return done
 

@@ -19,6 +19,7 @@ from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.sets.problems import for_each
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.catalog import describe, get_relation
+from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.transfer.plan import Columns, Plan, Spec, plan
 
 Settings = Mapping[str, str]
@@ -93,36 +94,32 @@ class TableLoad:
         """The table, for errors."""
         return self.spec.source_table
 
+    def find(self, destination: Side) -> tuple[Relation, Ledger]:
+        """Return the destination table, and the ledger beside it, which need not be there.
+
+        :raises UsageError: if there is no such table.
+        """
+        target = get_relation(destination, self.spec.destination_table)
+        return target, Ledger(self.key, target.schema_name)
+
 
 @dataclass(frozen=True)
 class Load:
-    """A load: of one table, or of a set that is swapped together.
+    """A load: of one table, or of a set that is swapped together."""
 
-    :ivar keeper: key of the snapshot that all tables share; known where a set is planned, and then by the
-        ledgers.
-    """
-
-    keeper: LoadKey
     tables: tuple[TableLoad, ...]
 
     @classmethod
     def of(
-        cls,
-        destination: Side,
-        specs: Sequence[LoadSpec],
-        settings: Settings,
-        names: Mapping[str, Any],
-        *,
-        set_of: Mapping[str, Any] | None = None,
+        cls, destination: Side, specs: Sequence[LoadSpec], settings: Settings, names: Mapping[str, Any]
     ) -> Self:
         """Return the load that *names*, JSON-able, tell from others into the same tables.
 
-        The keeper is on the source, which may have many readers: staging and production may load from it, in
-        runs that have the same names.
+        The snapshot is on the source, which may have many readers: staging and production may load from it,
+        in runs that have the same names.
 
         :param specs: of the tables; of a set perhaps not of all of them.
         :param settings: run-time parameters of the destination, local to the transaction.
-        :param set_of: what tells the set from others of these names, JSON-able; ``None``: no set.
         :raises UsageError: if there is no such table in the destination; names all of them.
         """
         with in_transaction(destination, settings, "looking for the destination table"):
@@ -131,19 +128,17 @@ class Load:
                 lambda spec: get_relation(destination, spec.destination_table),
                 lambda spec: spec.source_table,
             )
-            names = {**names, **_place(destination)}
-        keys = [LoadKey.of({**names, "table": [target.schema_name, target.name]}) for target in targets]
-        tables = tuple(TableLoad(key, spec) for key, spec in zip(keys, specs, strict=True))
-        return cls(keys[0] if set_of is None else LoadKey.of({**names, "set": set_of}), tables)
-
-    @staticmethod
-    def set_key(destination: Side, names: Mapping[str, Any], set_of: Mapping[str, Any]) -> LoadKey:
-        """Return the keeper's key of the set that *names* and *set_of* tell from others."""
-        return LoadKey.of({**names, **_place(destination), "set": set_of})
+            (place,) = destination.ask(_SQL["place"])
+        keys = [
+            LoadKey.of({**names, **place, "table": [target.schema_name, target.name]}) for target in targets
+        ]
+        return cls(tuple(TableLoad(key, spec) for key, spec in zip(keys, specs, strict=True)))
 
 
-def _place(destination: Side) -> dict[str, Any]:
-    return destination.ask(_SQL["place"])[0]
+def set_key(destination: Side, names: Mapping[str, Any]) -> LoadKey:
+    """Return the key of the snapshot that all tables of the set share which *names* tell from others."""
+    (place,) = destination.ask(_SQL["place"])
+    return LoadKey.of({**names, **place})
 
 
 def work_of(source: Side, destination: Side, ledger: Ledger, spec: LoadSpec) -> Plan:

@@ -18,7 +18,6 @@ from airflow_dblink.core.parts.shadow import drop_others, give_to_owner, shadow_
 from airflow_dblink.core.server.settings import TEXT_FORMS
 from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.sets.problems import for_each
-from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.pieces import TableName, run_all
 from airflow_dblink.core.transfer.exchange import swap as take_place
@@ -44,7 +43,7 @@ def is_left(destination: Side, load: Load, settings: Settings) -> bool:
     """Return whether a load of this key is still to be swapped: the swap's transaction drops its ledgers."""
     with in_transaction(destination, settings, "looking for a load"):
         table = load.tables[0]
-        ledger = Ledger(table.key, get_relation(destination, table.spec.destination_table).schema_name)
+        _, ledger = table.find(destination)
         return table.key.ledger in ledger.found(destination)
 
 
@@ -145,8 +144,7 @@ def _loaded(destination: Side, load: Load) -> list[_Loaded]:
     """Return the tables, whose parts must all be copied."""
     found = []
     for table in load.tables:
-        target = get_relation(destination, table.spec.destination_table)
-        ledger = Ledger(table.key, target.schema_name)
+        target, ledger = table.find(destination)
         head = ledger.head(destination)
         found.append(_Loaded(table, target, ledger, head, ledger.demand_done(destination, head, table.name)))
     return found

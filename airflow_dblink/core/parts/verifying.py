@@ -13,7 +13,6 @@ from airflow_dblink.core.parts.key import ANEW, LoadKey
 from airflow_dblink.core.parts.ledger import Done, Head, Ledger, end_holders
 from airflow_dblink.core.parts.load import Load, Settings, TableLoad
 from airflow_dblink.core.server.side import Side, in_transaction
-from airflow_dblink.core.tables.catalog import get_relation
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def verify(
 
 
 def _verified(destination: Side, table: TableLoad, parts: int) -> tuple[Head, Done]:
-    ledger = Ledger(table.key, get_relation(destination, table.spec.destination_table).schema_name)
+    _, ledger = table.find(destination)
     head = ledger.head(destination)
     done = ledger.demand_done(destination, head, table.name)
     if done.parts != parts:

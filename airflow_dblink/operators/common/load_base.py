@@ -127,11 +127,7 @@ class LoadBaseOperator(DblinkBaseOperator):
 
     def _load_of(self, context: Context, destination: Side, specs: Sequence[LoadSpec]) -> Load:
         settings = self._settings(destination.connection, destination.conn_id)
-        return Load.of(destination, specs, settings, self._names(context), set_of=self._set_of())
-
-    def _set_of(self) -> dict[str, Any] | None:
-        """Return what tells a set from others: known where it is planned."""
-        return {} if self.is_set else None
+        return Load.of(destination, specs, settings, self._names(context))
 
     def _names(self, context: Context) -> dict[str, Any]:
         ti = context["ti"]

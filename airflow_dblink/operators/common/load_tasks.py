@@ -18,7 +18,7 @@ from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done
-from airflow_dblink.core.parts.load import DEADLINE, IDLE, Load, LoadSpec
+from airflow_dblink.core.parts.load import DEADLINE, IDLE, Load, LoadSpec, set_key
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
 from airflow_dblink.core.parts.swapping import is_left, swap
 from airflow_dblink.core.parts.verifying import verify
@@ -160,7 +160,8 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
         settings = self._settings(source.connection, source.conn_id)
         destination_settings = self._settings(destination.connection, destination.conn_id)
         if self.is_set:
-            key = Load.set_key(destination, self._names(context), self._set_of() or {})
+            named = {"tables": self.tables, "exclude": self.exclude, "schemas": self.schemas}
+            key = set_key(destination, {**self._names(context), **named})
             pairs = choose_tables(
                 source, key, lambda: self._choice().pairs(source), settings, is_anew=is_anew
             )
@@ -168,13 +169,16 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
                 create_missing(source, destination, pairs, settings, destination_settings)
             specs = self._specs(pairs)
             self.log.info("The set has %s tables", len(specs))
+            load = self._load_of(context, destination, specs)
         else:
-            specs = [self._spec()]
+            load = self._load_of(context, destination, [self._spec()])
+            key = load.tables[0].key
         return begin(
             source,
             destination,
             lambda: connect(both.source_hook.target(), application_name=task_name(), check=self._check),
-            self._load_of(context, destination, specs),
+            key,
+            load,
             (lambda: self._specs(self._choice().pairs(source))) if self.is_set else None,
             try_number=context["ti"].try_number,
             run=run,
@@ -190,10 +194,6 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
 
     def _specs(self, pairs: Sequence[Pair]) -> list[LoadSpec]:
         return [self._cut(LoadSpec(pair.destination, pair.source)) for pair in pairs]
-
-    def _set_of(self) -> dict[str, Any] | None:
-        named = {"tables": self.tables, "exclude": self.exclude, "schemas": self.schemas}
-        return named if self.is_set else None
 
 
 def _units(begun: Sequence[Begun]) -> list[list[tuple[str, str, int]]]:

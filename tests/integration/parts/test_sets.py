@@ -598,6 +598,15 @@ def test_tables_that_come_while_it_begins_are_seen(shop: Run, source: Database) 
             shop.plan("sales.*")
 
 
+def test_mistakes_are_found_when_the_dag_is_parsed_and_templates_are_left_alone() -> None:
+    with pytest.raises(AirflowFailException, match="tables must hold at least one pattern"):
+        DblinkPartsPlanOperator(task_id="plan", **BOTH, tables=[])
+    with pytest.raises(AirflowFailException, match="no table is given"):
+        DblinkPartsPlanOperator(task_id="plan", **BOTH)
+    task = DblinkPartsPlanOperator(task_id="plan", **BOTH, tables="{{ params.tables }}", exclude=["{{ ds }}"])
+    assert task.tables == "{{ params.tables }}"
+
+
 def test_units_that_somebody_has_changed_are_refused(shop: Run) -> None:
     shop.plan("sales.*")
     for part in (["x"], [[1]], [["a", "b", "c"]], 7):
