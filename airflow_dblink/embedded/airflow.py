@@ -163,12 +163,15 @@ class Airflow(AirflowApi):
         """End a component and wait until it is gone; it stays down until :meth:`start_component`.
 
         SIGKILL goes to all processes of a triggerer or api-server, but only to the scheduler itself: its
-        workers are other machines in a larger installation.
+        workers are other machines in a larger installation. Here they have inherited its connections to the
+        database, and would keep its sessions, with their locks, for a next scheduler to wait for; so these
+        sessions are ended.
 
         :param name: ``scheduler``, ``dag-processor``, ``api-server``; ``triggerer.1`` and so on.
         :raises TimeoutError: if it isn't gone within 30 s.
         """
         family = self.component_processes(name)
+        ports = _ports_of(family[0])
         if signum != signal.SIGKILL or name == "scheduler":
             family = family[:1]
         (self.home / "components" / f"{name}.down").touch()
@@ -178,6 +181,8 @@ class Airflow(AirflowApi):
         _, alive = psutil.wait_procs(family, timeout=30)
         if alive:
             raise TimeoutError(f"{name} is still there after {signum.name}")
+        if self.database is not None:
+            _end_sessions(self.database, ports)
 
     def component_processes(self, name: str) -> list[psutil.Process]:
         """Return a component's process, and those that it has started.
@@ -259,11 +264,27 @@ class Airflow(AirflowApi):
         return mine | SETTINGS | settings | connections | dict(self.env)
 
 
+def _ports_of(process: psutil.Process) -> list[int]:
+    """Return the local ports of a process's TCP connections."""
+    return [connection.laddr.port for connection in process.net_connections("tcp") if connection.raddr]
+
+
+def _end_sessions(database: str, ports: list[int]) -> None:
+    """End the sessions that clients at *ports* of this machine had in a PostgreSQL database."""
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_port = ANY(%s)"
+    with _connect(database) as connection:
+        connection.execute(end, [ports])
+
+
 def _tables(database: str) -> Iterator[str]:
     """Give the rows of each table of a PostgreSQL database, as COPY writes them."""
-    url = database.replace("postgresql+psycopg2:", "postgresql:", 1)
     named = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname !~ '^(pg_|information_schema)'"
-    with psycopg.connect(url) as connection:
+    with _connect(database) as connection:
         for name in connection.execute(named).fetchall():
             with connection.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(sql.Identifier(*name))) as rows:
                 yield b"".join(rows).decode(errors="replace")
+
+
+def _connect(database: str) -> psycopg.Connection:
+    """Connect to the PostgreSQL database of an SQLAlchemy URL."""
+    return psycopg.connect(database.replace("postgresql+psycopg2:", "postgresql:", 1))
