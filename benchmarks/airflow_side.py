@@ -14,10 +14,10 @@ from airflow.providers.postgres.hooks.postgres import PostgresHook
 
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
-    DblinkPartsPlanOperator,
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )

@@ -27,10 +27,10 @@ import psycopg
 from psycopg import sql
 
 from airflow_dblink.embedded.server import Server, servers
+from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
-    DblinkPartsPlanOperator,
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )

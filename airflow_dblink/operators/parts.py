@@ -10,14 +10,14 @@ from airflow.sdk import TaskGroup, chain
 
 from airflow_dblink.core.parts.load import DEADLINE, IDLE
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
+from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT
+from airflow_dblink.operators.common.load_plan import MIN_PARTS, DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
     INDEX_SESSIONS,
-    MIN_PARTS,
     OLDER_TRANSACTIONS_TIMEOUT,
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
-    DblinkPartsPlanOperator,
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )
@@ -31,11 +31,14 @@ def dblink_parted_transfer(
     destination_conn_id: str,
     source_table: str | None = None,
     destination_table: str | None = None,
+    source_sql: str | None = None,
+    source_parameters: Params | None = None,
     tables: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     schemas: Mapping[str, str] | None = None,
     create: bool = False,
     columns: Sequence[str] | Mapping[str, str] | None = None,
+    part_column: str | None = None,
     part_bytes: int = PART_BYTES,
     min_parts: int = MIN_PARTS,
     max_parts: int = MAX_PARTS,
@@ -65,6 +68,8 @@ def dblink_parted_transfer(
     :param source_conn_id: Airflow connection that is read. (templated)
     :param destination_conn_id: Airflow connection that is written. (templated)
     :param source_table: table that is read, as in SQL. (templated)
+    :param source_sql: in its place, a query, or the path of a ``.sql`` file. (templated)
+    :param source_parameters: values for ``%s`` or ``%(name)s`` in *source_sql*. (templated)
     :param destination_table: table whose place the loaded one takes, as in SQL. (templated)
     :param tables: in their place, patterns of all tables of a set: ``["sales.*", "public.orders"]``, as
         ``pg_dump --table`` has them. (templated)
@@ -72,6 +77,8 @@ def dblink_parted_transfer(
     :param schemas: destination schemas, by the source schemas that have another name there. (templated)
     :param create: of a set, make the schemas and tables that the destination lacks, when it is planned.
     :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
+    :param part_column: cut the source into ranges of this column's values, and not of its pages: a view or
+        a query has none. (templated)
     :param part_bytes: how large a part is at most, TOAST included.
     :param min_parts: so many parts at least, if they would have 8 MB: with many per worker, all end together.
     :param max_parts: so many parts at most; they are larger then.
@@ -104,6 +111,8 @@ def dblink_parted_transfer(
         common: dict[str, Any] = {
             "source_conn_id": source_conn_id,
             "source_table": source_table,
+            "source_sql": source_sql,
+            "source_parameters": source_parameters,
             "destination_conn_id": destination_conn_id,
             "destination_table": destination_table,
             "columns": columns,
@@ -122,6 +131,7 @@ def dblink_parted_transfer(
             exclude=exclude,
             schemas=schemas,
             create=create,
+            part_column=part_column,
             part_bytes=part_bytes,
             min_parts=min_parts,
             max_parts=max_parts,

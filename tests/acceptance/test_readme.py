@@ -108,11 +108,12 @@ def test_how_to(shop: AirflowEnv, name: str) -> None:
         execute(
             shop.source, "CREATE TABLE sales.shop (id int PRIMARY KEY); CREATE TABLE sales.a_log (id int)"
         )
-    (dag,) = python_blocks(ROOT / f"docs/how-to/{name}.md")
-    (shop.dags / f"{name}_howto.py").write_text(dag.replace("file:///tmp/", f"{shop.files.as_uri()}/"))
-    run = shop.run(f"{name}_howto")
-    results = {ti["task_id"]: ti["state"] for ti in shop.airflow.task_instances(f"{name}_howto", run)}
-    assert set(results.values()) == {"success"}
+    for dag in python_blocks(ROOT / f"docs/how-to/{name}.md"):
+        (dag_id,) = re.findall(r'with DAG\("([\w-]+)"', dag)
+        (shop.dags / f"{dag_id}.py").write_text(dag.replace("file:///tmp/", f"{shop.files.as_uri()}/"))
+        run = shop.run(dag_id)
+        results = {ti["task_id"]: ti["state"] for ti in shop.airflow.task_instances(dag_id, run)}
+        assert set(results.values()) == {"success"}
 
 
 def test_what_dbas_are_told_to_run(shop: AirflowEnv) -> None:

@@ -11,10 +11,10 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.base import DblinkBaseOperator
+from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
-    DblinkPartsPlanOperator,
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )

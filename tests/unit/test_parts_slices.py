@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Head
+from airflow_dblink.core.parts.ranges import Range, piece_of
 from airflow_dblink.core.parts.slices import Leaf, Piece, cut
 
 MB = 1024 * 1024
@@ -75,6 +76,26 @@ def test_what_is_no_piece_is_refused(stored: object) -> None:
         Piece.of(stored)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {},
+        {"column": "id"},
+        {"column": 1, "first": None, "end": None},
+        {"column": "id", "first": 1, "end": None},
+        {"column": "id", "first": None, "end": None, "more": 1},
+    ],
+)
+def test_what_is_no_range_is_refused(stored: object) -> None:
+    with pytest.raises(UsageError, match="something else than ranges of values"):
+        piece_of(stored)
+
+
+def test_a_range_is_stored_and_read() -> None:
+    for part in (Range("id"), Range("id", "a", "b"), Range("id", None, "1"), Piece(1, 2)):
+        assert piece_of(part.stored) == part
+
+
 def test_a_piece_is_stored_and_read() -> None:
     for piece in (Piece(1, 2, 3, 4), Piece(1, 2)):
         assert Piece.of(piece.stored) == piece
@@ -91,6 +112,9 @@ def test_a_piece_is_stored_and_read() -> None:
         {"route": 1},
         {"columns": "id"},
         {"units": ["1"]},
+        {"rows": "1"},
+        {"files": [["1", 2]]},
+        {"files": {"1": 2}},
     ],
 )
 def test_what_is_no_head_is_refused(change: dict[str, object]) -> None:

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from psycopg import sql
+
 from airflow_dblink.core.errors import DblinkError, NoLoadError, TransientError, UsageError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts import shadow as shadows
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Head, Ledger
 from airflow_dblink.core.parts.load import Load, LoadSpec, Settings, TableLoad, route_of, work_of
-from airflow_dblink.core.parts.slices import Leaf, Part, Piece, cut, leaves_of
+from airflow_dblink.core.parts.ranges import Part, Ranges, cut_by_values, lockable
+from airflow_dblink.core.parts.slices import Leaf, Piece, cut, leaves_of
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side, demand, in_transaction, set_local
 from airflow_dblink.core.sets.choose import Pair
@@ -25,6 +28,7 @@ from airflow_dblink.core.sets.problems import for_each
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.pieces import TableName
+from airflow_dblink.core.tables.source import source_query
 from airflow_dblink.core.transfer.plan import Plan
 from airflow_dblink.core.transfer.swap import Pieces, Shadow, Together, try_building
 from airflow_dblink.core.transfer.swappable import demand_swappable
@@ -63,10 +67,16 @@ class _Planned:
     place: _Place
     definition: str
     pieces: Pieces
-    source: Relation
+    source: Relation | None
     leaves: list[Leaf]
+    ranges: Ranges | None
     work: Plan
     route: str
+
+    @property
+    def bytes(self) -> int:
+        """About how large the source is."""
+        return self.ranges.bytes if self.ranges else sum(leaf.bytes for leaf in self.leaves)
 
     @property
     def columns(self) -> list[str]:
@@ -209,8 +219,8 @@ def _keeper(
     if (keeper := keepers.find(source, key)) is None:
         spec = load.tables[0].spec
         with in_transaction(source, settings, "looking for the source table"):
-            found = for_each(load.tables, lambda table: _source(source, table), lambda table: table.name)
-        tables = [table.identifier for table in found] if spec.lock else []
+            found = for_each(load.tables, lambda table: _lockable(source, table), lambda table: table.name)
+        tables = [name for names in found for name in names] if spec.lock else []
         connection = connect()
         pid = connection.info.backend_pid
         times = {"deadline_s": spec.deadline_s, "idle_s": spec.idle_s}
@@ -227,10 +237,17 @@ def _keeper(
     return keeper, keeper.pid == pid
 
 
-def _source(source: Side, table: TableLoad) -> Relation:
-    found = get_relation(source, table.spec.source_table)
-    demand(found.may_select, source, f"permission denied: no SELECT on {found}")
-    return found
+def _lockable(source: Side, table: TableLoad) -> list[sql.Identifier]:
+    """Return what is locked while the snapshot is kept, so that nobody rewrites what is read."""
+    spec = table.spec
+    if spec.source_table is None:
+        query = source_query(source, None, spec.source_sql, spec.source_parameters)
+        return lockable(source, sql.SQL("({}\n)").format(query), str(spec.part_column))
+    relation = get_relation(source, spec.source_table)
+    if spec.part_column is not None:
+        return lockable(source, relation.identifier, spec.part_column)
+    demand(relation.may_select, source, f"permission denied: no SELECT on {relation}")
+    return [] if relation.kind == "m" else [relation.identifier]  # LOCK TABLE takes no materialized view
 
 
 def _end_keeper(source: Side, key: LoadKey) -> None:
@@ -283,10 +300,12 @@ def _make(
             "run": run,
             "keeper": key.text,
             "units": [unit for unit, _ in units],
+            "rows": each.ranges and each.ranges.rows,
+            "files": [[*pair] for pair in each.ranges.files.items()] if each.ranges else [],
         }
         begun.append(_write(destination, each, facts, [part for _, part in units]))
-    size = sum(leaf.bytes for each in planned for leaf in each.leaves)
-    what = planned[0].source if len(planned) == 1 else f"{len(planned)} tables"
+    size = sum(each.bytes for each in planned)
+    what = planned[0].place.name if len(planned) == 1 else f"{len(planned)} tables"
     count = len({unit for units in parts for unit, _ in units})
     log.info("%s: %s, %.1f MB, in %s parts", source.conn_id, what, size / 1e6, count)
     return begun
@@ -296,14 +315,29 @@ def _create(source: Side, destination: Side, place: _Place) -> _Planned:
     """Create the shadow of a table, and look how its rows travel."""
     definition = shadows.definition_of(destination, place.target.oid)
     pieces = shadows.create(destination, place.ledger, place.target)
-    table = get_relation(source, place.table.spec.source_table)
-    leaves = leaves_of(source, table)
-    work = work_of(source, destination, place.ledger, place.table.spec)
-    return _Planned(place, definition, pieces, table, leaves, work, route_of(source, work))
+    spec = place.table.spec
+    leaves: list[Leaf] = []
+    ranges = None
+    table = get_relation(source, spec.source_table) if spec.source_table else None
+    if table is not None and spec.part_column is None:
+        leaves = leaves_of(source, table)
+    work = work_of(source, destination, place.ledger, spec)
+    if spec.part_column is not None:
+        ranges = cut_by_values(
+            source,
+            work,
+            spec.part_column,
+            part_bytes=spec.part_bytes,
+            min_parts=spec.min_parts,
+            max_parts=spec.max_parts,
+        )
+    return _Planned(place, definition, pieces, table, leaves, ranges, work, route_of(source, work))
 
 
 def _cut(planned: Sequence[_Planned], spec: LoadSpec) -> list[list[tuple[int, Part]]]:
     """Return the parts of each table, and which unit, the work of one task, each belongs to."""
+    if (ranges := planned[0].ranges) is not None:
+        return [[(unit, (each,)) for unit, each in enumerate(ranges.parts, 1)]]
     owner = {leaf.oid: i for i, each in enumerate(planned) for leaf in each.leaves}
     leaves = [leaf for each in planned for leaf in each.leaves]
     if twice := [str(leaf) for leaf, count in Counter(leaves).items() if count > 1]:
@@ -318,7 +352,7 @@ def _cut(planned: Sequence[_Planned], spec: LoadSpec) -> list[list[tuple[int, Pa
             found[i].append((unit, tuple(own)))
     for each, parts in zip(planned, found, strict=True):
         if not parts:  # no table that could hold rows: without any part Airflow skips the swap
-            parts.append((1, (Piece(each.source.oid, 0),)))
+            parts.append((1, (Piece(each.source.oid if each.source else 0, 0),)))
     return found
 
 

@@ -6,14 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
-from psycopg import pq
+from psycopg import pq, sql
 
 from airflow_dblink.core.errors import DblinkError, RemoteError, VerificationError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts.ledger import Done, Head
 from airflow_dblink.core.parts.load import Settings, TableLoad, route_of, work_of
-from airflow_dblink.core.parts.slices import Part, copy_out, demand_same_file, lost, name_of
+from airflow_dblink.core.parts.ranges import Part, Range, copy_range, demand_same_files
+from airflow_dblink.core.parts.slices import Piece, copy_out, demand_same_file, lost, name_of
 from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.streams.pump import End, Pumped, Report, pump
@@ -64,9 +67,10 @@ def copy_part(
     with _lost_if_gone(source):
         work = work_of(source, destination, ledger, table.spec)
         _demand_same_route(source, work, head)
-        estimated = None if work.estimated_rows is None else work.estimated_rows // head.parts
+        rows = work.estimated_rows if head.rows is None else head.rows
+        estimated = None if rows is None else rows // head.parts
         try:
-            pumped = _pump(source, destination, work, claimed.part, progress, estimated, pace)
+            pumped = _pump(source, destination, work, head, claimed.part, progress, estimated, pace)
         except RemoteError as error:
             raise error.renamed({table.key.shadow: target.name}) from None
     source.run("COMMIT", "ending the source transaction")
@@ -104,6 +108,7 @@ def _pump(
     source: Side,
     destination: Side,
     work: Plan,
+    head: Head,
     part: Part,
     progress: Progress,
     estimated: int | None,
@@ -112,18 +117,41 @@ def _pump(
     """Copy the pieces of *part*, one after the other."""
     total = Pumped()
     for piece in part:
-        name = name_of(source, piece)
+        read = _read(source, work, head, piece)
         pumped = pump(
-            End.of(source, copy_out(piece, name, work.pairs, work.format)),
+            End.of(source, read.copy_out),
             End.of(destination, work.copy_in),
             _counting_on(progress, total, estimated),
             pace,
         )
-        demand_same_file(source, piece, name)
+        read.demand_same_files()
         if pumped.sent != pumped.taken:
             raise VerificationError(
-                f"the table that is loaded kept {pumped.taken} of {pumped.sent} rows of {name.as_string()}",
+                f"the table that is loaded kept {pumped.taken} of {pumped.sent} rows of {read.name}",
                 destination.conn_id,
             )
         total = Pumped(total.sent + pumped.sent, total.taken + pumped.taken, total.size + pumped.size)
     return total
+
+
+@dataclass(frozen=True)
+class _Read:
+    """How a piece is read.
+
+    :ivar name: of its table, for errors.
+    :ivar demand_same_files: raises if somebody has rewritten what was read.
+    """
+
+    name: str
+    copy_out: sql.Composed
+    demand_same_files: Callable[[], None]
+
+
+def _read(source: Side, work: Plan, head: Head, piece: Piece | Range) -> _Read:
+    if isinstance(piece, Range):
+        copy = copy_range(piece, work.read, work.pairs, work.format)
+        name = work.spec.source_table or "source_sql"
+        return _Read(name, copy, partial(demand_same_files, source, head.files))
+    table = name_of(source, piece)
+    copy = copy_out(piece, table, work.pairs, work.format)
+    return _Read(table.as_string(), copy, partial(demand_same_file, source, piece, table))

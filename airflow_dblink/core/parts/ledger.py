@@ -22,7 +22,7 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import NoLoadError, RemoteError, TransientError, UsageError, VerificationError
 from airflow_dblink.core.parts.key import ANEW, LoadKey
-from airflow_dblink.core.parts.slices import Part, Piece
+from airflow_dblink.core.parts.ranges import Part, piece_of
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.tables.pieces import TableName
@@ -52,6 +52,8 @@ class Head:
     :ivar columns: names of the destination's columns that rows are copied into.
     :ivar keeper: key of the session that keeps the snapshot, which all tables of a set share.
     :ivar units: of each part, which task copies it: with a set of tables a task may copy parts of several.
+    :ivar rows: how many the source has; ``None`` if its parts are ranges of pages.
+    :ivar files: of each table that is read by ranges of values, by its oid.
     """
 
     snapshot: str
@@ -66,6 +68,8 @@ class Head:
     columns: tuple[str, ...]
     units: tuple[int, ...]
     keeper: LoadKey
+    rows: int | None
+    files: Mapping[int, int]
 
     @property
     def taken(self) -> str:
@@ -93,9 +97,20 @@ class Head:
         units = facts.get("units")
         if not isinstance(units, list) or not all(type(unit) is int for unit in units):
             raise UsageError("the ledger of the load doesn't tell which task copies which part")
+        rows, files = facts.get("rows"), facts.get("files", [])
+        if type(rows) not in (int, type(None)) or not _are_pairs(files):
+            raise UsageError("the ledger of the load doesn't tell what was read when it was planned")
         values: list[Any] = [snapshot, *numbers, str(facts.get("run", "")), *hashes]
         values += [tuple(map(str, columns)), tuple(units), LoadKey(str(facts.get("keeper")))]
+        values += [rows, dict(files)]
         return cls(*values)
+
+
+def _are_pairs(files: Any) -> bool:
+    return isinstance(files, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair)
+        for pair in files
+    )
 
 
 @dataclass(frozen=True)
@@ -300,7 +315,7 @@ class Ledger:
             facts = claimed[0]["facts"]
             if not isinstance(facts, list) or not facts:
                 raise UsageError("the ledger of the load doesn't say what the part is", destination.conn_id)
-            return Claimed(tuple(Piece.of(each) for each in facts), claimed[0]["tries"])
+            return Claimed(tuple(piece_of(each) for each in facts), claimed[0]["tries"])
         look = sql.SQL(
             "SELECT try, tries, rows, bytes, seconds, done IS NOT NULL AS is_done FROM {}"
             " WHERE part OPERATOR(pg_catalog.=) {}"

@@ -15,6 +15,7 @@ from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Ledger
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
+from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.sets.problems import for_each
 from airflow_dblink.core.sql.named import statements
@@ -35,6 +36,7 @@ _MOST_PARTS = 1000  # Airflow maps over 1024 values at most, by default
 class LoadSpec:
     """What is to be loaded, and how it is cut.
 
+    :ivar part_column: the source is cut into ranges of this column's values, and not of its pages.
     :ivar part_bytes: how large a part is, TOAST included.
     :ivar min_parts: so many parts at least, so that workers end together; small tables have fewer, and
         *max_parts* is the limit.
@@ -46,8 +48,11 @@ class LoadSpec:
     """
 
     destination_table: str
-    source_table: str
+    source_table: str | None = None
     columns: Columns | None = None
+    source_sql: str | None = None
+    source_parameters: Params | None = None
+    part_column: str | None = None
     part_bytes: int = PART_BYTES
     min_parts: int = 1
     max_parts: int = MAX_PARTS
@@ -66,6 +71,13 @@ class LoadSpec:
                 raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.max_parts > _MOST_PARTS:
             raise UsageError(f"max_parts must be at most {_MOST_PARTS}, got {self.max_parts}")
+        if self.part_column is not None and not (isinstance(self.part_column, str) and self.part_column):
+            raise UsageError(f"part_column must be a column's name, got {self.part_column!r}")
+        if self.source_sql is not None and self.part_column is None:
+            raise UsageError(
+                "source_sql has no pages to be cut into parts",
+                hint="name a column whose values cut it: part_column",
+            )
         for name in ("deadline_s", "idle_s"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name.removesuffix('_s')} must be longer than nothing")
@@ -75,8 +87,15 @@ class LoadSpec:
         return Spec(
             destination_table=ledger.shadow.as_string(destination.connection),
             source_table=self.source_table,
+            source_sql=self.source_sql,
+            source_parameters=self.source_parameters,
             columns=self.columns,
         )
+
+    @property
+    def name(self) -> str:
+        """The source, for errors."""
+        return self.source_table or "source_sql"
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,7 @@ class TableLoad:
     @property
     def name(self) -> str:
         """The table, for errors."""
-        return self.spec.source_table
+        return self.spec.name
 
     def find(self, destination: Side) -> tuple[Relation, Ledger]:
         """Return the destination table, and the ledger beside it, which need not be there.
@@ -126,7 +145,7 @@ class Load:
             targets = for_each(
                 specs,
                 lambda spec: get_relation(destination, spec.destination_table),
-                lambda spec: spec.source_table,
+                lambda spec: spec.name,
             )
             (place,) = destination.ask(_SQL["place"])
         keys = [
@@ -147,7 +166,7 @@ def work_of(source: Side, destination: Side, ledger: Ledger, spec: LoadSpec) -> 
 
 
 def route_of(source: Side, work: Plan) -> str:
-    """Return a hash of what all parts must agree in: source, columns, casts and format.
+    """Return a hash of what all parts must agree in: source (with its values), columns, casts and format.
 
     The numbers of the columns are the parser's, which has locked the table: the catalogs, read by an old
     snapshot, don't know of a column that was renamed since.
@@ -156,9 +175,10 @@ def route_of(source: Side, work: Plan) -> str:
     :raises RemoteError: what the server says: 42703 if a column is gone.
     """
     names = sql.SQL(", ").join(sql.Identifier(pair.source) for pair in work.pairs)
-    columns = describe(source, sql.SQL("SELECT {} FROM {}").format(names, work.read))
+    columns = describe(source, sql.SQL("SELECT {} FROM {} AS source").format(names, work.read))
     facts = [
         (column.table, column.number, pair.destination, pair.cast)
         for column, pair in zip(columns, work.pairs, strict=True)
     ]
-    return sha256(json.dumps([work.format, facts]).encode()).hexdigest()
+    query = work.read.as_string(source.connection) if work.spec.source_sql else None
+    return sha256(json.dumps([work.format, facts, query]).encode()).hexdigest()

@@ -91,12 +91,13 @@ def leaves_of(source: Side, table: Relation) -> list[Leaf]:
 
     :raises UsageError: if one of them can't be read by its pages.
     """
-    if table.kind not in ("r", "p"):
+    if table.kind not in ("r", "p", "m"):
         raise UsageError(
             f"{table} is {table.kind_name}, and has no pages to be cut into parts",
             source.conn_id,
             "42809",
-            hint="name a table, or copy it as a whole with DblinkTransferOperator",
+            hint="name a column whose values cut it (part_column), or copy it as a whole with"
+            " DblinkTransferOperator",
         )
     leaves = [Leaf(**row) for row in source.ask(_SQL["leaves"], {"oid": table.oid})]
     for leaf in leaves:
@@ -142,11 +143,16 @@ def cut(
     """
     leaves = list(leaves)
     total = sum(leaf.bytes for leaf in leaves)
-    size = min(part_bytes, max(ceil(total / min_parts), _LEAST_BYTES))
-    size = max(size, ceil(total / max_parts))
+    size = size_of_part(total, part_bytes=part_bytes, min_parts=min_parts, max_parts=max_parts)
     while len(parts := _cut(leaves, size)) > max_parts:
         size = ceil(size * _GROWTH)
     return parts
+
+
+def size_of_part(total: int, *, part_bytes: int, min_parts: int, max_parts: int) -> int:
+    """Return how many of *total* bytes a part has; see :func:`cut`."""
+    size = min(part_bytes, max(ceil(total / min_parts), _LEAST_BYTES))
+    return max(size, ceil(total / max_parts))
 
 
 def _cut(leaves: Sequence[Leaf], size: int) -> list[Part]:
@@ -217,12 +223,6 @@ def copy_out(piece: Piece, name: sql.Identifier, pairs: Sequence[Pair], copy_for
 
     :param name: of the piece's table.
     """
-    values = sql.SQL(", ").join(
-        sql.SQL("source.{}{}").format(
-            sql.Identifier(pair.source), sql.SQL(f"::{pair.cast}" if pair.cast else "")
-        )
-        for pair in pairs
-    )
     bounds = [(">=", piece.first)] if piece.first else []
     bounds += [("<", piece.end)] if piece.end is not None else []
     where = sql.SQL(" AND ").join(
@@ -232,5 +232,15 @@ def copy_out(piece: Piece, name: sql.Identifier, pairs: Sequence[Pair], copy_for
         for operator, page in bounds
     )
     return sql.SQL("COPY (SELECT {} FROM ONLY {} AS source{}{}) TO STDOUT (FORMAT {})").format(
-        values, name, sql.SQL(" WHERE " if bounds else ""), where, sql.Identifier(copy_format)
+        values_of(pairs), name, sql.SQL(" WHERE " if bounds else ""), where, sql.Identifier(copy_format)
+    )
+
+
+def values_of(pairs: Sequence[Pair]) -> sql.Composable:
+    """Return the values that a COPY of *source* gives, as a list."""
+    return sql.SQL(", ").join(
+        sql.SQL("source.{}{}").format(
+            sql.Identifier(pair.source), sql.SQL(f"::{pair.cast}" if pair.cast else "")
+        )
+        for pair in pairs
     )

@@ -51,6 +51,14 @@ def _verified(destination: Side, table: TableLoad, parts: int) -> tuple[Head, Do
     if ended := end_holders(destination, head.shadow):
         log.info("%s: %s sessions of superseded tries were ended", destination.conn_id, ended)
     _demand_rows(destination, ledger, done, table.name)
+    if head.rows is not None and done.rows != head.rows:
+        raise VerificationError(
+            f"{table.name} had {head.rows} rows when the load was planned, and its parts have brought"
+            f" {done.rows}: it doesn't give the same rows each time that it is asked",
+            destination.conn_id,
+            hint="does it use random(), a clock, LIMIT without ORDER BY, or a function that reads tables?"
+            " copy it as a whole with DblinkTransferOperator",
+        )
     return head, done
 
 

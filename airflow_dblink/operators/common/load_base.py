@@ -11,8 +11,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import LoadLostError, UsageError, VerificationError
 from airflow_dblink.core.parts.load import Load, LoadSpec
+from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.names import demand_columns
+from airflow_dblink.core.sqltext.rules import demand_one_source, the_query
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.pace import PacedOperator
@@ -64,6 +66,8 @@ class LoadBaseOperator(DblinkBaseOperator):
     :param destination_conn_id: Airflow connection that is written. (templated)
     :param destination_table: table whose place the loaded one takes, as in SQL; none for a set. (templated)
     :param source_table: table that is read, as in SQL; none for a set. (templated)
+    :param source_sql: in its place, a query, or the path of a ``.sql`` file. (templated)
+    :param source_parameters: values for ``%s`` or ``%(name)s`` in *source_sql*. (templated)
     :param columns: which columns, as a list; or as a mapping from source to destination names. (templated)
     """
 
@@ -72,10 +76,16 @@ class LoadBaseOperator(DblinkBaseOperator):
         "destination_conn_id",
         "destination_table",
         "source_table",
+        "source_sql",
+        "source_parameters",
         "columns",
         "session_settings",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"columns": "json", "session_settings": "json"}
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "source_sql": "postgresql",
+        **dict.fromkeys(("source_parameters", "columns", "session_settings"), "json"),
+    }
     ui_color = "#f5e3cf"
 
     def __init__(
@@ -85,6 +95,8 @@ class LoadBaseOperator(DblinkBaseOperator):
         destination_conn_id: str,
         destination_table: str | None = None,
         source_table: str | None = None,
+        source_sql: str | None = None,
+        source_parameters: Params | None = None,
         columns: Sequence[str] | Mapping[str, str] | None = None,
         load_id: str | None = None,
         **kwargs: Any,
@@ -95,24 +107,37 @@ class LoadBaseOperator(DblinkBaseOperator):
         self.destination_conn_id = destination_conn_id
         self.destination_table = destination_table
         self.source_table = source_table
+        self.source_sql = source_sql
+        self.source_parameters = source_parameters
         self.columns = columns
 
     @property
     def is_set(self) -> bool:
         """Whether the load is one of a set of tables."""
-        return self.destination_table is None and self.source_table is None
+        return self.destination_table is None and self.source_table is None and self.source_sql is None
 
     def _check_early(self) -> None:
         self._demand_values("source_conn_id", "destination_conn_id")
         if not self.is_set:
-            self._spec().check()
+            self._spec()
         elif self.columns is not None:
             raise UsageError("columns is for one table, not for a set", hint="leave columns out")
 
     def _spec(self) -> LoadSpec:
-        self._demand_values("destination_table", "source_table")
+        self._demand_values("destination_table")
+        if self.source_sql is None:
+            self._demand_values("source_table")
+        demand_one_source(self.source_table, self.source_sql, self.source_parameters)
+        if self.source_sql is not None:
+            the_query(self.source_sql, conn_id=self.source_conn_id)
         demand_columns("columns", self.columns, or_mapping=True)
-        return LoadSpec(str(self.destination_table), str(self.source_table), self.columns)
+        return LoadSpec(
+            str(self.destination_table),
+            self.source_table,
+            self.columns,
+            self.source_sql,
+            self.source_parameters,
+        )
 
     def _load(self, context: Context, destination: Side, parts: Any) -> Load:
         """Return the load.
@@ -173,7 +198,6 @@ class PacedLoadBaseOperator(PacedOperator, LoadBaseOperator):
         "pause_while",
         "pause_while_conn_id",
     )
-    template_ext: Sequence[str] = (".sql",)
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **LoadBaseOperator.template_fields_renderers,
         "pause_while": "postgresql",

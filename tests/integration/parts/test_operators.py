@@ -13,10 +13,10 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import LoadLostError, RemoteError
+from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
-    DblinkPartsPlanOperator,
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )
@@ -268,11 +268,41 @@ def test_a_part_of_a_load_that_has_ended_says_so(run: Run) -> None:
         ({"max_mb_per_s": 0}, "max_mb_per_s must be above 0"),
         ({"pause_while": "SELECT 1; SELECT 2"}, "pause_while"),
         ({"pause_while_conn_id": "source"}, "pause_while_conn_id belongs to pause_while"),
+        ({"source_table": None, "source_sql": "SELECT 1"}, "source_sql has no pages to be cut"),
+        ({"source_sql": "SELECT 1", "part_column": "id"}, "source_table and source_sql are both given"),
+        (
+            {"source_table": None, "source_sql": "SELECT 1; SELECT 2", "part_column": "id"},
+            "source_sql",
+        ),
+        ({"source_parameters": [1]}, "source_parameters belong to source_sql"),
+        ({"part_column": ""}, "part_column must be a column's name"),
     ],
 )
 def test_a_mistake_is_said_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
     with DAG("mistaken", schedule=None), pytest.raises(Exception, match=message):
         dblink_parted_transfer(group_id="load", **{**COMMON, **arguments})
+
+
+def test_a_query_comes_in_ranges_of_a_column(run: Run, source: Database, warehouse: Database) -> None:
+    source.execute("ANALYZE item")
+    query = "SELECT id, name, at FROM item WHERE id > %(least)s"
+    asked: dict[str, Any] = {"source_table": None, "source_sql": query, "source_parameters": {"least": 2000}}
+    parts = run.plan(**asked, part_column="id")
+    assert len(parts) > 4
+    for part in parts:
+        run.load(part, **asked)
+    assert run.rest(parts, **asked)["rows"] == 3000
+    assert warehouse.rows(ROWS) == source.rows("SELECT * FROM item WHERE id > 2000 ORDER BY 1")
+
+
+def test_other_parameters_than_planned_are_refused(run: Run) -> None:
+    asked: dict[str, Any] = {
+        "source_table": None,
+        "source_sql": "SELECT id, name, at FROM item WHERE id > %s",
+    }
+    run.plan(**asked, source_parameters=[2000], part_column="id")
+    with pytest.raises(AirflowFailException, match="would be copied otherwise than the load was planned"):
+        run.load(1, **asked, source_parameters=[3000])
 
 
 def test_a_limit_holds_for_each_part(run: Run) -> None:

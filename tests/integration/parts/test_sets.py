@@ -19,10 +19,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import LoadLostError, RemoteError, TransientError
 from airflow_dblink.hooks.dblink import DblinkHook
+from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
-    DblinkPartsPlanOperator,
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )
@@ -557,6 +557,7 @@ def test_all_that_is_wrong_is_said_at_once(shop: Run, warehouse: Database) -> No
             ['"other"."customer" and "sales"."customer" would both become "sales"."customer"'],
         ),
         ({"columns": ["id"]}, ["columns is for one table"]),
+        ({"part_column": "id"}, ["part_column is for one source"]),
         ({"source_table": "a", "destination_table": "b"}, ["tables is for a set of tables"]),
         ({"tables": ("sales.*",), "max_parts": 0}, ["max_parts"]),
         ({"tables": ("kids.*",)}, ["rows would come twice: kids.child inherits from kids.parent"]),
