@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import XComArg
 
-from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.errors import DblinkError, UsageError
 from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done
-from airflow_dblink.core.parts.load import Load
+from airflow_dblink.core.parts.load import Load, TableLoad
+from airflow_dblink.core.parts.so_far import so_far
 from airflow_dblink.core.parts.swapping import is_left, swap
 from airflow_dblink.core.parts.verifying import verify
 from airflow_dblink.core.server.login import connect
+from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.transfer.swappable import SWAP_TIMEOUT, demand_swap_arguments
 from airflow_dblink.hooks.parts.task import task_name
 from airflow_dblink.operators.common.arguments import demand_timedelta, flag, whole_number
@@ -29,7 +32,7 @@ from airflow_dblink.operators.common.load_base import (
     units_of,
 )
 from airflow_dblink.operators.common.once import ExactlyOnceOperator
-from airflow_dblink.operators.common.progress import Progress
+from airflow_dblink.operators.common.progress import Progress, say_so_far
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -78,8 +81,19 @@ class DblinkPartsLoadOperator(PacedLoadBaseOperator):
                 what = f"{item.source}, part {item.part}" if self.is_set else f"Part {item.part}"
                 progress.say(what, done.rows, done.bytes, done.seconds - paused_s)
                 copied.append(done)
+            self._say_so_far(both.destination, load.tables[-1])  # a large table has tasks of its own
             total = Done.sum(copied)
             return {"rows": total.rows, "bytes": total.bytes, "seconds": total.seconds, "tries": total.tries}
+
+    def _say_so_far(self, destination: Side, table: TableLoad) -> None:
+        """Log how far all parts of the table have come, if it has several."""
+        with suppress(DblinkError):  # the part is committed: nothing that goes wrong now may fail it
+            settings = self._settings(destination.connection, destination.conn_id)
+            with in_transaction(destination, settings, "asking how far the load has come"):
+                _, ledger = table.find(destination)
+                found = so_far(destination, ledger)
+            if found is not None and found.parts > 1:
+                say_so_far(self.log.info, f"{table.name} so far", found)
 
     def _item(self) -> Item:
         part = whole_number("part", self.part, least=1)

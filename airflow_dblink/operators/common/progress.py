@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from airflow_dblink.core.parts.so_far import SoFar
 from airflow_dblink.core.streams.pace import Pace
 
 _MB = 1e6
@@ -64,6 +65,18 @@ class Progress:
     def _say(self, what: str, rows: int, size: int, speed: float, more: str = "") -> None:
         figures: tuple[Any, ...] = (f"{rows:,}", size / _MB, speed / _MB)
         self._log_line("%s: %s rows, %.1f MB, %.1f MB/s%s", what, *figures, more)
+
+
+def say_so_far(log_line: Callable[..., None], what: str, all_parts: SoFar) -> None:
+    """Log how far all parts of a load have come.
+
+    :param log_line: takes a format and its values.
+    """
+    share = int(100 * all_parts.done / all_parts.parts)
+    figures: tuple[Any, ...] = (all_parts.done, all_parts.parts, share, f"{all_parts.rows:,}")
+    figures += (all_parts.bytes / _MB, all_parts.bytes / _MB / max(all_parts.seconds, 0.001))
+    left = f", about {duration(all_parts.seconds_left)} left" if all_parts.done < all_parts.parts else ""
+    log_line("%s: %s of %s parts (%s%%), %s rows, %.1f MB, %.1f MB/s%s", what, *figures, left)
 
 
 def _left(rows: int, moved: int, total: int | None, seconds: float) -> str:

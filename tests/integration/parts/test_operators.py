@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +14,8 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import LoadLostError, RemoteError
+from airflow_dblink.core.parts.copying import copy_part
+from airflow_dblink.operators.common import load_tasks
 from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsIndexOperator,
@@ -98,6 +101,33 @@ def test_the_tasks_load_the_table(run: Run, source: Database, warehouse: Databas
     # A try that comes after the commit, as Airflow has not heard of it, returns the same.
     forget_end(run)
     assert run.execute(DblinkPartsSwapOperator, "swap", 2) == result
+
+
+def test_the_log_tells_how_far_all_parts_have_come(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = run.plan()
+    for part in parts:
+        run.load(part)
+    lines = re.findall(r"item so far: (.*?) \[", capsys.readouterr().out)
+    count = len(parts)
+    assert len(lines) == count
+    speed = r"[\d,]+ rows, [\d.]+ MB, [\d.]+ MB/s"
+    assert re.fullmatch(rf"1 of {count} parts \({100 // count}%\), {speed}, about [\d,]+ s left", lines[0])
+    assert re.fullmatch(rf"{count} of {count} parts \(100%\), {speed}", lines[-1])
+
+
+def test_a_ledger_that_is_gone_after_a_part_fails_nothing(
+    run: Run, warehouse: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = run.plan()
+    (ledger,) = [name for (name,) in warehouse.rows(LEFT) if name.endswith("_parts")]
+
+    def and_then_gone(*args: Any, **kwargs: Any) -> Any:
+        done = copy_part(*args, **kwargs)
+        warehouse.execute(f'DROP TABLE "{ledger}"')
+        return done
+
+    monkeypatch.setattr(load_tasks, "copy_part", and_then_gone)
+    assert run.load(parts[0])["rows"] > 0
 
 
 def test_tries_go_on_and_a_cleared_plan_begins_anew(run: Run, source: Database, warehouse: Database) -> None:
