@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, get_args
 
 from airflow.sdk import TaskGroup, chain
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.parts.load import DEADLINE, IDLE
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
@@ -16,12 +17,15 @@ from airflow_dblink.operators.common.load_plan import MIN_PARTS, DblinkPartsPlan
 from airflow_dblink.operators.common.load_tasks import (
     INDEX_SESSIONS,
     OLDER_TRANSACTIONS_TIMEOUT,
+    DblinkPartsDropOperator,
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )
 from airflow_dblink.operators.common.pace import PAUSE_CHECK_INTERVAL
+
+OnFailure = Literal["keep", "drop"]
 
 
 def dblink_parted_transfer(
@@ -55,6 +59,7 @@ def dblink_parted_transfer(
     older_transactions_timeout: timedelta | None = OLDER_TRANSACTIONS_TIMEOUT,
     reset_sequences: bool = True,
     allow_empty_source: bool = False,
+    on_failure: OnFailure = "keep",
     session_settings: Mapping[str, Any] | None = None,
     task_arguments: Mapping[str, Any] | None = None,
 ) -> TaskGroup:
@@ -100,6 +105,8 @@ def dblink_parted_transfer(
         that hold an older snapshot, and would find an empty table. ``None``: don't wait.
     :param reset_sequences: move the destination's sequences beyond the values that came.
     :param allow_empty_source: let an empty source empty the destination.
+    :param on_failure: what a load that has failed for good leaves. ``keep``: its tables and the snapshot;
+        a cleared task goes on with them. ``drop``: nothing; the teardown ``drop`` removes them.
     :param session_settings: run-time parameters by name, local to the tasks' transactions. (templated)
     :param task_arguments: arguments of all tasks of the group: ``retries``, ``pool``, ``queue``, ...
 
@@ -107,6 +114,8 @@ def dblink_parted_transfer(
         ``retries``, ``snapshot``, ``tables`` and ``xid``.
     :raises AirflowFailException: for arguments that make no sense.
     """
+    if on_failure not in get_args(OnFailure):
+        raise AirflowFailException(f"{group_id}: on_failure must be keep or drop, got {on_failure!r}")
     with TaskGroup(group_id) as group:
         common: dict[str, Any] = {
             "source_conn_id": source_conn_id,
@@ -158,4 +167,9 @@ def dblink_parted_transfer(
             **common,
         )
         chain(plan, load, verified, index, swapped)
+        if on_failure == "drop":
+            drop = DblinkPartsDropOperator(
+                task_id="drop", tables=tables, exclude=exclude, schemas=schemas, **common
+            )
+            swapped >> drop.as_teardown()
     return group

@@ -83,3 +83,19 @@ def test_the_plan_of_a_run_that_has_ended_is_cleared_and_all_is_loaded_anew(env:
     assert env.airflow.wait(DAG_ID, run, timeout_s=240) == "success"
     assert env.airflow.xcom(DAG_ID, run, "load.swap")["rows"] == 100
     demand_all_is_there(env)
+
+
+def test_a_load_that_fails_for_good_is_dropped_if_that_is_wanted(env: AirflowEnv) -> None:
+    run = env.airflow.trigger("dropped_parts", {"fails": True})
+    assert env.airflow.wait("dropped_parts", run, timeout_s=240) == "failed"
+
+    states = {ti["task_id"]: ti["state"] for ti in env.airflow.task_instances("dropped_parts", run)}
+    assert (states["load.swap"], states["load.drop"]) == ("upstream_failed", "success")
+    assert env.airflow.xcom("dropped_parts", run, "load.drop") == {"dropped": 1}
+    assert rows(env.warehouse, ALL) == [(0, "before")]
+    assert rows(env.warehouse, LEFT) == []
+    wait_until(lambda: rows(env.source, KEEPERS) == [])
+
+    again = env.run("dropped_parts")
+    assert env.airflow.xcom("dropped_parts", again, "load.drop") == {"dropped": 0}
+    demand_all_is_there(env)

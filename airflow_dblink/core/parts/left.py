@@ -13,7 +13,7 @@ from psycopg import sql
 from airflow_dblink.core.errors import DblinkError, NoLoadError, RemoteError, TransientError
 from airflow_dblink.core.parts.keeper import Keeper, keeper_of, release
 from airflow_dblink.core.parts.key import LoadKey
-from airflow_dblink.core.parts.ledger import Head, Ledger
+from airflow_dblink.core.parts.ledger import Head, Ledger, end_holders
 from airflow_dblink.core.server.side import Side, in_transaction
 from airflow_dblink.core.sql.named import statements
 
@@ -155,6 +155,20 @@ def prune(side: Side, older_than: timedelta) -> tuple[int, int]:
     if failures:
         raise _not_pruned(side, pruned, ended, failures)
     return pruned, ended
+
+
+def drop_load(side: Side, keeper: LoadKey) -> int:
+    """Drop the tables of this role's load that has this *keeper*; sessions that use them are ended.
+
+    :returns: how many tables were being loaded.
+    :raises RemoteError: what the server says, as of a view that depends on a table.
+    """
+    loads = [load for load in loads_left(side) if load.is_ours and load.head and load.head.keeper == keeper]
+    for load in loads:
+        if load.head is not None:
+            end_holders(side, load.head.shadow, readers=True)
+        _drop(side, load)
+    return len(loads)
 
 
 def _drop(side: Side, load: LoadLeft) -> None:

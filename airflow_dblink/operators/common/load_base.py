@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import LoadLostError, UsageError, VerificationError
-from airflow_dblink.core.parts.load import Load, LoadSpec
+from airflow_dblink.core.parts.key import LoadKey
+from airflow_dblink.core.parts.load import Load, LoadSpec, set_key
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sqltext.names import demand_columns
@@ -153,6 +154,13 @@ class LoadBaseOperator(DblinkBaseOperator):
     def _load_of(self, context: Context, destination: Side, specs: Sequence[LoadSpec]) -> Load:
         settings = self._settings(destination.connection, destination.conn_id)
         return Load.of(destination, specs, settings, self._names(context))
+
+    def _set_key(
+        self, context: Context, destination: Side, tables: Any, exclude: Any, schemas: Any
+    ) -> LoadKey:
+        """Return the key of the snapshot that all tables of a set share."""
+        named = {"tables": tables, "exclude": exclude, "schemas": schemas}
+        return set_key(destination, {**self._names(context), **named})
 
     def _names(self, context: Context) -> dict[str, Any]:
         ti = context["ti"]

@@ -11,7 +11,7 @@ from uuid import uuid4
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.once.tries import Tries
 from airflow_dblink.core.parts.beginning import Begun, begin, choose_tables
-from airflow_dblink.core.parts.load import DEADLINE, IDLE, LoadSpec, set_key
+from airflow_dblink.core.parts.load import DEADLINE, IDLE, LoadSpec
 from airflow_dblink.core.parts.slices import MAX_PARTS, PART_BYTES
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.sets.choose import Choice, Pair
@@ -158,8 +158,7 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
         settings = self._settings(source.connection, source.conn_id)
         destination_settings = self._settings(destination.connection, destination.conn_id)
         if self.is_set:
-            named = {"tables": self.tables, "exclude": self.exclude, "schemas": self.schemas}
-            key = set_key(destination, {**self._names(context), **named})
+            key = self._set_key(context, destination, self.tables, self.exclude, self.schemas)
             pairs = choose_tables(
                 source, key, lambda: self._choice().pairs(source), settings, is_anew=is_anew
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,10 @@ from airflow.sdk import XComArg
 from airflow_dblink.core.errors import DblinkError, UsageError
 from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.core.parts.indexing import build_indexes
+from airflow_dblink.core.parts.keeper import release
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Done
+from airflow_dblink.core.parts.left import drop_load
 from airflow_dblink.core.parts.load import Load, TableLoad
 from airflow_dblink.core.parts.so_far import so_far
 from airflow_dblink.core.parts.swapping import is_left, swap
@@ -235,3 +237,43 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
                 self._check()
             once.finish(result)
             return result
+
+
+class DblinkPartsDropOperator(LoadBaseOperator):
+    """Remove what a load that has failed would leave: its tables, and the keeper of its snapshot.
+
+    :param tables: of a set, as the plan was given them. (templated)
+    :param exclude: the same. (templated)
+    :param schemas: the same. (templated)
+
+    :returns: (XCom) ``dropped``: how many tables were being loaded; 0 after a swap.
+    """
+
+    template_fields: Sequence[str] = (*LoadBaseOperator.template_fields, "tables", "exclude", "schemas")
+
+    def __init__(
+        self,
+        *,
+        tables: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        schemas: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.tables = tables
+        self.exclude = exclude
+        self.schemas = schemas
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Drop the tables; then end the keeper, whose server may be away."""
+        with self._destination() as (_, destination):
+            if self.is_set:
+                key = self._set_key(context, destination, self.tables, self.exclude, self.schemas)
+            else:
+                key = self._load(context, destination, None).tables[0].key
+            dropped = drop_load(destination, key)
+            self.log.info("Tables of this load that were dropped: %s", dropped)
+        with self._no_retry_in_vain(), self._hook(self.source_conn_id) as source:
+            if release(Side(source.link().connection, self.source_conn_id), key):
+                self.log.info("%s: the snapshot of this load was ended", self.source_conn_id)
+        return {"dropped": dropped}

@@ -25,16 +25,18 @@ class DyingPart(DblinkPartsLoadOperator):
         return super().execute(context)
 
 
-with (
-    patch.object(parts, "DblinkPartsLoadOperator", DyingPart),
-    DAG(dag_id="dying_parts", schedule=None, params={"fails": Param(False, type="boolean")}),
-):
-    parts.dblink_parted_transfer(
-        group_id="load",
-        source_conn_id="source_db",
-        source_table="dying_part",
-        destination_conn_id="warehouse_db",
-        destination_table="dying_part",
-        part_bytes=250_000,
-        task_arguments={"retries": 1, "retry_delay": timedelta(0)},
-    )
+for on_failure, dag_id in (("keep", "dying_parts"), ("drop", "dropped_parts")):
+    with (
+        patch.object(parts, "DblinkPartsLoadOperator", DyingPart),
+        DAG(dag_id=dag_id, schedule=None, params={"fails": Param(False, type="boolean")}),
+    ):
+        parts.dblink_parted_transfer(
+            group_id="load",
+            source_conn_id="source_db",
+            source_table="dying_part",
+            destination_conn_id="warehouse_db",
+            destination_table="dying_part",
+            part_bytes=250_000,
+            on_failure=on_failure,  # type: ignore[arg-type]
+            task_arguments={"retries": 1, "retry_delay": timedelta(0)},
+        )

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
+import psycopg
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
+from psycopg import sql
 
 from airflow_dblink.core.errors import LoadLostError, RemoteError
 from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.operators.common import load_tasks
 from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
+    DblinkPartsDropOperator,
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
     DblinkPartsSwapOperator,
@@ -75,6 +79,10 @@ class Run:
         found: dict[str, Any] = self.execute(DblinkPartsSwapOperator, "swap", **arguments)
         return found
 
+    def drop(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.execute(DblinkPartsDropOperator, "drop")
+        return found
+
 
 @pytest.fixture
 def run(source: Database, warehouse: Database) -> Iterator[Run]:
@@ -128,6 +136,28 @@ def test_a_ledger_that_is_gone_after_a_part_fails_nothing(
 
     monkeypatch.setattr(load_tasks, "copy_part", and_then_gone)
     assert run.load(parts[0])["rows"] > 0
+
+
+def tables(database: Database) -> list[str]:
+    return sorted(name for (name,) in database.rows(f"{LEFT} AND relkind = 'r'"))
+
+
+def test_a_load_that_is_dropped_leaves_nothing_and_others_stay(
+    run: Run, source: Database, warehouse: Database
+) -> None:
+    parts = run.plan()
+    run.load(parts[0])
+    (shadow, _) = mine = tables(warehouse)
+    run.execute(DblinkPartsPlanOperator, "another_plan", load_id="another", **CUT)
+    others = [name for name in tables(warehouse) if name not in mine]
+    assert len(others) == 2
+    with closing(psycopg.connect(warehouse.conninfo)) as zombie:
+        zombie.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(shadow)))
+        assert run.drop() == {"dropped": 1}
+    assert tables(warehouse) == others
+    assert run.drop() == {"dropped": 0}
+    with pytest.raises(AirflowFailException, match="there is nothing to load into"):
+        run.load(parts[1])
 
 
 def test_tries_go_on_and_a_cleared_plan_begins_anew(run: Run, source: Database, warehouse: Database) -> None:

@@ -21,6 +21,7 @@ from airflow_dblink.core.errors import LoadLostError, RemoteError, TransientErro
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
+    DblinkPartsDropOperator,
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
     DblinkPartsSwapOperator,
@@ -30,6 +31,7 @@ from tests.databases import Database
 from tests.descriptions import describe
 from tests.integration.sync.moments import FileStore
 from tests.integration.tasks import context
+from tests.oracle import wait_until
 from tests.parts import killed_at_each_wait
 from tests.stores import MemoryStore
 from tests.transfers import meanwhile
@@ -91,6 +93,10 @@ class Run:
         parts = self.plan(*tables, **arguments)
         self.load(parts)
         return self.rest(parts)
+
+    def drop(self, *tables: str) -> Any:
+        """Drop the load."""
+        return self.execute(DblinkPartsDropOperator, "drop", tables=list(tables))
 
 
 @pytest.fixture
@@ -613,3 +619,16 @@ def test_units_that_somebody_has_changed_are_refused(shop: Run) -> None:
     for part in (["x"], [[1]], [["a", "b", "c"]], 7):
         with pytest.raises(AirflowFailException, match="parts must be what the task that plans the set has"):
             shop.load([part])
+
+
+def test_a_set_that_is_dropped_leaves_nothing(shop: Run, source: Database, warehouse: Database) -> None:
+    left = "SELECT count(*) FROM pg_class WHERE relname LIKE 'dblink_load%%'"
+    parts = shop.plan("sales.*")
+    tables = len({table for unit in parts for table, _, _ in unit})
+    assert tables > 1
+    shop.load(parts[:1])
+    assert shop.drop("sales.item") == {"dropped": 0}  # another set's
+    assert warehouse.rows(left) != [(0,)]
+    assert shop.drop("sales.*") == {"dropped": tables}
+    assert warehouse.rows(left) == [(0,)]
+    wait_until(lambda: not [name for _, name, *_ in source.sessions() if "dblink_keeper" in name])
