@@ -13,13 +13,13 @@ from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import DblinkError, NoLoadError, TransientError, UsageError
+from airflow_dblink.core.errors import DblinkError, NoLoadError, RemoteError, TransientError, UsageError
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts import shadow as shadows
 from airflow_dblink.core.parts.key import LoadKey
 from airflow_dblink.core.parts.ledger import Head, Ledger
 from airflow_dblink.core.parts.load import Load, LoadSpec, Settings, TableLoad, route_of, work_of
-from airflow_dblink.core.parts.ranges import Part, Ranges, cut_by_values, lockable
+from airflow_dblink.core.parts.ranges import SAME_EACH_TIME, Part, Ranges, cut_by_values, lockable
 from airflow_dblink.core.parts.slices import Leaf, Piece, cut, leaves_of
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side, demand, in_transaction, set_local
@@ -28,13 +28,14 @@ from airflow_dblink.core.sets.problems import for_each
 from airflow_dblink.core.tables.catalog import get_relation
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.pieces import TableName
-from airflow_dblink.core.tables.source import source_query
-from airflow_dblink.core.transfer.plan import Plan
+from airflow_dblink.core.tables.source import describe_source, source_query
+from airflow_dblink.core.transfer.plan import Plan, plan
 from airflow_dblink.core.transfer.swap import Pieces, Shadow, Together, try_building
 from airflow_dblink.core.transfer.swappable import demand_swappable
 
 log = logging.getLogger(__name__)
 
+_NOT_ALLOWED = "42501"
 _ENDS_S = 10.0  # a session that was told to end is seen for some milliseconds
 
 
@@ -151,12 +152,14 @@ def begin(
     try:
         source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
         keepers.use(source, key, keeper.snapshot)
-        set_local(source, source_settings)
+        set_local(source, {**SAME_EACH_TIME, **source_settings})
         if choose is not None and choose() != [table.spec for table in load.tables]:
             raise TransientError("the tables of the set changed meanwhile", source.conn_id, "40001")
+        # This may take long, so no transaction is open on the destination.
+        ranges = _ranges(source, destination, load.tables[0].spec, destination_settings)
         destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the load")
         set_local(destination, destination_settings)
-        begun = _make(source, destination, places, key, keeper, try_number, run)
+        begun = _make(source, destination, places, ranges, key, keeper, try_number, run)
         destination.run("COMMIT", "beginning the load")
         source.run("COMMIT", "ending the source transaction")
     except DblinkError:
@@ -224,7 +227,12 @@ def _keeper(
         connection = connect()
         pid = connection.info.backend_pid
         times = {"deadline_s": spec.deadline_s, "idle_s": spec.idle_s}
-        keepers.begin(connection, source.conn_id, key, tables, **times)
+        try:
+            keepers.begin(connection, source.conn_id, key, tables, **times)
+        except RemoteError as error:
+            if error.sqlstate != _NOT_ALLOWED:
+                raise
+            raise _not_lockable(source, error) from None
         keeper = keepers.find(source, key)
     if keeper is None:
         raise TransientError(
@@ -237,17 +245,40 @@ def _keeper(
     return keeper, keeper.pid == pid
 
 
+def _not_lockable(source: Side, error: RemoteError) -> UsageError:
+    """Return the error of a view whose owner may not lock what is behind it."""
+    hint = "without the lock (lock=False) the load fails if somebody rewrites a table meanwhile"
+    return UsageError(error.message, source.conn_id, error.sqlstate, hint=hint)
+
+
 def _lockable(source: Side, table: TableLoad) -> list[sql.Identifier]:
     """Return what is locked while the snapshot is kept, so that nobody rewrites what is read."""
     spec = table.spec
-    if spec.source_table is None:
-        query = source_query(source, None, spec.source_sql, spec.source_parameters)
-        return lockable(source, sql.SQL("({}\n)").format(query), str(spec.part_column))
-    relation = get_relation(source, spec.source_table)
-    if spec.part_column is not None:
-        return lockable(source, relation.identifier, spec.part_column)
+    relation = get_relation(source, spec.source_table) if spec.source_table else None
+    if relation is None or spec.part_column is not None:
+        query = source_query(source, relation, spec.source_sql, spec.source_parameters)
+        columns = describe_source(source, query, spec.source_sql, spec.source_parameters)
+        read = relation.identifier if relation else sql.SQL("({}\n)").format(query)
+        return lockable(source, read, columns, str(spec.part_column))
     demand(relation.may_select, source, f"permission denied: no SELECT on {relation}")
     return [] if relation.kind == "m" else [relation.identifier]  # LOCK TABLE takes no materialized view
+
+
+def _ranges(source: Side, destination: Side, spec: LoadSpec, settings: Settings) -> Ranges | None:
+    """Return the ranges that cut the source, if a column cuts it."""
+    if spec.part_column is None:
+        return None
+    with in_transaction(destination, settings, "looking for the destination table"):
+        work = plan(source, destination, spec.of(spec.destination_table))
+    return cut_by_values(
+        source,
+        work.read,
+        spec.part_column,
+        [pair.source for pair in work.pairs],
+        part_bytes=spec.part_bytes,
+        min_parts=spec.min_parts,
+        max_parts=spec.max_parts,
+    )
 
 
 def _end_keeper(source: Side, key: LoadKey) -> None:
@@ -263,6 +294,7 @@ def _make(
     source: Side,
     destination: Side,
     places: Sequence[_Place],
+    ranges: Ranges | None,
     key: LoadKey,
     keeper: keepers.Keeper,
     try_number: int,
@@ -271,7 +303,9 @@ def _make(
     """Make shadows and ledgers in the open transaction, in place of those that are there."""
     for place in places:
         place.ledger.drop(destination, try_number, run)
-    planned = for_each(places, lambda place: _create(source, destination, place), lambda place: place.name)
+    planned = for_each(
+        places, lambda place: _create(source, destination, place, ranges), lambda place: place.name
+    )
     together: Together = {
         place.target.oid: (place.ledger.shadow_name, TableName.of(place.target)) for place in places
     }
@@ -311,26 +345,16 @@ def _make(
     return begun
 
 
-def _create(source: Side, destination: Side, place: _Place) -> _Planned:
+def _create(source: Side, destination: Side, place: _Place, ranges: Ranges | None) -> _Planned:
     """Create the shadow of a table, and look how its rows travel."""
     definition = shadows.definition_of(destination, place.target.oid)
     pieces = shadows.create(destination, place.ledger, place.target)
     spec = place.table.spec
     leaves: list[Leaf] = []
-    ranges = None
     table = get_relation(source, spec.source_table) if spec.source_table else None
-    if table is not None and spec.part_column is None:
+    if table is not None and ranges is None:
         leaves = leaves_of(source, table)
     work = work_of(source, destination, place.ledger, spec)
-    if spec.part_column is not None:
-        ranges = cut_by_values(
-            source,
-            work,
-            spec.part_column,
-            part_bytes=spec.part_bytes,
-            min_parts=spec.min_parts,
-            max_parts=spec.max_parts,
-        )
     return _Planned(place, definition, pieces, table, leaves, ranges, work, route_of(source, work))
 
 

@@ -15,7 +15,7 @@ from airflow_dblink.core.errors import DblinkError, RemoteError, VerificationErr
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts.ledger import Done, Head
 from airflow_dblink.core.parts.load import Settings, TableLoad, route_of, work_of
-from airflow_dblink.core.parts.ranges import Part, Range, copy_range, demand_same_files
+from airflow_dblink.core.parts.ranges import SAME_EACH_TIME, Part, Range, copy_range, demand_same_files
 from airflow_dblink.core.parts.slices import Piece, copy_out, demand_same_file, lost, name_of
 from airflow_dblink.core.server.side import Side, in_transaction, set_local
 from airflow_dblink.core.streams.pace import Pace
@@ -61,12 +61,12 @@ def copy_part(
     started = time.monotonic()
     source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the source transaction")
     keepers.use(source, head.keeper, head.snapshot)
-    set_local(source, source_settings)
+    set_local(source, {**SAME_EACH_TIME, **source_settings})
     destination.run("BEGIN ISOLATION LEVEL READ COMMITTED", "beginning the part")
     set_local(destination, destination_settings)
     with _lost_if_gone(source):
         work = work_of(source, destination, ledger, table.spec)
-        _demand_same_route(source, work, head)
+        _demand_same_route(source, work, head, table.name)
         rows = work.estimated_rows if head.rows is None else head.rows
         estimated = None if rows is None else rows // head.parts
         try:
@@ -80,9 +80,8 @@ def copy_part(
     return done
 
 
-def _demand_same_route(source: Side, work: Plan, head: Head) -> None:
+def _demand_same_route(source: Side, work: Plan, head: Head, table: str) -> None:
     if route_of(source, work) != head.route:
-        table = work.read.as_string(source.connection)
         why = "its columns, their types, or the task's arguments aren't what they were"
         raise lost(source, f"{table} would be copied otherwise than the load was planned: {why}")
 

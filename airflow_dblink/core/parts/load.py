@@ -84,8 +84,12 @@ class LoadSpec:
 
     def into(self, ledger: Ledger, destination: Side) -> Spec:
         """Return the transfer into the load's shadow."""
+        return self.of(ledger.shadow.as_string(destination.connection))
+
+    def of(self, destination_table: str) -> Spec:
+        """Return the transfer into a table."""
         return Spec(
-            destination_table=ledger.shadow.as_string(destination.connection),
+            destination_table=destination_table,
             source_table=self.source_table,
             source_sql=self.source_sql,
             source_parameters=self.source_parameters,

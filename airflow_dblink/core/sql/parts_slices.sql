@@ -39,21 +39,3 @@ SELECT n.nspname AS schema_name, c.relname AS name
 -- committed, whatever the transaction's snapshot.
 SELECT pg_catalog.to_regclass(%(name)s)::oid::int8 AS oid,
        pg_catalog.pg_relation_filenode(pg_catalog.to_regclass(%(name)s))::int8 AS filenode;
-
--- name: read
--- What this transaction has locked, to read it or to plan how: a query's tables, the partitions of these, and views.
-SELECT c.oid::int8 AS oid,
-       n.nspname AS schema_name,
-       c.relname AS name,
-       c.relkind::text AS kind,
-       pg_catalog.pg_relation_filenode(c.oid)::int8 AS filenode,
-       pg_catalog.has_table_privilege(c.oid, 'SELECT') AS may_select
-  FROM pg_catalog.pg_class AS c
-  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
- WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v') AND n.nspname <> 'pg_catalog'
-   AND c.oid IN (SELECT l.relation
-                   FROM pg_catalog.pg_locks AS l
-                  WHERE l.locktype = 'relation' AND l.pid = pg_catalog.pg_backend_pid()
-                    AND l.database = (SELECT oid FROM pg_catalog.pg_database
-                                       WHERE datname = pg_catalog.current_database()))
- ORDER BY n.nspname, c.relname;

@@ -8,9 +8,12 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import LoadLostError, RemoteError, UsageError, VerificationError
+from airflow_dblink.core.parts import keeper, ranges
+from airflow_dblink.core.server.login import connect
 from tests.databases import Database
 from tests.oracle import wait_until
 from tests.parts import FILL, ITEM, Load, load_of, loaded
+from tests.transfers import meanwhile
 
 VIEW = "CREATE VIEW items AS SELECT i.id, i.name, i.at FROM item AS i JOIN item AS j USING (id)"
 
@@ -71,6 +74,26 @@ def test_whatever_the_values_are_each_row_comes_once(
     copy_all(cut, parts)
     assert cut.verify(parts).rows == 5000
     assert loaded(warehouse, load) == source.rows("SELECT * FROM item ORDER BY 1")
+
+
+def test_a_sample_cuts_as_well(
+    load: Load, source: Database, warehouse: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "_SAMPLE_ROWS", 1_500)
+    wanted = source.rows("SELECT * FROM item ORDER BY 1")
+    parts = load.begin().parts
+    rows = copy_all(load, parts)
+    assert parts > 4
+    assert max(rows) < 3 * 5000 / parts
+    load.verify(parts)
+    assert loaded(warehouse, load) == wanted
+
+
+def test_a_wrong_guess_of_the_planner_makes_no_part_too_large(load: Load, source: Database) -> None:
+    source.execute("CREATE FUNCTION many() RETURNS SETOF item LANGUAGE sql ROWS 1e12 STABLE AS 'TABLE item'")
+    source.execute("ALTER FUNCTION many SET work_mem = '1MB'")  # so that it isn't inlined
+    cut = load.but(source_table=None, source_sql="SELECT * FROM many()")
+    assert cut.begin().parts > 4
 
 
 TYPES = {
@@ -173,8 +196,8 @@ def test_what_can_not_be_cut_is_refused_and_nothing_stays(
     )
     with pytest.raises(UsageError, match=r"(?s)has no pages to be cut into parts.*part_column"):
         load.but(part_column=None).begin()
-    with pytest.raises(RemoteError, match="none"):
-        load.but(part_column="none").begin()
+    with pytest.raises(UsageError, match=r"has no column 'ID', which part_column names(?s:.*)id, name, at"):
+        load.but(part_column="ID").begin()
     for column in ("doc", "ids"):
         odd = load.but(source_table="odd", columns=["id", "name", "at"], part_column=column)
         with pytest.raises(UsageError, match=f"part_column '{column}' can't be cut into ranges"):
@@ -184,6 +207,126 @@ def test_what_can_not_be_cut_is_refused_and_nothing_stays(
     left = "SELECT count(*) FROM pg_class WHERE relname LIKE 'dblink_load%%'"
     assert warehouse.rows(left) == [(0,)]
     wait_until(lambda: load.keeper() is None)
+
+
+def test_a_number_that_a_window_function_gives_is_no_bound(load: Load, source: Database) -> None:
+    source.execute(
+        """CREATE VIEW numbered AS SELECT id, name, at, row_number() OVER () AS n FROM item;
+        CREATE VIEW deep AS TABLE numbered;
+        CREATE VIEW first AS SELECT id, name, at FROM
+            (SELECT *, row_number() OVER (PARTITION BY name ORDER BY id) AS n FROM item) AS i WHERE n = 1"""
+    )
+    some = load.but(columns=["id", "name", "at"])
+    query = "SELECT id, name, at, rank() OVER (ORDER BY at) AS n FROM item"
+    for changed in ({"source_table": "deep"}, {"source_table": None, "source_sql": query}):
+        with pytest.raises(UsageError, match="part_column 'n' is computed, perhaps by a window function"):
+            some.but(**changed, part_column="n").begin()
+    parts = some.but(source_table="first").begin().parts  # id isn't
+    assert parts > 4
+    assert sum(copy_all(some.but(source_table="first"), parts)) == 5000
+
+
+def test_an_error_of_the_view_itself_is_told_as_it_is(load: Load, source: Database) -> None:
+    source.execute(
+        """CREATE FUNCTION broken(int) RETURNS int LANGUAGE plpgsql STABLE
+           AS 'BEGIN RETURN no_such_function($1); END';
+        CREATE VIEW bad AS SELECT id, name, at FROM item WHERE broken(id) > 0"""
+    )
+    with pytest.raises(RemoteError, match="function no_such_function"):
+        load.but(source_table="bad").begin()
+    with pytest.raises(UsageError, match=r"has placeholders|source_parameters"):
+        load.but(source_table=None, source_sql="SELECT id FROM item WHERE id > %s").begin()
+
+
+@pytest.mark.parametrize("value", ["id::text::regtype", "ROW(id, name)"])
+def test_a_type_whose_text_is_no_bound_is_refused_at_once(load: Load, source: Database, value: str) -> None:
+    types = "SELECT oid::int AS id, typname::text AS name, now() AS at, oid::regtype AS kind FROM pg_type"
+    rows = "SELECT id, name, at, ROW(id, name) AS kind FROM item"
+    odd = load.but(columns=["id", "name", "at"], source_table=None, part_column="kind", part_bytes=2_000)
+    with pytest.raises(UsageError, match="part_column 'kind' can't be cut into ranges"):
+        odd.but(source_sql=types if "regtype" in value else rows).begin()
+
+
+def test_what_was_rewritten_before_the_plan_had_read_it_is_found(load: Load, source: Database) -> None:
+    with load.sides() as (there, _):
+        keeper.begin(connect(load.source), "source", load.key, [], deadline_s=60, idle_s=60)
+        assert keeper.find(there, load.key) is not None
+    source.execute("TRUNCATE item; INSERT INTO item VALUES (1, 'new')")
+    with pytest.raises(LoadLostError, match=r"public\.item was truncated or rewritten"):
+        load.but(lock=False).begin()
+
+
+def test_a_table_that_took_another_ones_name_is_found(load: Load, source: Database) -> None:
+    names = "CREATE TABLE {} AS SELECT id, name FROM item"
+    source.execute(names.format("dim"))
+    query = "SELECT id, upper(dim.name) AS name, at FROM item JOIN dim USING (id)"
+    cut = load.but(source_table=None, source_sql=query, lock=False)
+    cut.begin()
+    cut.copy(1)
+    source.execute(f"ALTER TABLE dim RENAME TO old; {names.format('dim')}")
+    with pytest.raises(LoadLostError, match=r"dim is read, and was not when the load was planned"):
+        cut.copy(2)
+
+
+def test_an_index_that_is_new_is_no_loss(load: Load, source: Database) -> None:
+    parts = load.begin().parts
+    load.copy(1)
+    source.execute("CREATE INDEX newer ON item (at)")
+    rest = sum(load.copy(part).rows for part in range(2, parts + 1))
+    assert 0 < rest < 5000
+    assert load.verify(parts).rows == 5000
+
+
+def test_a_plan_that_takes_long_keeps_no_transaction_open_on_the_destination(
+    load: Load, source: Database, warehouse: Database
+) -> None:
+    source.execute(
+        """CREATE FUNCTION held() RETURNS bool LANGUAGE plpgsql STABLE
+           AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(77); RETURN true; END';
+        CREATE VIEW slow AS SELECT id, name, at FROM item WHERE held()"""
+    )
+    states: list[str] = []
+    with psycopg.connect(source.conninfo, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(77)")
+
+        def look() -> None:
+            states.extend(state for _, _, state, _ in warehouse.sessions())
+            other.execute("SELECT pg_advisory_unlock(77)")
+
+        waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted"
+        with meanwhile(look, when=lambda: source.admin(waits)):
+            assert load.but(source_table="slow").begin().parts > 4
+    assert states == ["idle"]
+
+
+def test_a_table_of_which_the_role_sees_some_columns_comes_unlocked(
+    load: Load, source: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.admin(
+        """CREATE SCHEMA hidden; CREATE TABLE hidden.base AS TABLE public.item;
+        CREATE TABLE secret AS SELECT *, 'x' AS more FROM public.item; ANALYZE secret;
+        GRANT SELECT ON hidden.base TO PUBLIC; GRANT SELECT (id, name, at) ON secret TO PUBLIC;
+        CREATE VIEW shown AS TABLE hidden.base; GRANT SELECT ON shown TO PUBLIC;
+        CREATE VIEW mine WITH (security_invoker) AS SELECT id, name, at FROM secret;
+        GRANT SELECT ON mine TO PUBLIC"""
+    )
+    assert load.but(source_table="shown").begin().parts > 4
+    load.end_keeper()
+    invoker = load.but(source_table="mine")
+    with pytest.raises(UsageError, match=r"(?s)permission denied for table secret.*lock=False"):
+        invoker.begin(2)
+    some = load.but(source_table="secret", columns=["id", "name", "at"])
+    assert some.begin(2).parts > 4
+    assert "can't be locked, and the load fails if somebody rewrites it: public.secret" in caplog.text
+
+
+def test_other_values_of_the_query_are_refused_and_not_shown(load: Load) -> None:
+    query = "SELECT id, name, at FROM item WHERE name <> %s"
+    asked = load.but(source_table=None, source_sql=query, source_parameters=["secret"])
+    asked.begin()
+    with pytest.raises(LoadLostError, match="source_sql would be copied otherwise") as caught:
+        asked.but(source_parameters=["other-secret"]).copy(1)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_foreign_table_behind_the_view_is_named(load: Load, source: Database) -> None:
