@@ -13,6 +13,7 @@ from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.operators.common.load_plan import DblinkPartsPlanOperator
 from airflow_dblink.operators.common.load_tasks import (
+    DblinkPartsDropOperator,
     DblinkPartsIndexOperator,
     DblinkPartsLoadOperator,
     DblinkPartsSwapOperator,
@@ -41,6 +42,12 @@ PARTS: dict[type[DblinkBaseOperator], dict[str, Any]] = {
     DblinkPartsVerifyOperator: {"parts": [1]},
     DblinkPartsIndexOperator: {},
     DblinkPartsSwapOperator: {},
+    DblinkPartsDropOperator: {},
+}
+QUERY = {**TWO, "source_sql": "SELECT a FROM t WHERE a::text <> %s", "source_parameters": ["x"]}
+SET = {"source_conn_id": "source", "destination_conn_id": "warehouse", "tables": ["t"], "exclude": ["u"]}
+IN_PARTS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
+    DblinkPartsPlanOperator: [{**QUERY, "part_column": "a"}, SET],
 }
 # Valid arguments, of which each text in turn gets a NUL.
 OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
@@ -69,6 +76,7 @@ OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
         kind: [
             {**TWO, "source_table": "t", "columns": ["a"], **more},
             {**TWO, "source_table": "t", "columns": {"a": "a"}, **more},
+            *IN_PARTS.get(kind, ()),
         ]
         for kind, more in PARTS.items()
     },

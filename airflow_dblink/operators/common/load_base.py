@@ -110,6 +110,7 @@ class LoadBaseOperator(DblinkBaseOperator):
         self.source_table = source_table
         self.source_sql = source_sql
         self.source_parameters = source_parameters
+        self._note_given(source_sql=source_sql)
         self.columns = columns
 
     @property

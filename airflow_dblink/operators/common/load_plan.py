@@ -89,6 +89,7 @@ class DblinkPartsPlanOperator(PacedLoadBaseOperator):
         self.exclude = exclude
         self.schemas = schemas
         self.part_column = part_column
+        self._note_given(part_column=part_column)
         self.part_bytes = part_bytes
         self.min_parts = min_parts
         self.max_parts = max_parts

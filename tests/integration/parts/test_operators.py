@@ -335,7 +335,7 @@ def test_a_part_of_a_load_that_has_ended_says_so(run: Run) -> None:
             "source_sql",
         ),
         ({"source_parameters": [1]}, "source_parameters belong to source_sql"),
-        ({"part_column": ""}, "part_column must be a column's name"),
+        ({"part_column": ""}, "part_column has no value"),
     ],
 )
 def test_a_mistake_is_said_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
