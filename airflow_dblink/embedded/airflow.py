@@ -271,7 +271,10 @@ def _ports_of(process: psutil.Process) -> list[int]:
 
 def _end_sessions(database: str, ports: list[int]) -> None:
     """End the sessions that clients at *ports* of this machine had in a PostgreSQL database."""
-    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_port = ANY(%s)"
+    end = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE client_port = ANY(%s) AND datname = current_database() AND usename = current_user"
+    )
     with _connect(database) as connection:
         connection.execute(end, [ports])
 

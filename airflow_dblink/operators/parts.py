@@ -168,8 +168,11 @@ def dblink_parted_transfer(
         )
         chain(plan, load, verified, index, swapped)
         if on_failure == "drop":
+            # A run before must not keep it from coming.
+            alone = {"depends_on_past": False, "wait_for_downstream": False}
             drop = DblinkPartsDropOperator(
-                task_id="drop", tables=tables, exclude=exclude, schemas=schemas, **common
+                task_id="drop", tables=tables, exclude=exclude, schemas=schemas, **{**common, **alone}
             )
-            swapped >> drop.as_teardown()
+            # After all of them: once a part has failed, Airflow marks the swap, while other parts still run.
+            [plan, load, verified, index, swapped] >> drop.as_teardown()
     return group

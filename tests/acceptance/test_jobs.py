@@ -174,11 +174,12 @@ def test_a_restart_of_any_component_cancels_nothing(world: World) -> None:
         world.airflow.kill_component("triggerer.1")
         world.airflow.start_component("triggerer.1")
         scheduler, *workers = world.airflow.component_processes("scheduler")
-        ports = [connection.laddr.port for connection in scheduler.net_connections("tcp")]
+        found = scheduler.net_connections("tcp")
+        ports = [each.laddr.port for each in found if each.raddr and each.raddr.port == world.source.port]
         world.airflow.kill_component("scheduler")
         # Its workers have inherited its connections: what it had locked would stay locked.
         assert ports
-        assert all(worker.is_running() for worker in workers)
+        assert any(worker.is_running() for worker in workers)
         sessions = "SELECT 1 FROM pg_stat_activity WHERE client_port = ANY(%s)"
         world.wait_until("its sessions end", lambda: not world.rows(sessions, ports, server=world.source), 30)
         world.airflow.start_component("scheduler")

@@ -13,7 +13,14 @@ from typing import Any
 
 from psycopg import sql
 
-from airflow_dblink.core.errors import DblinkError, NoLoadError, RemoteError, TransientError, UsageError
+from airflow_dblink.core.errors import (
+    DblinkError,
+    LoadLostError,
+    NoLoadError,
+    RemoteError,
+    TransientError,
+    UsageError,
+)
 from airflow_dblink.core.parts import keeper as keepers
 from airflow_dblink.core.parts import shadow as shadows
 from airflow_dblink.core.parts.key import LoadKey
@@ -162,13 +169,15 @@ def begin(
         begun = _make(source, destination, places, ranges, key, keeper, try_number, run)
         destination.run("COMMIT", "beginning the load")
         source.run("COMMIT", "ending the source transaction")
-    except DblinkError:
+    except DblinkError as error:
         for side in (source, destination):
             with suppress(DblinkError):
                 side.run("ROLLBACK", "giving up the load")
         with suppress(DblinkError):
             if is_own and not _is_planned(destination, places, keeper.snapshot):
                 keepers.release(source, key)
+        if is_own and isinstance(error, LoadLostError):  # the next try takes a new snapshot
+            raise TransientError(error.message, error.connname, error.sqlstate) from None
         raise
     return begun
 
@@ -230,9 +239,10 @@ def _keeper(
         try:
             keepers.begin(connection, source.conn_id, key, tables, **times)
         except RemoteError as error:
-            if error.sqlstate != _NOT_ALLOWED:
+            if error.sqlstate != _NOT_ALLOWED:  # else the owner of a view may not lock what is behind it
                 raise
-            raise _not_lockable(source, error) from None
+            hint = "without the lock (lock=False) the load fails if somebody rewrites a table meanwhile"
+            raise UsageError(error.message, source.conn_id, error.sqlstate, hint=hint) from None
         keeper = keepers.find(source, key)
     if keeper is None:
         raise TransientError(
@@ -243,12 +253,6 @@ def _keeper(
         )
     log.info("%s: session %s keeps the snapshot of %s", source.conn_id, keeper.pid, keeper.taken)
     return keeper, keeper.pid == pid
-
-
-def _not_lockable(source: Side, error: RemoteError) -> UsageError:
-    """Return the error of a view whose owner may not lock what is behind it."""
-    hint = "without the lock (lock=False) the load fails if somebody rewrites a table meanwhile"
-    return UsageError(error.message, source.conn_id, error.sqlstate, hint=hint)
 
 
 def _lockable(source: Side, table: TableLoad) -> list[sql.Identifier]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -157,29 +157,55 @@ def prune(side: Side, older_than: timedelta) -> tuple[int, int]:
     return pruned, ended
 
 
-def drop_load(side: Side, keeper: LoadKey) -> int:
+def drop_load(side: Side, keeper: LoadKey, demand_wanted: Callable[[], None]) -> int:
     """Drop the tables of this role's load that has this *keeper*; sessions that use them are ended.
 
+    :param demand_wanted: raises if the caller is no longer wanted: the load may be planned anew by now.
     :returns: how many tables were being loaded.
-    :raises RemoteError: what the server says, as of a view that depends on a table.
+    :raises RemoteError: what the server says, as of a view that depends on a table; the others are dropped.
+    :raises TransientError: if a ledger is locked, so that nobody knows whose it is.
     """
-    loads = [load for load in loads_left(side) if load.is_ours and load.head and load.head.keeper == keeper]
-    for load in loads:
-        if load.head is not None:
-            end_holders(side, load.head.shadow, readers=True)
-        _drop(side, load)
-    return len(loads)
+    dropped, failures = 0, dict[str, DblinkError]()
+    for load in loads_left(side):
+        is_it = load.key == keeper or (load.head is not None and load.head.keeper == keeper)
+        name = f"{load.schema_name}.{load.key.shadow}"
+        if load.is_ours and not is_it and load.problem:
+            failures[name] = TransientError(load.problem, side.conn_id)
+        if not load.is_ours or not is_it:
+            continue
+        demand_wanted()
+        try:
+            for oid in Ledger(load.key, load.schema_name).found(side).values():
+                end_holders(side, oid, readers=True)
+            with _locked(side, load):
+                demand_wanted()
+            dropped += 1
+        except DblinkError as error:
+            if side.connection.closed:
+                raise
+            if error.sqlstate != _GONE:  # else it was swapped meanwhile
+                failures[name] = error
+    if failures:
+        raise _not_pruned(side, dropped, 0, failures)
+    return dropped
 
 
 def _drop(side: Side, load: LoadLeft) -> None:
-    tables = sql.SQL(", ").join(sql.Identifier(load.schema_name, name) for name in load.names)
-    with in_transaction(side, _SETTINGS, _REMOVING):
-        side.run(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables), _REMOVING)
+    with _locked(side, load):
         now = None
         with suppress(NoLoadError):
             now = Ledger(load.key, load.schema_name).head(side)
         if now != load.head:
             raise TransientError("it was planned anew meanwhile", side.conn_id)
+
+
+@contextmanager
+def _locked(side: Side, load: LoadLeft) -> Iterator[None]:
+    """Lock the tables of a load, and drop them in the end unless an error is raised."""
+    tables = sql.SQL(", ").join(sql.Identifier(load.schema_name, name) for name in load.names)
+    with in_transaction(side, _SETTINGS, _REMOVING):
+        side.run(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables), _REMOVING)
+        yield
         side.run(sql.SQL("DROP TABLE {}").format(tables), _REMOVING)
 
 

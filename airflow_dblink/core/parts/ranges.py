@@ -34,6 +34,7 @@ _SAMPLE_ROWS = 100_000
 _STEPS = 1000  # as many ranges at most
 _LEAST_SAMPLE = 1_000
 _UNORDERED = ("42883", "42704", "42809")  # no such operator, no arrays of the type, no operator of an order
+_NOT_ALLOWED = "42501"
 _TOO_LARGE = "54000"
 _UNREAD = ("0A", "22")  # classes: a type without input, another text than its output
 _LOCKABLE = ("r", "p", "v")  # by LOCK TABLE
@@ -253,7 +254,8 @@ def lockable(
     tables = tables_read(source)
     locked = [table for table in tables if table["may_lock"] and table["kind"] in _LOCKABLE]
     has_view = any(table["kind"] == "v" for table in locked)  # its lock is also that of the tables behind it
-    free = [] if has_view else [table["name"] for table in tables if not table["may_lock"]]
+    others = [table for table in tables if not table["may_lock"] and not table["is_partition"]]
+    free = [] if has_view else [table["name"] for table in others]
     free += [table["name"] for table in tables if table["kind"] == "m" and table["may_lock"]]
     if free:
         log.warning(
@@ -280,9 +282,27 @@ def _is_computed(source: Side, table: int, number: int) -> bool:
             (view,) = source.ask(_SQL["view"], {"oid": table})
             if view["definition"] is None:
                 break
-            column = describe(source, sql.SQL(view["definition"]))[number - 1]
+            columns = _columns_of(source, view["definition"])
+        if columns is None:
+            return False
+        column = columns[number - 1]
         table, number = column.table, column.number
     return not table
+
+
+def _columns_of(source: Side, definition: str) -> list[ResultColumn] | None:
+    """Return the columns of a view's definition; ``None`` if the role may not use what is behind it."""
+    action = "reading a view's definition"
+    source.run("SAVEPOINT airflow_dblink_view", action)
+    try:
+        columns = describe(source, sql.SQL(definition), action)
+    except RemoteError as error:
+        if error.sqlstate != _NOT_ALLOWED:
+            raise
+        source.run("ROLLBACK TO SAVEPOINT airflow_dblink_view", action)
+        return None
+    source.run("RELEASE SAVEPOINT airflow_dblink_view", action)
+    return columns
 
 
 def tables_read(source: Side) -> list[dict[str, Any]]:
@@ -314,14 +334,15 @@ def _files(source: Side) -> dict[int, int]:
 def demand_same_files(source: Side, files: Mapping[int, int]) -> None:
     """Raise unless what was read are tables that were read when the load was planned, with the same *files*.
 
-    A table that was truncated looks empty in every snapshot. A partition may have been left out this time.
+    A table that was truncated looks empty in every snapshot. A partition may have been left out this time, or
+    be new: the snapshot has no row of it, or the count will tell.
 
     :raises LoadLostError: names the table.
     """
     for table in tables_read(source):
-        if table["oid"] not in files:
+        if table["oid"] not in files and table["root"] not in files:
             raise lost(source, f"{table['name']} is read, and was not when the load was planned")
-        if files[table["oid"]] != table["filenode"]:
+        if files.get(table["oid"], table["planned"] or table["filenode"]) != table["filenode"]:
             raise _rewritten(source, table)
 
 

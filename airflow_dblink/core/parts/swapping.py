@@ -86,7 +86,8 @@ def swap(
         # its rows may be younger than what was waited for
         raise TransientError("the load was planned anew meanwhile", destination.conn_id, "40001")
     for each in loaded:
-        end_holders(destination, each.head.shadow)
+        for oid in each.ledger.found(destination).values():
+            end_holders(destination, oid, readers=oid != each.head.shadow)
     if not allow_empty_source:
         for_each(loaded, lambda each: _demand_rows(destination, each), lambda each: each.table.name)
     arguments = {"swap_timeout": swap_timeout, "reset_sequences": reset_sequences}

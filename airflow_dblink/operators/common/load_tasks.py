@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from airflow.sdk import XComArg
 
 from airflow_dblink.core.errors import DblinkError, UsageError
@@ -88,8 +89,8 @@ class DblinkPartsLoadOperator(PacedLoadBaseOperator):
             return {"rows": total.rows, "bytes": total.bytes, "seconds": total.seconds, "tries": total.tries}
 
     def _say_so_far(self, destination: Side, table: TableLoad) -> None:
-        """Log how far all parts of the table have come, if it has several."""
-        with suppress(DblinkError):  # the part is committed: nothing that goes wrong now may fail it
+        """Log how far all parts of the table have come, if it has several; the part is committed by now."""
+        with suppress(DblinkError, psycopg.Error):
             settings = self._settings(destination.connection, destination.conn_id)
             with in_transaction(destination, settings, "asking how far the load has come"):
                 _, ledger = table.find(destination)
@@ -265,15 +266,28 @@ class DblinkPartsDropOperator(LoadBaseOperator):
         self.schemas = schemas
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Drop the tables; then end the keeper, whose server may be away."""
+        """End the keeper, if its server is there, and drop the tables."""
+
+        def demand_wanted() -> None:
+            if not self._is_marked_running(context):
+                raise UsageError("this task isn't wanted any more: its load may be planned anew by now")
+
         with self._destination() as (_, destination):
             if self.is_set:
                 key = self._set_key(context, destination, self.tables, self.exclude, self.schemas)
             else:
                 key = self._load(context, destination, None).tables[0].key
-            dropped = drop_load(destination, key)
+            demand_wanted()
+            self._release(key)
+            dropped = drop_load(destination, key, demand_wanted)
             self.log.info("Tables of this load that were dropped: %s", dropped)
-        with self._no_retry_in_vain(), self._hook(self.source_conn_id) as source:
-            if release(Side(source.link().connection, self.source_conn_id), key):
-                self.log.info("%s: the snapshot of this load was ended", self.source_conn_id)
-        return {"dropped": dropped}
+            return {"dropped": dropped}
+
+    def _release(self, key: LoadKey) -> None:
+        try:
+            with self._hook(self.source_conn_id) as source:
+                ended = release(Side(source.link().connection, self.source_conn_id), key)
+        except DblinkError as error:
+            self.log.warning("The snapshot, if there still is one, is kept until idle is over: %s", error)
+        else:
+            self.log.info("%s: snapshot of this load that was ended: %s", self.source_conn_id, ended)

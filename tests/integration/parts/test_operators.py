@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
@@ -119,7 +119,8 @@ def test_the_log_tells_how_far_all_parts_have_come(run: Run, capsys: pytest.Capt
     count = len(parts)
     assert len(lines) == count
     speed = r"[\d,]+ rows, [\d.]+ MB, [\d.]+ MB/s"
-    assert re.fullmatch(rf"1 of {count} parts \({100 // count}%\), {speed}, about [\d,]+ s left", lines[0])
+    left = r"about [\d,]+ (s|min) left"
+    assert re.fullmatch(rf"1 of {count} parts \({100 // count}%\), {speed}, {left}", lines[0])
     assert re.fullmatch(rf"{count} of {count} parts \(100%\), {speed}", lines[-1])
 
 
@@ -147,17 +148,46 @@ def test_a_load_that_is_dropped_leaves_nothing_and_others_stay(
 ) -> None:
     parts = run.plan()
     run.load(parts[0])
-    (shadow, _) = mine = tables(warehouse)
+    mine = tables(warehouse)
     run.execute(DblinkPartsPlanOperator, "another_plan", load_id="another", **CUT)
     others = [name for name in tables(warehouse) if name not in mine]
     assert len(others) == 2
-    with closing(psycopg.connect(warehouse.conninfo)) as zombie:
-        zombie.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(shadow)))
+    with ExitStack() as zombies:
+        for name in mine:  # the loaded table and its ledger
+            zombie = zombies.enter_context(closing(psycopg.connect(warehouse.conninfo)))
+            zombie.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.Identifier(name)))
         assert run.drop() == {"dropped": 1}
     assert tables(warehouse) == others
     assert run.drop() == {"dropped": 0}
     with pytest.raises(AirflowFailException, match="there is nothing to load into"):
         run.load(parts[1])
+
+
+def test_a_drop_that_is_not_wanted_any_more_drops_nothing(run: Run, warehouse: Database) -> None:
+    run.plan()
+    there = tables(warehouse)
+    task = DblinkPartsDropOperator(task_id="drop", load_id="plan", **COMMON)
+    with pytest.raises(AirflowFailException, match="isn't wanted any more"):
+        task.execute(context(task_id="drop", wanted="restarting"))
+    assert tables(warehouse) == there
+
+
+def test_a_drop_needs_no_source(run: Run, warehouse: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.plan()
+    monkeypatch.setenv("AIRFLOW_CONN_AWAY", "postgres://nobody:none@127.0.0.1:1/nothing")
+    task = DblinkPartsDropOperator(task_id="drop", load_id="plan", **{**COMMON, "source_conn_id": "away"})
+    assert task.execute(context(task_id="drop")) == {"dropped": 1}
+    assert tables(warehouse) == []
+
+
+def test_a_swap_waits_for_no_session_that_holds_a_ledger(run: Run, warehouse: Database) -> None:
+    parts = run.plan()
+    for part in parts:
+        run.load(part)
+    ledger = tables(warehouse)[-1]
+    with closing(psycopg.connect(warehouse.conninfo)) as zombie:
+        zombie.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.Identifier(ledger)))
+        assert run.rest(parts)["rows"] == 5000
 
 
 def test_tries_go_on_and_a_cleared_plan_begins_anew(run: Run, source: Database, warehouse: Database) -> None:
