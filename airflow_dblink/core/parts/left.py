@@ -157,19 +157,20 @@ def prune(side: Side, older_than: timedelta) -> tuple[int, int]:
     return pruned, ended
 
 
-def drop_load(side: Side, keeper: LoadKey, demand_wanted: Callable[[], None]) -> int:
+def drop_load(side: Side, keeper: LoadKey, demand_wanted: Callable[[], None], *, is_set: bool) -> int:
     """Drop the tables of this role's load that has this *keeper*; sessions that use them are ended.
 
+    :param keeper: its key, which is also that of the tables if there is only one table.
     :param demand_wanted: raises if the caller is no longer wanted: the load may be planned anew by now.
     :returns: how many tables were being loaded.
     :raises RemoteError: what the server says, as of a view that depends on a table; the others are dropped.
-    :raises TransientError: if a ledger is locked, so that nobody knows whose it is.
+        Also of a ledger that is locked, so that nobody knows whether it is one of the set's.
     """
     dropped, failures = 0, dict[str, DblinkError]()
     for load in loads_left(side):
         is_it = load.key == keeper or (load.head is not None and load.head.keeper == keeper)
         name = f"{load.schema_name}.{load.key.shadow}"
-        if load.is_ours and not is_it and load.problem:
+        if is_set and load.is_ours and not is_it and load.problem:
             failures[name] = TransientError(load.problem, side.conn_id)
         if not load.is_ours or not is_it:
             continue

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from airflow.sdk import XComArg
 
-from airflow_dblink.core.errors import DblinkError, UsageError
+from airflow_dblink.core.errors import DblinkError, TransientError, UsageError
 from airflow_dblink.core.parts.copying import copy_part
 from airflow_dblink.core.parts.indexing import build_indexes
 from airflow_dblink.core.parts.keeper import release
@@ -270,7 +270,8 @@ class DblinkPartsDropOperator(LoadBaseOperator):
 
         def demand_wanted() -> None:
             if not self._is_marked_running(context):
-                raise UsageError("this task isn't wanted any more: its load may be planned anew by now")
+                why = "Airflow doesn't have this task as running: its load may be planned anew by now"
+                raise TransientError(why, self.destination_conn_id)
 
         with self._destination() as (_, destination):
             if self.is_set:
@@ -279,7 +280,7 @@ class DblinkPartsDropOperator(LoadBaseOperator):
                 key = self._load(context, destination, None).tables[0].key
             demand_wanted()
             self._release(key)
-            dropped = drop_load(destination, key, demand_wanted)
+            dropped = drop_load(destination, key, demand_wanted, is_set=self.is_set)
             self.log.info("Tables of this load that were dropped: %s", dropped)
             return {"dropped": dropped}
 
