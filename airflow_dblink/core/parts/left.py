@@ -57,6 +57,11 @@ class LoadLeft:
     problem: str | None = None
 
     @property
+    def name(self) -> str:
+        """The table that is loaded, for errors."""
+        return f"{self.schema_name}.{self.key.shadow}"
+
+    @property
     def taken_at(self) -> datetime | None:
         """When the load's snapshot was taken."""
         return None if self.head is None else datetime.fromtimestamp(self.head.taken_at, UTC)
@@ -140,18 +145,8 @@ def prune(side: Side, older_than: timedelta) -> tuple[int, int]:
     """
     old = [left.key for left in keepers_left(side) if _is_older(left.taken_at, older_than)]
     ended = sum(release(side, key, if_unused=True) for key in old)
-    pruned, failures = 0, dict[str, DblinkError]()
-    for load in loads_left(side):
-        if not load.may_go(older_than):
-            continue
-        try:
-            _drop(side, load)
-            pruned += 1
-        except DblinkError as error:
-            if side.connection.closed:
-                raise
-            if error.sqlstate != _GONE:  # else it was swapped, or dropped, meanwhile
-                failures[f"{load.schema_name}.{load.key.shadow}"] = error
+    old_loads = [load for load in loads_left(side) if load.may_go(older_than)]
+    pruned, failures = _remove(side, old_loads, lambda load: _drop(side, load))
     if failures:
         raise _not_pruned(side, pruned, ended, failures)
     return pruned, ended
@@ -166,29 +161,40 @@ def drop_load(side: Side, keeper: LoadKey, demand_wanted: Callable[[], None], *,
     :raises RemoteError: what the server says, as of a view that depends on a table; the others are dropped.
         Also of a ledger that is locked, so that nobody knows whether it is one of the set's.
     """
-    dropped, failures = 0, dict[str, DblinkError]()
-    for load in loads_left(side):
-        is_it = load.key == keeper or (load.head is not None and load.head.keeper == keeper)
-        name = f"{load.schema_name}.{load.key.shadow}"
-        if is_set and load.is_ours and not is_it and load.problem:
-            failures[name] = TransientError(load.problem, side.conn_id)
-        if not load.is_ours or not is_it:
-            continue
+
+    def drop(load: LoadLeft) -> None:
         demand_wanted()
+        for oid in Ledger(load.key, load.schema_name).found(side).values():
+            end_holders(side, oid, readers=True)
+        with _locked(side, load):
+            demand_wanted()
+
+    ours = [load for load in loads_left(side) if load.is_ours]
+    its = [load for load in ours if load.key == keeper or (load.head and load.head.keeper == keeper)]
+    dropped, failures = _remove(side, its, drop)
+    if is_set:
+        unread = [load for load in ours if load.problem]
+        failures |= {load.name: TransientError(str(load.problem), side.conn_id) for load in unread}
+    if failures:
+        raise _not_pruned(side, dropped, 0, failures)
+    return dropped
+
+
+def _remove(
+    side: Side, loads: Sequence[LoadLeft], drop: Callable[[LoadLeft], None]
+) -> tuple[int, dict[str, DblinkError]]:
+    """Drop the *loads*, also after one that fails; return how many went, and the errors of the others."""
+    dropped, failures = 0, dict[str, DblinkError]()
+    for load in loads:
         try:
-            for oid in Ledger(load.key, load.schema_name).found(side).values():
-                end_holders(side, oid, readers=True)
-            with _locked(side, load):
-                demand_wanted()
+            drop(load)
             dropped += 1
         except DblinkError as error:
             if side.connection.closed:
                 raise
-            if error.sqlstate != _GONE:  # else it was swapped meanwhile
-                failures[name] = error
-    if failures:
-        raise _not_pruned(side, dropped, 0, failures)
-    return dropped
+            if error.sqlstate != _GONE:  # else it was swapped, or dropped, meanwhile
+                failures[load.name] = error
+    return dropped, failures
 
 
 def _drop(side: Side, load: LoadLeft) -> None:

@@ -37,6 +37,7 @@ _UNORDERED = ("42883", "42704", "42809")  # no such operator, no arrays of the t
 _NOT_ALLOWED = "42501"
 _TOO_LARGE = "54000"
 _UNREAD = ("0A", "22")  # classes: a type without input, another text than its output
+_MOST_NAMED = 20
 _LOCKABLE = ("r", "p", "v")  # by LOCK TABLE
 
 
@@ -69,7 +70,7 @@ class Range:
         return asdict(self)
 
     def where(self) -> sql.Composable:
-        """Return the condition of its rows."""
+        """Return the WHERE of its rows; nothing if it is open on both sides."""
         column = sql.SQL("source.{}").format(sql.Identifier(self.column))
         bounds = []
         if self.first is not None:
@@ -78,7 +79,7 @@ class Range:
             bounds.append(sql.SQL("{} OPERATOR(pg_catalog.<) {}").format(column, sql.Literal(self.end)))
         if self.first is None and bounds:
             bounds = [sql.SQL("({} OR {} IS NULL)").format(*bounds, column)]
-        return sql.SQL(" AND ").join(bounds)
+        return sql.SQL(" WHERE " if bounds else "") + sql.SQL(" AND ").join(bounds)
 
 
 Part = tuple[Piece | Range, ...]
@@ -200,7 +201,7 @@ def _try_bounds(source: Side, read: sql.Composable, ranges: Sequence[Range]) -> 
     """Let the parser read the bounds: a type's text need not be what it reads."""
     if len(ranges) == 1:
         return
-    explain = sql.SQL("EXPLAIN SELECT FROM {} AS source WHERE {}").format(read, ranges[-1].where())
+    explain = sql.SQL("EXPLAIN SELECT FROM {} AS source{}").format(read, ranges[-1].where())
     try:
         source.fetch(explain, "trying the bounds of a range")
     except RemoteError as error:
@@ -236,7 +237,7 @@ def lockable(
             f"the source {what} {column!r}, which part_column names",
             source.conn_id,
             "42702" if named else "42703",
-            hint=f"its columns are {', '.join(each.name for each in columns)}",
+            hint=f"its columns are {_named([each.name for each in columns])}",
         )
     try:
         plan = _plan(source, _question(read, column, (), 1.0), column)
@@ -261,9 +262,15 @@ def lockable(
         log.warning(
             "%s: can't be locked, and the load fails if somebody rewrites it: %s",
             source.conn_id,
-            ", ".join(free),
+            _named(free),
         )
     return [sql.Identifier(table["schema_name"], table["table_name"]) for table in locked]
+
+
+def _named(names: Sequence[str]) -> str:
+    """Return the names as a list for readers, which ends after some."""
+    more = f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _nodes(plan: Mapping[str, Any]) -> set[str]:
@@ -314,7 +321,7 @@ def tables_read(source: Side) -> list[dict[str, Any]]:
     foreign = [table["name"] for table in tables if table["kind"] == "f"]
     if foreign:
         raise UsageError(
-            f"foreign tables are read, whose rows aren't in the snapshot: {', '.join(foreign)}",
+            f"foreign tables are read, whose rows aren't in the snapshot: {_named(foreign)}",
             source.conn_id,
             "42809",
             hint="copy it as a whole with DblinkTransferOperator",
@@ -355,11 +362,6 @@ def copy_range(part: Range, read: sql.Composable, pairs: Sequence[Pair], copy_fo
 
     :param read: the text after FROM.
     """
-    bounds = part.where()
-    return sql.SQL("COPY (SELECT {} FROM {} AS source{}{}) TO STDOUT (FORMAT {})").format(
-        values_of(pairs),
-        read,
-        sql.SQL(" WHERE " if part.first is not None or part.end is not None else ""),
-        bounds,
-        sql.Identifier(copy_format),
+    return sql.SQL("COPY (SELECT {} FROM {} AS source{}) TO STDOUT (FORMAT {})").format(
+        values_of(pairs), read, part.where(), sql.Identifier(copy_format)
     )

@@ -86,6 +86,7 @@ def swap(
         # its rows may be younger than what was waited for
         raise TransientError("the load was planned anew meanwhile", destination.conn_id, "40001")
     for each in loaded:
+        # Of the ledger who only reads it, too: DROP TABLE would wait.
         for oid in each.ledger.found(destination).values():
             end_holders(destination, oid, readers=oid != each.head.shadow)
     if not allow_empty_source:

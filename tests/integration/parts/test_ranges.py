@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
 
-from airflow_dblink.core.errors import LoadLostError, RemoteError, UsageError, VerificationError
+from airflow_dblink.core.errors import (
+    LoadLostError,
+    RemoteError,
+    TransientError,
+    UsageError,
+    VerificationError,
+)
 from airflow_dblink.core.parts import keeper, ranges
 from airflow_dblink.core.server.login import connect
 from tests.databases import Database
@@ -278,6 +285,25 @@ def test_what_was_rewritten_before_the_plan_had_read_it_is_found(load: Load, sou
         again.begin()
     assert load.keeper() is not None  # another try's, which a cleared plan ends
     assert again.begin(2, is_anew=True).parts == 1
+
+
+def test_a_plan_is_tried_again_if_its_own_snapshot_came_before_a_rewrite(
+    load: Load, source: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = keeper.use
+
+    def rewritten_before(*args: Any) -> None:
+        source.execute("TRUNCATE item; INSERT INTO item VALUES (1, 'new')")
+        use(*args)
+
+    again = load.but(lock=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(keeper, "use", rewritten_before)
+        with pytest.raises(TransientError, match="was truncated or rewritten"):
+            again.begin()
+    wait_until(lambda: again.keeper() is None)
+    assert again.begin(2).parts == 1
+    assert again.copy(1).rows == 1
 
 
 def test_a_table_that_took_another_ones_name_is_found(load: Load, source: Database) -> None:
