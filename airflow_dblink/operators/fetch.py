@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_dblink.core.server.settings import HANDED_ON
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.operators.common.known import check_known
 from airflow_dblink.operators.common.rows import RowDestination
 from airflow_dblink.operators.common.sql import SqlOperator
@@ -83,8 +83,7 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
                 link = hook.link()
                 side = Side(link.connection, self.conn_id)
                 # Otherwise a query could delete the rows that it returns, and a retry would not find them.
-                side.run("BEGIN READ ONLY", "beginning the transaction")
-                set_local(side, self._settings(link.connection, self.conn_id, **HANDED_ON))
+                begin(side, "BEGIN READ ONLY", self._settings(link.connection, self.conn_id, **HANDED_ON))
                 result = sink.deliver(link, self.sql, self.parameters)
                 side.run("COMMIT", "ending the transaction")
             self.log.info("Fetched %s", sink.told(result))

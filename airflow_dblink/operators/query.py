@@ -13,7 +13,7 @@ from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.remote_sets.attach import attach, prepare
 from airflow_dblink.core.remote_sets.remote import Remote, remotes_by_table
 from airflow_dblink.core.server.settings import HANDED_ON
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.core.sqltext.lexer import Part, parts
 from airflow_dblink.core.sqltext.rules import demand_script, no_query
@@ -191,8 +191,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
         started = time.monotonic()
         with hook.remote_sides(remote.conn_id for remote in remotes.values()) as sources:
             source_settings = {c: self._settings(side.connection, c) for c, side in sources.items()}
-            home.run("BEGIN READ ONLY", "checking the remote sets")
-            set_local(home, settings)
+            begin(home, "BEGIN READ ONLY", settings, "checking the remote sets")
             sets = prepare(home, remotes, sources, source_settings)
             home.run("ROLLBACK", "checking the remote sets")
             once.begin(settings)

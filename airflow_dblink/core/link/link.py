@@ -235,13 +235,14 @@ class Link(Wire):
                 "BEGIN; SET LOCAL cursor_tuple_fraction = 1; SELECT pg_catalog.set_config({}, {}, true); "
             ).format(_BATCHES_MARK, self._batches_mark)
         fetch = sql.SQL("FETCH {} FROM {}").format(sql.Literal(batch_rows), name)
+        # The first rows come with the answer to DECLARE: a round trip less.
+        declare = begin + sql.SQL("DECLARE {} NO SCROLL CURSOR FOR ").format(name) + query
+        message: sql.Composable = declare + sql.SQL("\n; ") + fetch
         complete = False
         try:
-            self.run(
-                begin + sql.SQL("DECLARE {} NO SCROLL CURSOR FOR ").format(name) + query, "executing query"
-            )
             while not complete:
-                rows = self.rows(self.run(fetch, "executing query")[-1], values)
+                rows = self.rows(self.run(message, "executing query")[-1], values)
+                message = fetch
                 complete = len(rows) < batch_rows
                 if rows:
                     yield rows

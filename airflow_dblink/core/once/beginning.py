@@ -23,7 +23,7 @@ from airflow_dblink.core.masking import without_credentials
 from airflow_dblink.core.server.connection import LinkConnection, time_limit
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.own_sql import PIN, UNPIN, ask
-from airflow_dblink.core.server.settings import set_config
+from airflow_dblink.core.server.settings import Settings, set_config
 from airflow_dblink.core.sql.named import statements
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Begun:
     ids: tuple[int, ...]
 
 
-def begun(connection: LinkConnection, begin: str, local: Mapping[str, str]) -> Begun:
+def begun(connection: LinkConnection, begin: str, local: Settings) -> Begun:
     """Begin a transaction, and bring its id to the server's disk: one round trip.
 
     Before PostgreSQL 17 another session is opened for a moment. If that isn't possible, or the role may not
@@ -72,7 +72,7 @@ def begun(connection: LinkConnection, begin: str, local: Mapping[str, str]) -> B
 
 
 def _begin(
-    connection: LinkConnection, begin: str, local: Mapping[str, str], log_id: str | None
+    connection: LinkConnection, begin: str, local: Settings, log_id: str | None
 ) -> tuple[dict[str, Any], str | None]:
     """Begin the transaction; return its ticket and, if *log_id* names a statement, its id's log position."""
     names = ["ticket"] if log_id is None else ["ticket", log_id]

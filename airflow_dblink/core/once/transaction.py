@@ -32,6 +32,7 @@ from airflow_dblink.core.once.tickets import Stored, is_flushed, read
 from airflow_dblink.core.once.tries import Store, Tries
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import ask
+from airflow_dblink.core.server.settings import Settings
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sqltext.rules import demand_script
 from airflow_dblink.core.sqltext.user_text import UserText, place_of
@@ -255,7 +256,7 @@ class Once:
 
     # -- this try
 
-    def begin(self, settings: Mapping[str, str] | None = None, *, read_committed: bool = False) -> None:
+    def begin(self, settings: Settings | None = None, *, read_committed: bool = False) -> None:
         """Begin the transaction and store its ticket: one round trip to the server.
 
         The transaction's id is on the server's disk by then, so that no crash lets the server hand it out

@@ -20,7 +20,7 @@ from airflow_dblink.core.link.link import Link
 from airflow_dblink.core.remote_sets.remote import Remote, query_text
 from airflow_dblink.core.server.bind import bind
 from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.core.streams.fan_in import Load, Report, gather, leave_copy
@@ -108,8 +108,8 @@ def prepare(
     _demand_no_hiding(home, list(remotes))
     for conn_id, source in sources.items():
         # One snapshot for all sets of a connection; read only, since home's rollback can't undo writes.
-        source.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "beginning the transaction")
-        set_local(source, {**_PATIENCE, **settings.get(conn_id, {})})
+        local = {**_PATIENCE, **settings.get(conn_id, {})}
+        begin(source, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", local)
     return [_set(home, sources[remote.conn_id], name, remote) for name, remote in remotes.items()]
 
 
@@ -339,8 +339,8 @@ def attach_to_link(
             link.label,
             hint='begin a transaction: exec("BEGIN"); or use a connection that leads around the pooler',
         )
-    begin, end, undo = ("BEGIN", "COMMIT", "ROLLBACK") if alone else _WITHIN_TRANSACTION
-    link.run(sql.SQL(begin), "attaching remote sets", timed=False)
+    opening, end, undo = ("BEGIN", "COMMIT", "ROLLBACK") if alone else _WITHIN_TRANSACTION
+    link.run(sql.SQL(opening), "attaching remote sets", timed=False)
     home = Side(link.connection, link.label)
     try:
         sets = prepare(home, remotes, sources, {})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from psycopg import sql
+
+#: Run-time parameters by name: a text each, or an expression that the server evaluates.
+Settings = Mapping[str, str | sql.Composable]
 
 #: Parameters that shape values as text: set to the same values on both sides.
 TEXT_FORMS = {
@@ -21,7 +24,7 @@ TEXT_FORMS = {
 HANDED_ON = {**TEXT_FORMS, "datestyle": "ISO", "cursor_tuple_fraction": "1"}
 
 
-def set_config(settings: Iterable[tuple[str, str]], *, local: bool) -> sql.Composed:
+def set_config(settings: Iterable[tuple[str, str | sql.Composable]], *, local: bool) -> sql.Composed:
     """Return the statement that sets run-time parameters, *local* to the transaction or for the session."""
     calls = [
         sql.SQL("pg_catalog.set_config({}, {}, {})").format(name, value, local) for name, value in settings

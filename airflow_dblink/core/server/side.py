@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from airflow_dblink.core.errors import DblinkError, UsageError, from_psycopg
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.own_sql import PATH, ask, message, rows_of
-from airflow_dblink.core.server.settings import TEXT_FORMS, set_config
+from airflow_dblink.core.server.settings import TEXT_FORMS, Settings, set_config
 from airflow_dblink.core.sqltext.user_text import place_of
 
 
@@ -98,13 +98,38 @@ class Side:
             raise from_psycopg(error, self.conn_id, "waiting") from None
 
 
-def set_local(side: Side, settings: Mapping[str, str]) -> None:
-    """Apply :data:`TEXT_FORMS` and *settings* to the transaction that is open on *side*.
+def begin(
+    side: Side,
+    statement: str,
+    settings: Settings,
+    action: str = "beginning the transaction",
+    questions: Sequence[sql.Composable] = (),
+) -> list[list[dict[str, Any]]]:
+    """Begin a transaction under :data:`TEXT_FORMS` and *settings*, and ask *questions*: one round trip.
+
+    :param statement: ``BEGIN``, and the transaction's modes.
+    :param action: the transaction's purpose, for errors.
+    :param questions: as :meth:`Side.ask_after` takes them.
+    :returns: the rows of each question.
+    :raises RemoteError: the server's errors; the transaction may be open then.
+    """
+    first = [sql.SQL(statement), _local(settings)]
+    if questions:
+        return side.ask_after(first, questions, action)
+    side.run(sql.SQL("; ").join(first), action)
+    return []
+
+
+def set_local(side: Side, settings: Settings) -> None:
+    """Do the same to a transaction that is open on *side*.
 
     :raises RemoteError: the server's errors.
     """
-    local = {**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}
-    side.run(set_config(local.items(), local=True), "setting up the transaction")
+    side.run(_local(settings), "setting up the transaction")
+
+
+def _local(settings: Settings) -> sql.Composed:
+    return set_config({**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}.items(), local=True)
 
 
 @contextmanager
@@ -117,9 +142,8 @@ def in_transaction(side: Side, settings: Mapping[str, str], action: str) -> Iter
     :param action: its purpose, for errors.
     :raises RemoteError: the server's errors.
     """
-    side.run("BEGIN ISOLATION LEVEL READ COMMITTED", action)
     try:
-        set_local(side, settings)
+        begin(side, "BEGIN ISOLATION LEVEL READ COMMITTED", settings, action)
         yield
     except DblinkError:
         with suppress(DblinkError):

@@ -76,7 +76,7 @@ SELECT system_identifier::text AS system_identifier, pg_catalog.current_database
   FROM pg_catalog.pg_control_system();
 
 -- name: columns
--- Columns that weren't dropped, in table order. A domain is sent in its base type's format, so binary
+-- Of the same relation: columns that weren't dropped, in table order. A domain is sent in its base type's format, so binary
 -- COPY depends on base_type.
 SELECT a.attname AS name,
        a.atttypid::int8 AS type,
@@ -90,7 +90,7 @@ SELECT a.attname AS name,
        pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select
   FROM pg_catalog.pg_attribute AS a
   JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
- WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE a.attrelid = pg_catalog.to_regclass(%(relname)s) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum;
 
 -- name: types
@@ -192,7 +192,7 @@ SELECT att.attname AS name
   FROM pg_catalog.pg_index AS idx
  CROSS JOIN LATERAL pg_catalog.unnest(idx.indkey) WITH ORDINALITY AS key (attnum, position)
   JOIN pg_catalog.pg_attribute AS att ON att.attrelid = idx.indrelid AND att.attnum = key.attnum
- WHERE idx.indrelid = %(oid)s AND idx.indisprimary AND key.position <= idx.indnkeyatts
+ WHERE idx.indrelid = pg_catalog.to_regclass(%(relname)s) AND idx.indisprimary AND key.position <= idx.indnkeyatts
  ORDER BY key.position;
 
 -- name: unique_indexes
@@ -225,7 +225,7 @@ SELECT array_agg(att.attname ORDER BY key.position)::text[] AS columns, idx.indi
   LEFT JOIN pg_catalog.pg_collation AS given ON given.oid = idx.indcollation[key.position - 1]
   LEFT JOIN pg_catalog.pg_collation AS own ON own.oid = att.attcollation
   LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = given.collnamespace
- WHERE idx.indrelid = %(oid)s AND idx.indisunique AND idx.indisvalid
+ WHERE idx.indrelid = pg_catalog.to_regclass(%(relname)s) AND idx.indisunique AND idx.indisvalid
    AND idx.indpred IS NULL AND idx.indexprs IS NULL AND key.position <= idx.indnkeyatts
  GROUP BY c.relname, idx.indimmediate
  ORDER BY c.relname;

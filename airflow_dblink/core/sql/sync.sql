@@ -75,9 +75,10 @@ SELECT DISTINCT att.attname AS name
   JOIN pg_catalog.pg_attribute AS att ON att.attrelid = idx.indrelid AND att.attnum = idx.indkey[0]
  WHERE idx.indrelid = %(oid)s AND idx.indisvalid AND idx.indpred IS NULL;
 
--- name: has_less_memory
-SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem'))
-     < pg_catalog.pg_size_bytes(%(wanted)s) AS less;
+-- name: enough_memory
+-- A value for work_mem, under the user's search_path: at least 64 MB.
+CASE WHEN pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem')) OPERATOR(pg_catalog.<) 67108864
+     THEN '64MB' ELSE pg_catalog.current_setting('work_mem') END;
 
 -- name: snapshot
 SELECT pg_catalog.pg_current_snapshot()::text AS snapshot;

@@ -17,11 +17,10 @@ from airflow_dblink.core.sync.watermark import watermark, window
 from airflow_dblink.core.sync.where import condition, demand_where
 from airflow_dblink.core.sync.work import Field, Part, Work, all_of, column, null_key
 from airflow_dblink.core.tables.catalog import (
-    describe,
     get_relation,
     is_same_database,
+    read,
     types,
-    unique_indexes,
 )
 from airflow_dblink.core.tables.checksum import Checksum, agree
 from airflow_dblink.core.tables.entries import Relation, ResultColumn, Type, UniqueIndex
@@ -67,7 +66,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
     key = key_columns(destination, target, spec.key, pairs)
     demand_privileges(source, destination, spec, table, target, pairs, key)
     checksum = agree(source, destination, spec.plan["seed"] if spec.plan else None)
-    index = _key_index(destination, target, key)
+    index = _key_index(target, key)
     collations = dict(zip(index.columns, index.collations, strict=True))
     fields = tuple(
         replace(field, collation=collations.get(field.name))
@@ -85,7 +84,7 @@ def prepare(source: Side, destination: Side, spec: Spec) -> Work:
         key_format=_copy_format(key_fields),
         checksum=checksum,
         row_security=_hidden_by_policies(table, target),
-        trusted_key=table is not None and not table.has_inheritance and _is_unique(source, table, pairs, key),
+        trusted_key=table is not None and not table.has_inheritance and _is_unique(table, pairs, key),
         key_is_sure=index.is_plain and not target.has_inheritance,
         watermark=watermark(spec, pairs) if spec.is_incremental else None,
         watermark_type=next((o.type_name for o in offered if o.name == spec.watermark_column), None),
@@ -117,15 +116,15 @@ def _demand_same_columns(
         )
 
 
-def _key_index(destination: Side, target: Relation, key: Sequence[str]) -> UniqueIndex:
+def _key_index(target: Relation, key: Sequence[str]) -> UniqueIndex:
     """Return the unique index that decides which keys are equal, if possible by the types' own ``=``."""
-    found = [index for index in unique_indexes(destination, target) if set(index.columns) == set(key)]
+    found = [index for index in target.unique_indexes if set(index.columns) == set(key)]
     return min(found, key=lambda index: (not index.is_plain, any(index.collations)))
 
 
-def _is_unique(source: Side, table: Relation, pairs: Sequence[Pair], key: Sequence[str]) -> bool:
+def _is_unique(table: Relation, pairs: Sequence[Pair], key: Sequence[str]) -> bool:
     names = {pair.source for pair in pairs if pair.destination in key and pair.cast is None}
-    unique = [set(index.columns) for index in unique_indexes(source, table) if index.is_plain]
+    unique = [set(index.columns) for index in table.unique_indexes if index.is_plain]
     return len(names) == len(key) and names in unique
 
 
@@ -210,7 +209,7 @@ def _demand_conditions(work: Work, names: Sequence[str]) -> None:
     for part, name in ((work.source, "source"), (work.destination, "destination")):
         if (raw := condition(part.side, work.spec)) is not None:
             demand_where(part, work.spec, raw, names)
-        describe(part.side, part.select(sql.SQL("1")), f"reading the {name}")
+        read(part.side, part.select(sql.SQL("1")), f"reading the {name}")
     nulls = [column(field.name) for field in work.key if field.name not in _not_null(work.target)]
     if nulls:
         is_null = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(name) for name in nulls)

@@ -124,8 +124,7 @@ def _look(session: Session, spec: Spec, outcome: Outcome) -> tuple[Work, str]:
     :returns: the work, and the destination's snapshot from before the comparison.
     """
     # Before the source's snapshot is taken: then a sync with a later one can't commit unnoticed.
-    session.begin_destination(BEGIN_READING)
-    before = snapshot(session.destination)
+    before = session.begin_destination(BEGIN_READING)
     work = _prepare(session, spec)
     if spec.lock == "apply":
         _compare(work, outcome)

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from psycopg import sql
+
 from airflow_dblink.core.link.messages import Wire
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.settings import Settings
+from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.sync.work import Progress
@@ -18,7 +21,8 @@ BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 BEGIN_DRY = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 # Each side's transaction is idle while the other side works.
 _PATIENCE = {"idle_in_transaction_session_timeout": "0"}
-_WORK_MEM = "64MB"
+# So much lets PostgreSQL hash the groups; sorting is slower. A server that has more keeps it.
+_ENOUGH_MEMORY = {"work_mem": sql.SQL(_SQL["enough_memory"])}
 # The destination's transaction holds a lock. So its server must notice by itself, in about two minutes, that
 # the worker's machine is gone.
 _KEEPALIVE = {"tcp_keepalives_idle": "60", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "6"}
@@ -45,33 +49,21 @@ class Session:
         """The destination's connection, named by its Airflow connection."""
         return Side(self.link.connection, self.link.target.conn_id)
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str | sql.Composable]:
         """Return the destination's settings: its TimeZone is the source's, unless one was given."""
         zone = self.source.connection.info.parameter_status("TimeZone") or "UTC"
         given = self.destination_settings
         zones = {} if any(name.lower() == "timezone" for name in given) else {"timezone": zone}
-        return {**_PATIENCE, **self._destination_memory, **_KEEPALIVE, **zones, **given}
-
-    @cached_property
-    def _source_memory(self) -> dict[str, str]:
-        return _enough_memory(self.source)
-
-    @cached_property
-    def _destination_memory(self) -> dict[str, str]:
-        return _enough_memory(self.destination)
+        return {**_PATIENCE, **_ENOUGH_MEMORY, **_KEEPALIVE, **zones, **given}
 
     def begin_source(self) -> None:
         """Begin the source's snapshot."""
-        self.source.run(BEGIN_READING, "beginning the source transaction")
-        set_local(self.source, {**_PATIENCE, **self._source_memory, **self.source_settings})
+        settings: Settings = {**_PATIENCE, **_ENOUGH_MEMORY, **self.source_settings}
+        begin(self.source, BEGIN_READING, settings, "beginning the source transaction")
 
-    def begin_destination(self, begin: str) -> None:
-        """Begin a transaction of the destination that changes nothing."""
-        self.destination.run(begin, "checking the destination")
-        set_local(self.destination, self.settings())
-
-
-def _enough_memory(side: Side) -> dict[str, str]:
-    """Return a work_mem that lets PostgreSQL hash the groups, since sorting is slower; nothing if set so."""
-    less = side.ask(_SQL["has_less_memory"], {"wanted": _WORK_MEM}, "reading work_mem")[0]["less"]
-    return {"work_mem": _WORK_MEM} if less else {}
+    def begin_destination(self, statement: str) -> str:
+        """Begin a transaction of the destination that changes nothing; return its snapshot."""
+        action = "checking the destination"
+        asked = [sql.SQL(_SQL["snapshot"])]
+        ((found,),) = begin(self.destination, statement, self.settings(), action, asked)
+        return str(found["snapshot"])

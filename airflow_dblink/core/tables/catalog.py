@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import pq, sql
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
-from psycopg.generators import execute
+from psycopg.generators import fetch_many, send
 
 from airflow_dblink.core.errors import RemoteError, UsageError, from_psycopg
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.own_sql import question
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
 from airflow_dblink.core.sqltext.user_text import place_of
 from airflow_dblink.core.tables.entries import Column, Relation, ResultColumn, Type, UniqueIndex
 
 _SQL = statements("catalog.sql")
+# The questions of which each relation is made.
+_OF_RELATION = ("relation", "columns", "primary_key", "unique_indexes")
+# The types that every server has, as each connection has read them: nobody alters them.
+_BUILT_IN: WeakKeyDictionary[LinkConnection, dict[int, Type]] = WeakKeyDictionary()
 # Errors about the name: it names another database, a schema that the role may not use, or isn't a name.
 _NOT_A_NAME = ("0A000", "42501", "42601", "42602")
 
@@ -31,7 +38,8 @@ def find_relation(side: Side, relname: str) -> Relation | None:
     if "\0" in relname:
         raise UsageError(f"relation {relname!r}: a name holds no NUL character", side.conn_id)
     try:
-        found = side.ask(_SQL["relation"], {"relname": relname})
+        questions = [question(side.connection, _SQL[name], {"relname": relname}) for name in _OF_RELATION]
+        found, columns, key, indexes = side.ask_after((), questions, "reading the catalogs")
     except RemoteError as error:
         if error.sqlstate not in _NOT_A_NAME:
             raise
@@ -40,8 +48,13 @@ def find_relation(side: Side, relname: str) -> Relation | None:
         return None
     facts = found[0]
     partition_rows, table_rows = facts.pop("partition_rows"), facts.pop("table_rows")
-    columns = tuple(Column(**row) for row in side.ask(_SQL["columns"], {"oid": facts["oid"]}))
-    return Relation(**facts, rows=partition_rows or table_rows, columns=columns)
+    return Relation(
+        **facts,
+        rows=partition_rows or table_rows,
+        columns=tuple(Column(**row) for row in columns),
+        primary_key=tuple(row["name"] for row in key),
+        unique_indexes=tuple(map(UniqueIndex.of, indexes)),
+    )
 
 
 def get_relation(side: Side, relname: str) -> Relation:
@@ -86,11 +99,7 @@ def describe(
     :raises RemoteError: the parser's errors.
     :raises UsageError: if *query* returns no rows.
     """
-    try:
-        result = parse(side, query)
-    except psycopg.Error as error:
-        place = place_of(error, query, side.connection)
-        raise from_psycopg(error, side.conn_id, action, place=place) from None
+    result = read(side, query, action)
     if result.nfields == 0:
         raise UsageError("the source query returns no columns", side.conn_id)
     found = [(result.fname(i) or b"", result.ftype(i), result.fmod(i)) for i in range(result.nfields)]
@@ -101,6 +110,19 @@ def describe(
     ]
 
 
+def read(side: Side, query: sql.Composable, action: str) -> pq.abc.PGresult:
+    """Let the server's parser read *query*, and return its description.
+
+    :param action: the purpose of the question, for errors.
+    :raises RemoteError: the parser's errors.
+    """
+    try:
+        return parse(side, query)
+    except psycopg.Error as error:
+        place = place_of(error, query, side.connection)
+        raise from_psycopg(error, side.conn_id, action, place=place) from None
+
+
 def parse(side: Side, query: sql.Composable) -> pq.abc.PGresult:
     """Let the server's parser read *query*, and return its description.
 
@@ -109,22 +131,24 @@ def parse(side: Side, query: sql.Composable) -> pq.abc.PGresult:
     pgconn = side.connection.pgconn
     text = query.as_string(side.connection).encode()
 
-    def ask(send: Callable[[], None]) -> PQGen[list[pq.abc.PGresult]]:
-        send()
-        results: list[pq.abc.PGresult] = yield from execute(pgconn)
-        return results
+    def answers() -> PQGen[list[pq.abc.PGresult]]:
+        yield from send(pgconn)
+        prepared = yield from fetch_many(pgconn)
+        described = yield from fetch_many(pgconn)
+        yield from fetch_many(pgconn)  # the pipeline's end
+        return [*prepared, *described]
 
-    def prepare() -> None:
-        pgconn.send_prepare(b"", text)
-
-    def describe_prepared() -> None:
-        pgconn.send_describe_prepared(b"")
-
-    for send in (prepare, describe_prepared):  # by wait(), which can be stopped: the parser waits for locks
-        result = side.connection.wait(ask(send))[-1]
-        if result.status != pq.ExecStatus.COMMAND_OK:
-            raise error_from_result(result, encoding="utf-8")
-    return result
+    # In a pipeline, both commands are one round trip.
+    pgconn.enter_pipeline_mode()
+    pgconn.send_prepare(b"", text)
+    pgconn.send_describe_prepared(b"")
+    pgconn.pipeline_sync()
+    # By wait(), which can be stopped: the parser waits for locks.
+    prepared, description = side.connection.wait(answers())
+    pgconn.exit_pipeline_mode()
+    if prepared.status != pq.ExecStatus.COMMAND_OK:
+        raise error_from_result(prepared, encoding="utf-8")
+    return description
 
 
 def type_names(side: Side, oids: Sequence[int], modifiers: Sequence[int]) -> list[str]:
@@ -150,26 +174,17 @@ def children_of(side: Side, relation: Relation) -> list[str]:
 
 def types(side: Side, oids: Iterable[int]) -> dict[int, Type]:
     """Return the types by their oids."""
-    rows = side.ask(_SQL["types"], {"oids": sorted(set(oids))})
-    return {row["type"]: Type(**row) for row in rows}
-
-
-def primary_key(side: Side, relation: Relation) -> list[str]:
-    """Return the primary key's columns in index order; an empty list if there is no primary key."""
-    return [row["name"] for row in side.ask(_SQL["primary_key"], {"oid": relation.oid})]
+    wanted = set(oids)
+    known = _BUILT_IN.setdefault(side.connection, {})
+    found = {oid: known[oid] for oid in wanted & known.keys()}
+    if missing := sorted(wanted - known.keys()):
+        asked = (Type(**row) for row in side.ask(_SQL["types"], {"oids": missing}))
+        found |= {kind.type: kind for kind in asked}
+        known |= {oid: kind for oid, kind in found.items() if kind.is_fixed}
+    return found
 
 
 def unique_indexes(side: Side, relation: Relation) -> list[UniqueIndex]:
-    """Return the unique indexes that are whole: not partial, not on expressions; ordered by name."""
-    rows = side.ask(_SQL["unique_indexes"], {"oid": relation.oid})
-    return [
-        UniqueIndex(
-            tuple(row["columns"]),
-            bool(row["is_immediate"]),
-            bool(row["nulls_are_equal"]),
-            tuple(row["collations"]),
-            bool(row["is_deterministic"]),
-            bool(row["is_plain"]),
-        )
-        for row in rows
-    ]
+    """Return the relation's unique indexes as they are now."""
+    rows = side.ask(_SQL["unique_indexes"], {"relname": relation.identifier.as_string(side.connection)})
+    return list(map(UniqueIndex.of, rows))

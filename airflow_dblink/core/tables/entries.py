@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from psycopg import sql
 
@@ -48,6 +50,8 @@ class Relation:
     :ivar may_lock: whether the role may lock it in SHARE ROW EXCLUSIVE MODE.
     :ivar insert_rules: names of the rules that rewrite an INSERT; COPY ignores rules.
     :ivar rows: the planner's estimate; 0 if the table was never analyzed.
+    :ivar primary_key: its columns in index order; empty if there is none.
+    :ivar unique_indexes: those that are whole, not partial or on expressions; ordered by name.
     """
 
     oid: int
@@ -66,6 +70,8 @@ class Relation:
     has_instead_of_insert: bool
     rows: int
     columns: tuple[Column, ...]
+    primary_key: tuple[str, ...]
+    unique_indexes: tuple[UniqueIndex, ...]
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -105,6 +111,11 @@ class UniqueIndex:
     collations: tuple[str | None, ...]
     is_deterministic: bool
     is_plain: bool
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """Return the index of a row of the catalogs."""
+        return cls(**{**row, "columns": tuple(row["columns"]), "collations": tuple(row["collations"])})
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,11 @@ class Type:
     def built_in(self) -> bool:
         """Whether every server has this type under this oid; for an array, its element type."""
         return self.base_type < _FIRST_VARYING_OID
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the type itself is PostgreSQL's own, under the same oid on every server."""
+        return self.type < _FIRST_VARYING_OID
 
     @property
     def is_exact(self) -> bool:

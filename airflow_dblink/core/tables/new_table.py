@@ -10,7 +10,6 @@ from psycopg import sql
 
 from airflow_dblink.core.server.side import Side
 from airflow_dblink.core.sql.named import statements
-from airflow_dblink.core.tables.catalog import primary_key
 from airflow_dblink.core.tables.entries import Relation, ResultColumn
 from airflow_dblink.core.tables.like import Like, Piece, read_pieces
 from airflow_dblink.core.tables.mapping import Pair
@@ -69,14 +68,12 @@ def new_table(
         return NewTable(statement, ())
     if like == "all":
         return NewTable(statement, read_pieces(source, table, target, keys_follow=keys_follow))
-    return NewTable(statement, _primary_key(source, target, table, pairs))
+    return NewTable(statement, _primary_key(target, table, pairs))
 
 
-def _primary_key(
-    source: Side, target: TableName, table: Relation, pairs: Sequence[Pair]
-) -> tuple[Piece, ...]:
+def _primary_key(target: TableName, table: Relation, pairs: Sequence[Pair]) -> tuple[Piece, ...]:
     names = {pair.source: pair.destination for pair in pairs}
-    key = primary_key(source, table)
+    key = table.primary_key
     if not key or not all(name in names for name in key):
         return ()
     columns = sql.SQL(", ").join(sql.Identifier(names[name]) for name in key)

@@ -59,6 +59,8 @@ def rounded(source: Side, destination: Side, table: int, pairs: Sequence[Pair]) 
     :raises RemoteError: a server's errors.
     """
     found = destination.ask(_SQL["rounded"], {"oid": table})
+    if not found:
+        return tuple(pairs)
     # The names go into the source's statement, so the source is asked; built-in types are the same there.
     names = type_names(source, [row["type"] for row in found], [row["modifier"] for row in found])
     declared = {str(row["name"]): name for row, name in zip(found, names, strict=True)}

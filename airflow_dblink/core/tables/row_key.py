@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.tables.catalog import primary_key, types, unique_indexes
+from airflow_dblink.core.tables.catalog import types
 from airflow_dblink.core.tables.entries import Relation
 from airflow_dblink.core.tables.mapping import Pair
 
@@ -29,7 +29,7 @@ def key_columns(
         index is on exactly these columns.
     """
     conn_id = destination.conn_id
-    key = tuple(wanted) if wanted else tuple(primary_key(destination, relation))
+    key = tuple(wanted) if wanted else relation.primary_key
     if not key:
         raise UsageError(
             f"{relation} has no primary key", conn_id, hint="name the columns of a unique key: key=[...]"
@@ -42,8 +42,10 @@ def key_columns(
             "42703",
             hint=f"it has: {', '.join(known)}",
         )
-    indexes = unique_indexes(destination, relation)
-    if not any(set(key) == set(i.columns) and (i.is_immediate or not for_on_conflict) for i in indexes):
+    if not any(
+        set(key) == set(i.columns) and (i.is_immediate or not for_on_conflict)
+        for i in relation.unique_indexes
+    ):
         deferrable = "not deferrable, " if for_on_conflict else ""
         raise UsageError(
             f"{relation} has no unique index on key ({', '.join(key)})",
@@ -83,7 +85,7 @@ class UpsertKey:
         columns = key_columns(destination, relation, wanted, pairs, for_on_conflict=True)
         indexes = [
             index
-            for index in unique_indexes(destination, relation)
+            for index in relation.unique_indexes
             if set(index.columns) == set(columns) and index.is_immediate
         ]
         is_exact = all(index.is_deterministic and index.is_plain for index in indexes)

@@ -18,7 +18,7 @@ from psycopg import sql
 from airflow_dblink.core.errors import RemoteError, UsageError
 from airflow_dblink.core.once.transaction import Once
 from airflow_dblink.core.server.settings import TEXT_FORMS
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.core.sqltext.user_text import UserText
 from airflow_dblink.core.streams.pace import Pace
 from airflow_dblink.core.streams.pump import End, Pumped, pump
@@ -59,8 +59,7 @@ def prepare(
     :raises RemoteError: what a server says.
     """
     _begin_source(source, spec, source_settings)
-    destination.run("BEGIN READ ONLY", "checking the destination")
-    set_local(destination, destination_settings)
+    begin(destination, "BEGIN READ ONLY", destination_settings, "checking the destination")
     work = plan(source, destination, spec)
     while spec.verify == "checksum" and (name := rewritten(source)) is not None:
         log.info("%s was rewritten while the transfer waited for it: taking a new snapshot.", name)
@@ -77,11 +76,10 @@ def prepare(
 
 def _begin_source(source: Side, spec: Spec, settings: Mapping[str, str]) -> None:
     # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
-    begin = "BEGIN READ ONLY"
+    statement = "BEGIN READ ONLY"
     if spec.verify == "checksum":  # reads all rows twice
-        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-    source.run(begin, "beginning the source transaction")
-    set_local(source, settings)
+        statement = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    begin(source, statement, settings, "beginning the source transaction")
 
 
 def run(

@@ -23,7 +23,7 @@ from airflow_dblink.core.link.messages import Row
 from airflow_dblink.core.listen.listener import demand_session, listens_to
 from airflow_dblink.core.server.bind import Params
 from airflow_dblink.core.server.connection import Check, LinkConnection
-from airflow_dblink.core.server.side import Side, set_local
+from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.core.server.target import Target, parse_session_settings
 from airflow_dblink.hooks.parts.functions import Vocabulary
 from airflow_dblink.hooks.parts.names_params import names_params
@@ -295,9 +295,9 @@ class JobVocabulary(Vocabulary):
         link = Link(None, self.target(handle.conn_id), connection)
         try:
             # A synchronized scan begins in the middle of a big table, and would change the rows' order.
-            link.exec("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
             settings = {"synchronize_seqscans": "off", "idle_in_transaction_session_timeout": "0"}
-            set_local(Side(connection, handle.conn_id), settings)
+            side = Side(connection, handle.conn_id)
+            begin(side, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY", settings)
             query = Jobs(connection, handle.conn_id, handle.schema).locked_result(job)
             yield link, query
         finally:
