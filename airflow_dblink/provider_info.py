@@ -33,8 +33,8 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": _modules("hooks", "dblink"),
         "operators": _modules("operators", "execute", "fetch", "jobs", "parts", "query", "sync", "transfer"),
-        "sensors": _modules("sensors", "base", "job"),
-        "triggers": _modules("triggers", "base", "job"),
+        "sensors": _modules("sensors", "base", "job", "sql"),
+        "triggers": _modules("triggers", "base", "job", "sql"),
         "config": {
             "dblink": {
                 "description": "Settings of airflow-dblink.",

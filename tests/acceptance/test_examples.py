@@ -26,7 +26,7 @@ TESTED = {
     "dblink_transfer_swap",
     *("dblink_parts", "dblink_set"),
     *("dblink_job", "dblink_job_teardown", "dblink_jobs_parallel"),
-    "dblink_join",
+    *("dblink_join", "dblink_gate"),
     *("dblink_sync", "dblink_sync_tables", "dblink_sync_after_sensor"),
     *("dblink_sync_approval", "dblink_sync_incremental"),
 }
@@ -108,6 +108,27 @@ def test_transfer_twice(airflow_env: AirflowEnv) -> None:
     for _ in range(2):
         airflow_env.run("dblink_transfer")
         assert rows(airflow_env.warehouse, 'SELECT count(*) FROM "Time Zone"') == offered
+
+
+def test_the_gate_opens_when_the_last_batch_is_there(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    not_over_midnight()
+    for _ in range(2):
+        run = env.run("dblink_gate")
+        assert env.airflow.xcom("dblink_gate", run, "wait") is True
+        assert env.airflow.xcom("dblink_gate", run, "load")["rows"] == 3_000
+
+
+def test_the_gate_fails_at_once_when_the_day_is_given_up(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    not_over_midnight()
+    run = env.airflow.trigger("dblink_gate", {"seconds": 600})
+    env.airflow.wait_for_task("dblink_gate", run, "wait", ["deferred"], timeout_s=240)
+    execute(env.source, "UPDATE order_day SET state = 'given up'; NOTIFY orders_loaded")
+    env.airflow.wait_for_task("dblink_gate", run, "wait", ["failed"], timeout_s=240)
+    assert env.airflow.wait_for_log("dblink_gate", run, "wait", "source_db: failure_sql is true")
+    env.airflow.set_task_state("dblink_gate", run, "other_system_1")
+    assert env.airflow.wait("dblink_gate", run, timeout_s=240) == "failed"
 
 
 def test_parts_twice(airflow_env: AirflowEnv) -> None:

@@ -98,7 +98,11 @@ def test_connection_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["exec", "fetch", "transfer", "swap", "parts", "sets", "sync", "query", "jobs", "stock-operators"]
+    "name",
+    [
+        *("exec", "fetch", "transfer", "swap", "parts", "sets", "sync", "query", "jobs", "stock-operators"),
+        "wait-for-data",
+    ],
 )
 def test_how_to(shop: AirflowEnv, name: str) -> None:
     # Python has no infinite date, and docs/how-to/fetch.md says so.

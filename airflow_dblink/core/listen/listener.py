@@ -57,8 +57,8 @@ class Subject(Protocol):
     """
 
     @property
-    def channel(self) -> str:
-        """The channel of its notifications."""
+    def channel(self) -> str | None:
+        """The channel of its notifications; ``None`` if it needs none."""
         ...
 
     @property
@@ -96,8 +96,8 @@ class Subject(Protocol):
         """End the waiting of all with *error*."""
         ...
 
-    def standby(self, conn_id: str) -> DblinkError:
-        """Return the error for a standby, which refuses LISTEN."""
+    def standby(self, conn_id: str) -> DblinkError | None:
+        """Return the error for a standby, which refuses LISTEN; ``None`` if polling will do."""
         ...
 
 
@@ -195,9 +195,9 @@ class Listener:
             self._wake.clear()
             for subject in subjects:
                 try:
-                    if hears and subject.channel not in channels:
-                        await _listen(session, subject)
-                        channels.add(subject.channel)
+                    if hears and (channel := subject.channel) is not None and channel not in channels:
+                        await _listen(session, subject, channel)
+                        channels.add(channel)
                     await _look(session, subject, looked_at_all)
                 except TransientError:
                     # The others come first in the next session: its table may be locked for long.
@@ -255,13 +255,14 @@ async def _look(session: Session, subject: Subject, looked_at_all: dict[Subject,
         await subject.look(session)
 
 
-async def _listen(session: Session, subject: Subject) -> None:
+async def _listen(session: Session, subject: Subject, channel: str) -> None:
     target = session.target
     try:
         async with answer_within(session.connection, target.conn_id, session.answer_s):
-            await session.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(subject.channel)))
+            await session.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     except psycopg.errors.ReadOnlySqlTransaction:  # LISTEN is refused by standbys alone
-        raise subject.standby(target.conn_id) from None
+        if (error := subject.standby(target.conn_id)) is not None:
+            raise error from None
     except psycopg.Error as error:
         raise from_psycopg(error, target.conn_id, f"waiting for {subject}") from None
 

@@ -113,7 +113,7 @@ def begin(
     :returns: the rows of each question.
     :raises RemoteError: the server's errors; the transaction may be open then.
     """
-    first = [sql.SQL(statement), _local(settings)]
+    first = [sql.SQL(statement), local_settings(settings)]
     if questions:
         return side.ask_after(first, questions, action)
     side.run(sql.SQL("; ").join(first), action)
@@ -125,10 +125,11 @@ def set_local(side: Side, settings: Settings) -> None:
 
     :raises RemoteError: the server's errors.
     """
-    side.run(_local(settings), "setting up the transaction")
+    side.run(local_settings(settings), "setting up the transaction")
 
 
-def _local(settings: Settings) -> sql.Composed:
+def local_settings(settings: Settings) -> sql.Composed:
+    """Return the statement that sets :data:`TEXT_FORMS` and *settings* for the open transaction."""
     return set_config({**TEXT_FORMS, **settings, "standard_conforming_strings": "on"}.items(), local=True)
 
 

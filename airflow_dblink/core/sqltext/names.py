@@ -1,4 +1,4 @@
-"""Names that an argument gives: what is no list of columns is refused."""
+"""Names that an argument gives: of columns, and of a channel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_dblink.core.errors import UsageError
+
+_NAME_BYTES = 63  # NAMEDATALEN - 1
+
+
+def demand_channel(name: str, value: str) -> None:
+    """Raise unless *value* can be the name of a channel: LISTEN would cut a longer one, NOTIFY refuses it.
+
+    :param name: the argument's name, for errors.
+    :raises UsageError: names the argument.
+    """
+    if "\0" in value:
+        raise UsageError(f"{name} holds a NUL character, which PostgreSQL can't take")
+    if not 0 < (size := len(value.encode(errors="surrogatepass"))) <= _NAME_BYTES:
+        raise UsageError(f"{name} must be a name of 1 to {_NAME_BYTES} bytes, got {size} bytes")
 
 
 def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:

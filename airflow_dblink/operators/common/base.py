@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_dblink.core.errors import OutcomeUnknownError, StoppedError, UsageError
@@ -19,9 +17,9 @@ from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.arguments import demand_text, demand_timedelta
 from airflow_dblink.operators.common.known import constructing
+from airflow_dblink.operators.common.templates import SqlTemplates
 
 if TYPE_CHECKING:
-    import jinja2
     from airflow.sdk import Context
 
 # The client's own time-out comes first and gives the better error; the server's is for when
@@ -30,11 +28,9 @@ _SERVER_LIMIT_GRACE_S = 2.0
 _STATE_ANSWER_S = 1.5  # of the 5 s between SIGTERM and SIGKILL
 _MAX_LIMIT_MS = 2_147_483_647  # of PostgreSQL's time-outs: 24 days
 _TRANSACTION_TIMEOUT_SINCE = 170000
-# Template fields that may be the path of a file.
-_FROM_FILES = ("sql", "source_sql", "pre_sql", "post_sql", "pause_while")
 
 
-class DblinkBaseOperator(BaseOperator):
+class DblinkBaseOperator(SqlTemplates):
     """Base of the operators; not one itself.
 
     :param session_settings: run-time parameters by name, local to the task's transaction. (templated)
@@ -58,9 +54,7 @@ class DblinkBaseOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        dag = self.get_dag()
-        # Airflow has added the Dag's params, which any task may use; they are no mistake.
-        self._given_params = not set(kwargs.get("params") or ()) <= set(dag.params if dag else ())
+        self._note_params(kwargs)
         with constructing(self):
             if connname is not None:
                 raise UsageError(
@@ -93,36 +87,6 @@ class DblinkBaseOperator(BaseOperator):
 
         :raises UsageError: names the argument.
         """
-
-    def resolve_template_files(self) -> None:
-        """Read the files of fields that hold SQL; in other fields ``.sql`` may end a name or a value."""
-        for name in self.template_fields:
-            path = getattr(self, name, None)
-            if name in _FROM_FILES and isinstance(path, str) and path.endswith(tuple(self.template_ext)):
-                env = self.get_template_env()
-                try:
-                    if env.loader is not None:
-                        setattr(self, name, env.loader.get_source(env, path)[0])
-                except Exception:  # as in Airflow: the Dag is shown all the same, and the task will fail
-                    self.log.exception("Failed to resolve template field %r", name)
-        self.prepare_template()
-
-    def _do_render_template_fields(
-        self,
-        parent: Any,
-        template_fields: Iterable[str],
-        context: Context,
-        jinja_env: jinja2.Environment,
-        seen_oids: set[int],
-    ) -> None:
-        """Do the same as Airflow, field by field, since only some fields may be files."""
-        with_files, without = copy(self), copy(self)
-        with_files.template_ext, without.template_ext = type(self).template_ext, ()
-        for name in template_fields:
-            renders = with_files if name in _FROM_FILES else without
-            super(DblinkBaseOperator, renders)._do_render_template_fields(
-                parent, (name,), context, jinja_env, seen_oids
-            )
 
     # -- running
 

@@ -1,0 +1,1 @@
+"""Waiting until a query's answer is right: the question, and all questions that one event loop asks."""

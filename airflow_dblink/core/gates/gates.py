@@ -1,0 +1,270 @@
+"""Waiting for the answers to many questions in one event loop.
+
+All waiters for questions to one database share its listener (:mod:`airflow_dblink.core.listen.listener`), and
+so one session. Equal questions are asked once, for all their waiters. Questions that were answered in time
+go together, in a pipeline. New questions, and those that took too long, are asked one at a time, and only
+when no other one is due. So a question that hangs delays the others by its own time limit at most, and is
+asked ever more rarely.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import pq, sql, waiting
+from psycopg.abc import PQGen
+from psycopg.errors import error_from_result
+from psycopg.generators import fetch_many, send
+
+from airflow_dblink.core.errors import DblinkError, TransientError, from_psycopg
+from airflow_dblink.core.gates.question import ACTION, BEGIN, Answer, Question, may_pass, read_answer
+from airflow_dblink.core.listen.listener import Connection, Listener, Session, answer_within, listens_to
+from airflow_dblink.core.server.side import local_settings
+
+log = logging.getLogger(__name__)
+
+# So many questions go together: the next notification is read after them.
+_TOGETHER = 20
+# A question that takes too long is asked after 2, 4, 8, and at most this many polls.
+_RAREST = 16
+_LOOK_S = 0.1
+
+
+@dataclass
+class _Asked:
+    """A question that somebody waits for.
+
+    :ivar poll_s: the shortest poll of its waiters, in seconds.
+    :ivar due: when it is to be asked, in the loop's time.
+    :ivar in_time: whether it was answered in time; ``None`` if it has not been asked yet.
+    :ivar slow: how many times in a row it took too long.
+    """
+
+    question: Question
+    due: float
+    waiters: dict[asyncio.Future[None], float] = field(default_factory=dict)
+    in_time: bool | None = None
+    slow: int = 0
+
+    @property
+    def poll_s(self) -> float:
+        return min(self.waiters.values(), default=0.0) * min(1 << self.slow, _RAREST)
+
+
+class Gates:
+    """The questions to one database, woken by one channel or by none; a :class:`Subject` of *listener*.
+
+    :param channel: a notification on it lets all questions be asked at once.
+    """
+
+    def __init__(self, listener: Listener, channel: str | None) -> None:
+        self._listener = listener
+        self._channel = channel
+        self._asked: dict[Question, _Asked] = {}
+        self._looked_at = 0.0
+        self._has_told = False
+        listener.subjects.append(self)
+
+    @classmethod
+    def of(cls, listener: Listener, channel: str | None) -> Gates:
+        """Return the *listener*'s questions that *channel* wakes; make them if there are none."""
+        for subject in listener.subjects:
+            if isinstance(subject, Gates) and subject.channel == channel:
+                return subject
+        return cls(listener, channel)
+
+    async def wait(self, question: Question, poll_s: float) -> None:
+        """Wait until *question* has the answer that it waits for, or its failure query is true.
+
+        :param poll_s: seconds after which it is asked without a notification; the shortest of all counts.
+        :raises DblinkError: if waiting can't help: a query that the server refuses, a wrong connection.
+        """
+        question.demand_queries()
+        loop = asyncio.get_running_loop()
+        asked = self._asked.setdefault(question, _Asked(question, loop.time()))
+        future: asyncio.Future[None] = loop.create_future()
+        asked.waiters[future] = poll_s
+        asked.due = loop.time()
+        self._listener.wake()
+        try:
+            await future
+        finally:
+            asked.waiters.pop(future, None)
+            if not asked.waiters and self._asked.get(question) is asked:
+                del self._asked[question]
+            if not self._asked:
+                self._listener.wake()
+
+    # -- as a subject
+
+    def __str__(self) -> str:
+        return f"{len(self._asked)} questions"
+
+    @property
+    def channel(self) -> str | None:
+        """The channel that wakes them."""
+        return self._channel
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._asked)
+
+    @property
+    def poll_s(self) -> float:
+        """Seconds from the last look to the next question that is due."""
+        return min((asked.due for asked in self._asked.values()), default=0.0) - self._looked_at
+
+    @property
+    def wants_a_look(self) -> bool:
+        """Whether a question is due."""
+        now = asyncio.get_running_loop().time()
+        return any(asked.due <= now for asked in self._asked.values())
+
+    def told(self, payload: str) -> None:
+        """Ask all questions now, whatever the *payload* is: anybody may notify."""
+        now = asyncio.get_running_loop().time()
+        for asked in self._asked.values():
+            if not asked.slow:
+                asked.due = min(asked.due, now)
+
+    def look_at_all(self) -> None:
+        """Note the time: the questions themselves know when they are due."""
+        self._looked_at = asyncio.get_running_loop().time()
+
+    def fail(self, error: Exception) -> None:
+        """End the waiting for all questions with *error*."""
+        for asked in [*self._asked.values()]:
+            self._end(asked, error)
+
+    def standby(self, conn_id: str) -> DblinkError | None:
+        """Return no error for a standby, which refuses LISTEN: polling will do."""
+        self._say_polling(conn_id, "a standby takes no LISTEN")
+        return None
+
+    async def look(self, session: Session) -> None:
+        """Ask the questions that are due: those that are quick together, or else one other.
+
+        :raises TransientError: if the session is lost.
+        """
+        if self._channel is not None and not listens_to(session.target):
+            self._say_polling(session.target.conn_id, "LISTEN does not survive its pooler")
+        now = asyncio.get_running_loop().time()
+        due = [asked for asked in self._asked.values() if asked.due <= now]
+        quick = [asked for asked in due if asked.in_time][:_TOGETHER]
+        others = sorted((asked for asked in due if not asked.in_time), key=lambda asked: asked.slow)
+        chosen = quick or others[:1]
+        try:
+            answers = await ask_together(session, [asked.question for asked in chosen])
+        except TransientError:
+            for asked in chosen:  # one of them may have ended the session: it must not come first again
+                self._was_slow(asked)
+            raise
+        for asked, answer in zip(chosen, answers, strict=True):
+            self._seen(asked, answer, session.target.conn_id)
+
+    # -- answers
+
+    def _seen(self, asked: _Asked, answer: Answer | DblinkError, conn_id: str) -> None:
+        if isinstance(answer, Answer):
+            asked.in_time, asked.slow = True, 0
+            asked.due = asyncio.get_running_loop().time() + asked.poll_s
+            if asked.question.has_failed(answer) or asked.question.is_answered(answer):
+                self._end(asked)
+        elif may_pass(answer):
+            self._was_slow(asked)
+            if asked.slow == 1:
+                log.warning("A question to %s is asked more rarely: %s", conn_id, answer)
+        else:
+            self._end(asked, answer)
+
+    def _was_slow(self, asked: _Asked) -> None:
+        asked.in_time, asked.slow = False, asked.slow + 1
+        asked.due = asyncio.get_running_loop().time() + asked.poll_s
+
+    def _end(self, asked: _Asked, error: Exception | None = None) -> None:
+        self._asked.pop(asked.question, None)
+        for future in asked.waiters:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    def _say_polling(self, conn_id: str, why: str) -> None:
+        if not self._has_told:
+            self._has_told = True
+            log.warning("%s: nobody hears channel %r, as %s: only polling.", conn_id, self._channel, why)
+
+
+async def ask_together(session: Session, questions: Sequence[Question]) -> list[Answer | DblinkError]:
+    """Ask *questions* in one round trip, each in a transaction of its own; return answers or errors.
+
+    :raises TransientError: if the session is lost, or the server doesn't answer.
+    """
+    connection, conn_id = session.connection, session.target.conn_id
+    sent = [_statements(question) for question in questions]
+    patience = session.answer_s + sum(each.timeout_s * len(each.statements) for each in questions)
+    try:
+        async with answer_within(connection, conn_id, patience):
+            # Not the connection's own wait, which, when cancelled, would wait for the server once more.
+            exchange = _exchange(connection, sent)
+            groups = await waiting.wait_async(exchange, connection.pgconn.socket, _LOOK_S)
+    except psycopg.Error as error:
+        raise from_psycopg(error, conn_id, ACTION) from None
+    found = []
+    for question, results in zip(questions, groups, strict=True):
+        found.append(_read(connection, conn_id, question, results))
+    return found
+
+
+def _statements(question: Question) -> list[sql.Composable]:
+    return [sql.SQL(BEGIN), local_settings(question.limits), *question.statements]
+
+
+def _exchange(
+    connection: Connection, sent: Sequence[Sequence[sql.Composable]]
+) -> PQGen[list[list[pq.abc.PGresult]]]:
+    """Send all statements, and return the results of each question's.
+
+    An error ends only its own question, since each is followed by a Sync, and by a ROLLBACK with another one.
+    """
+    pgconn = connection.pgconn
+    pgconn.enter_pipeline_mode()
+    for statements in sent:
+        for statement in statements:
+            pgconn.send_query_params(statement.as_bytes(connection), None)
+        pgconn.pipeline_sync()
+        pgconn.send_query_params(b"ROLLBACK", None)
+        pgconn.pipeline_sync()
+    yield from send(pgconn)
+    groups = []
+    for statements in sent:
+        results = []
+        for _ in statements:
+            results += yield from fetch_many(pgconn)
+        for _ in ("sync", "ROLLBACK", "sync"):
+            yield from fetch_many(pgconn)
+        groups.append(results)
+    pgconn.exit_pipeline_mode()
+    return groups
+
+
+def _read(
+    connection: Connection,
+    conn_id: str,
+    question: Question,
+    results: Sequence[pq.abc.PGresult],
+) -> Answer | DblinkError:
+    try:
+        for result in results:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise error_from_result(result, encoding=connection.info.encoding)
+        return read_answer(connection, question, results[-len(question.statements) :])
+    except psycopg.Error as error:
+        return from_psycopg(error, conn_id, ACTION)
