@@ -173,7 +173,7 @@ class DblinkSqlSensor(DblinkBaseSensor, SqlTemplates):
         if not isinstance(self.equals, str | int | float | None):
             kind = type(self.equals).__name__
             raise UsageError(f"equals must be a text, a number or a bool, got {kind}")
-        self._question(self.sql).demand_queries(self.conn_id)
+        self._question(self.sql).demand_sendable(self.conn_id)
 
     def _question(self, query: str) -> Question:
         rows = or_none(self.min_rows)

@@ -15,9 +15,9 @@ from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.provider_info import get_provider_info
 
 #: SQL of the Dag's author, who is trusted: it must run.
-TRUSTED = frozenset({"sql", "source_sql", "pre_sql", "post_sql", "where", "pause_while"})
+TRUSTED = frozenset({"sql", "source_sql", "pre_sql", "post_sql", "where", "pause_while", "failure_sql"})
 # Arguments without text: callables, and objects that Airflow makes.
-_NO_TEXT = frozenset({"self", "kwargs", "args", "handler", "watermark_asset"})
+_NO_TEXT = frozenset({"self", "kwargs", "args", "handler", "success", "failure", "watermark_asset"})
 
 ITEM = {"source_table": "item", "destination_table": "item"}
 BOTH = {"source_conn_id": "source", "destination_conn_id": "warehouse"}
@@ -40,6 +40,7 @@ OPERATORS: Mapping[str, Mapping[str, Any]] = {
     "DblinkGetResultOperator": {"handle": HANDLE, "conn_id": "source", "max_xcom_rows": 10},
     "DblinkCancelQueryOperator": {"handle": HANDLE, "conn_id": "source"},
     "DblinkJobSensor": {"handle": HANDLE, "conn_id": "source", "poke_interval": 0.1, "timeout": 60},
+    "DblinkSqlSensor": {**SELECT, "session_settings": SETTINGS, "poke_interval": 0.1, "timeout": 1},
     "DblinkQueryOperator": {
         "conn_id": "warehouse",
         "sql": "SELECT far.id FROM far WHERE name <> %s",

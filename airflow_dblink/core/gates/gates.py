@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
@@ -32,6 +32,8 @@ _TOGETHER = 20
 # A question that takes too long is asked after 2, 4, 8, and at most this many polls.
 _RAREST = 16
 _LOOK_S = 0.1
+# Ends a question's transaction, and frees what outlives one.
+_AFTER = (b"ROLLBACK", b"SELECT pg_catalog.pg_advisory_unlock_all()")
 
 
 @dataclass
@@ -64,10 +66,10 @@ class Gates:
     def __init__(self, listener: Listener, channel: str | None) -> None:
         self._listener = listener
         self._channel = channel
-        self._asked: dict[Question, _Asked] = {}
+        self._asked: dict[Hashable, _Asked] = {}
         self._looked_at = 0.0
+        self._others_from = 0.0
         self._has_told = False
-        listener.subjects.append(self)
 
     @classmethod
     def of(cls, listener: Listener, channel: str | None) -> Gates:
@@ -83,21 +85,29 @@ class Gates:
         :param poll_s: seconds after which it is asked without a notification; the shortest of all counts.
         :raises DblinkError: if waiting can't help: a query that the server refuses, a wrong connection.
         """
-        question.demand_queries()
+        question.demand_sendable()
         loop = asyncio.get_running_loop()
-        asked = self._asked.setdefault(question, _Asked(question, loop.time()))
+        asked = self._asked.setdefault(question.key, _Asked(question, loop.time()))
         future: asyncio.Future[None] = loop.create_future()
         asked.waiters[future] = poll_s
         asked.due = loop.time()
+        if self not in self._listener.subjects:
+            self._listener.subjects.append(self)
         self._listener.wake()
         try:
             await future
         finally:
             asked.waiters.pop(future, None)
-            if not asked.waiters and self._asked.get(question) is asked:
-                del self._asked[question]
-            if not self._asked:
-                self._listener.wake()
+            if not asked.waiters and self._asked.get(question.key) is asked:
+                del self._asked[question.key]
+            self._leave()
+
+    def _leave(self) -> None:
+        """Leave the listener if nobody waits any more: each run may have a channel of its own."""
+        if not self._asked:
+            if self in self._listener.subjects:
+                self._listener.subjects.remove(self)
+            self._listener.wake()
 
     # -- as a subject
 
@@ -149,21 +159,28 @@ class Gates:
     async def look(self, session: Session) -> None:
         """Ask the questions that are due: those that are quick together, or else one other.
 
+        An other one whose turn hasn't come for a whole poll goes before the quick ones, which then get at
+        least as much time as it took.
+
         :raises TransientError: if the session is lost.
         """
         if self._channel is not None and not listens_to(session.target):
             self._say_polling(session.target.conn_id, "LISTEN does not survive its pooler")
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         due = [asked for asked in self._asked.values() if asked.due <= now]
         quick = [asked for asked in due if asked.in_time][:_TOGETHER]
         others = sorted((asked for asked in due if not asked.in_time), key=lambda asked: asked.slow)
-        chosen = quick or others[:1]
+        overdue = [asked for asked in others if asked.due + asked.poll_s <= now and self._others_from <= now]
+        chosen = overdue[:1] or quick or others[:1]
         try:
             answers = await ask_together(session, [asked.question for asked in chosen])
         except TransientError:
             for asked in chosen:  # one of them may have ended the session: it must not come first again
                 self._was_slow(asked)
             raise
+        if chosen is not quick:
+            self._others_from = loop.time() + (loop.time() - now)
         for asked, answer in zip(chosen, answers, strict=True):
             self._seen(asked, answer, session.target.conn_id)
 
@@ -187,7 +204,7 @@ class Gates:
         asked.due = asyncio.get_running_loop().time() + asked.poll_s
 
     def _end(self, asked: _Asked, error: Exception | None = None) -> None:
-        self._asked.pop(asked.question, None)
+        self._asked.pop(asked.question.key, None)
         for future in asked.waiters:
             if future.done():
                 continue
@@ -217,10 +234,12 @@ async def ask_together(session: Session, questions: Sequence[Question]) -> list[
             groups = await waiting.wait_async(exchange, connection.pgconn.socket, _LOOK_S)
     except psycopg.Error as error:
         raise from_psycopg(error, conn_id, ACTION) from None
-    found = []
-    for question, results in zip(questions, groups, strict=True):
-        found.append(_read(connection, conn_id, question, results))
-    return found
+    if connection.pgconn.status != pq.ConnStatus.OK:
+        raise TransientError("the session ended while it was asked", conn_id, "08006")
+    return [
+        _read(connection, conn_id, question, results)
+        for question, results in zip(questions, groups, strict=True)
+    ]
 
 
 def _statements(question: Question) -> list[sql.Composable]:
@@ -233,14 +252,16 @@ def _exchange(
     """Send all statements, and return the results of each question's.
 
     An error ends only its own question, since each is followed by a Sync, and by a ROLLBACK with another one.
+    Nothing of a question may stay in the session, which all share: the user's query may have taken locks.
     """
     pgconn = connection.pgconn
     pgconn.enter_pipeline_mode()
     for statements in sent:
-        for statement in statements:
-            pgconn.send_query_params(statement.as_bytes(connection), None)
+        for composed in statements:
+            pgconn.send_query_params(composed.as_bytes(connection), None)
         pgconn.pipeline_sync()
-        pgconn.send_query_params(b"ROLLBACK", None)
+        for statement in _AFTER:
+            pgconn.send_query_params(statement, None)
         pgconn.pipeline_sync()
     yield from send(pgconn)
     groups = []
@@ -248,7 +269,7 @@ def _exchange(
         results = []
         for _ in statements:
             results += yield from fetch_many(pgconn)
-        for _ in ("sync", "ROLLBACK", "sync"):
+        for _ in ("sync", *_AFTER, "sync"):
             yield from fetch_many(pgconn)
         groups.append(results)
     pgconn.exit_pipeline_mode()
@@ -265,6 +286,8 @@ def _read(
         for result in results:
             if result.status == pq.ExecStatus.FATAL_ERROR:
                 raise error_from_result(result, encoding=connection.info.encoding)
-        return read_answer(connection, question, results[-len(question.statements) :])
+        return read_answer(connection, conn_id, question, results[-len(question.statements) :])
     except psycopg.Error as error:
         return from_psycopg(error, conn_id, ACTION)
+    except DblinkError as error:
+        return error

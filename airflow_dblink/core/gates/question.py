@@ -8,7 +8,7 @@ the answer in the same way.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
@@ -22,6 +22,7 @@ from psycopg.postgres import types
 from airflow_dblink.core.errors import DblinkError, RemoteError, TransientError, UsageError, from_psycopg
 from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.sqltext.names import demand_characters
 from airflow_dblink.core.sqltext.rules import the_query
 from airflow_dblink.core.sqltext.user_text import UserText, place_of
 from airflow_dblink.core.streams.to_json import JsonValues
@@ -65,14 +66,22 @@ class Question:
     timeout_s: float = 5.0
     settings: tuple[tuple[str, str], ...] = ()
 
-    def demand_queries(self, conn_id: str | None = None) -> None:
-        """Raise unless the texts are one query each.
+    @property
+    def key(self) -> Hashable:
+        """What makes two questions equal: Python takes 1, 1.0 and True for one value."""
+        return self, type(self.equals)
+
+    def demand_sendable(self, conn_id: str | None = None) -> None:
+        """Raise unless the texts are one query each, and hold characters that a server takes.
 
         :raises UsageError: names the argument.
         """
-        one_query(self.query, "sql", conn_id)
-        if self.failure is not None:
-            one_query(self.failure, "failure_sql", conn_id)
+        texts = {"sql": self.query} | ({} if self.failure is None else {"failure_sql": self.failure})
+        for name, text in texts.items():
+            one_query(text, name, conn_id)
+        texts["session_settings"] = "".join(name + value for name, value in self.settings)
+        for name, text in texts.items():
+            demand_characters(name, text)
 
     @cached_property
     def statements(self) -> list[sql.Composed]:
@@ -170,9 +179,29 @@ class Answer:
 
 
 def read_answer(
+    connection: BaseConnection[Any], conn_id: str, question: Question, results: Sequence[pq.abc.PGresult]
+) -> Answer:
+    """Return the answer in the *results* of :attr:`Question.statements`.
+
+    :raises UsageError: if Python can't read the value.
+    """
+    try:
+        return _answer(connection, question, results)
+    except (psycopg.Error, ValueError):  # their texts may hold the value
+        raise _unreadable(conn_id) from None
+
+
+def _unreadable(conn_id: str) -> UsageError:
+    return UsageError(
+        "Python can't read the first value: it is out of a type's range, or in another encoding",
+        conn_id,
+        hint="SELECT a condition, or the value in another form",
+    )
+
+
+def _answer(
     connection: BaseConnection[Any], question: Question, results: Sequence[pq.abc.PGresult]
 ) -> Answer:
-    """Return the answer in the *results* of :attr:`Question.statements`."""
     if question.failure is not None and _first(connection, results[0]).is_true:
         return Answer(has_failed=True)
     if question.min_rows is not None:
@@ -209,11 +238,14 @@ def ask(side: Side, question: Question, query: UserText, *, typed: bool = False)
         _demand_columns(side, question, one_query(question.failure, "failure_sql"), "failure_sql")
     _demand_columns(side, question, query, "sql")
     results = [_run(side, statement) for statement in question.statements_of(query)]
-    answer = read_answer(side.connection, question, results)
+    answer = read_answer(side.connection, side.conn_id, question, results)
     if typed and answer.text is not None:
         transformer = Transformer(side.connection)
         transformer.set_pgresult(results[-1])
-        answer = replace(answer, typed=transformer.load_row(0, tuple)[1])
+        try:
+            answer = replace(answer, typed=transformer.load_row(0, tuple)[1])
+        except (psycopg.Error, ValueError):
+            raise _unreadable(side.conn_id) from None
     side.run("ROLLBACK", ACTION)
     return answer
 

@@ -193,6 +193,9 @@ class Listener:
         looked_at_all: dict[Subject, float] = {}
         while subjects := self._waited_for():
             self._wake.clear()
+            channels -= await _unlisten(session, channels - {subject.channel for subject in subjects})
+            for gone in looked_at_all.keys() - {*subjects}:
+                del looked_at_all[gone]
             for subject in subjects:
                 try:
                     if hears and (channel := subject.channel) is not None and channel not in channels:
@@ -201,8 +204,9 @@ class Listener:
                     await _look(session, subject, looked_at_all)
                 except TransientError:
                     # The others come first in the next session: its table may be locked for long.
-                    self.subjects.remove(subject)
-                    self.subjects.append(subject)
+                    if subject in self.subjects:
+                        self.subjects.remove(subject)
+                        self.subjects.append(subject)
                     raise
                 except DblinkError as error:
                     subject.fail(error)
@@ -265,6 +269,19 @@ async def _listen(session: Session, subject: Subject, channel: str) -> None:
             raise error from None
     except psycopg.Error as error:
         raise from_psycopg(error, target.conn_id, f"waiting for {subject}") from None
+
+
+async def _unlisten(session: Session, channels: set[str]) -> set[str]:
+    """Leave *channels*, on which nobody waits any more, and return them."""
+    conn_id = session.target.conn_id
+    for channel in channels:
+        try:
+            async with answer_within(session.connection, conn_id, session.answer_s):
+                unlisten = sql.SQL("UNLISTEN {}").format(sql.Identifier(channel))
+                await session.connection.execute(unlisten)
+        except psycopg.Error as error:
+            raise from_psycopg(error, conn_id, "waiting") from None
+    return channels
 
 
 @asynccontextmanager

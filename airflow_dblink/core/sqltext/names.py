@@ -10,15 +10,28 @@ from airflow_dblink.core.errors import UsageError
 _NAME_BYTES = 63  # NAMEDATALEN - 1
 
 
-def demand_channel(name: str, value: str) -> None:
-    """Raise unless *value* can be the name of a channel: LISTEN would cut a longer one, NOTIFY refuses it.
+def demand_characters(name: str, value: str) -> None:
+    """Raise if *value* holds a character that no server takes: NUL, or half of a surrogate pair.
 
     :param name: the argument's name, for errors.
     :raises UsageError: names the argument.
     """
     if "\0" in value:
         raise UsageError(f"{name} holds a NUL character, which PostgreSQL can't take")
-    if not 0 < (size := len(value.encode(errors="surrogatepass"))) <= _NAME_BYTES:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} holds half of a surrogate pair, which is no character") from None
+
+
+def demand_channel(name: str, value: str) -> None:
+    """Raise unless *value* can be the name of a channel: LISTEN would cut a longer one, NOTIFY refuses it.
+
+    :param name: the argument's name, for errors.
+    :raises UsageError: names the argument.
+    """
+    demand_characters(name, value)
+    if not 0 < (size := len(value.encode())) <= _NAME_BYTES:
         raise UsageError(f"{name} must be a name of 1 to {_NAME_BYTES} bytes, got {size} bytes")
 
 

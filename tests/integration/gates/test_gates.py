@@ -74,7 +74,7 @@ def _sessions(database: Database, condition: str = "true") -> int:
 
 async def _waits(database: Database) -> None:
     """Return once the session has asked, and waits."""
-    await _until(lambda: _sessions(database, "state = 'idle' AND query LIKE 'ROLLBACK%%'"))
+    await _until(lambda: _sessions(database, "state = 'idle' AND query LIKE '%%pg_advisory_unlock_all%%'"))
 
 
 def test_a_poll_opens_the_gate(source: Database) -> None:
@@ -206,6 +206,65 @@ def test_an_error_ends_the_waiting_of_its_own_question(source: Database) -> None
     ]
 
 
+def test_what_only_python_takes_for_equal_are_two_questions(source: Database) -> None:
+    async def act() -> bool:
+        gates = Gates.of(_listener(source.target), None)
+        right = asyncio.create_task(gates.wait(Question("SELECT 1", equals=1), 0.05))
+        wrong = asyncio.create_task(gates.wait(Question("SELECT 1", equals=True), 0.05))
+        await right
+        await _waits(source)
+        has_waited = not wrong.done()
+        wrong.cancel()
+        await asyncio.wait([wrong])
+        return has_waited
+
+    assert _run(act)
+
+
+def test_a_value_that_is_no_text_fails_its_own_question_alone(source: Database) -> None:
+    undecodable = "SELECT convert_from('\\xff', 'SQL_ASCII')"
+
+    async def act() -> list[Any]:
+        gates = Gates.of(_listener(source.target), None)
+        waiting = asyncio.create_task(gates.wait(_is_up("a"), 0.05))
+        wrong = [Question(undecodable, equals="x"), Question("SELECT '\ud800'"), Question("SELECT '\0'")]
+        found = await asyncio.gather(*(gates.wait(each, 0.05) for each in wrong), return_exceptions=True)
+        await asyncio.to_thread(_raise, source, "a")
+        await waiting
+        return found
+
+    assert [type(error).__name__ for error in _run(act)][1:] == ["UsageError", "UsageError"]
+
+
+def test_a_lock_of_a_query_does_not_stay_in_the_shared_session(source: Database) -> None:
+    query = "SELECT pg_try_advisory_lock(1) AND EXISTS (SELECT FROM flag)"
+
+    async def act() -> None:
+        gates = Gates.of(_listener(source.target), None)
+        waiting = asyncio.create_task(gates.wait(Question(query), 0.05))
+        await _waits(source)
+        await _until(lambda: not source.admin("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"))
+        await asyncio.to_thread(_raise, source, "a")
+        await waiting
+
+    _run(act)
+
+
+def test_channels_that_nobody_waits_on_are_left(source: Database) -> None:
+    async def act() -> list[int]:
+        listener = _listener(source.target)
+        staying = asyncio.create_task(Gates.of(listener, "stays").wait(_is_up("a"), 0.05))
+        counts = []
+        for i in range(5):
+            await Gates.of(listener, f"run_{i}").wait(Question("SELECT true"), RARELY)
+            counts.append(len(listener.subjects))
+        await asyncio.to_thread(_raise, source, "a")
+        await staying
+        return counts
+
+    assert max(_run(act)) <= 2
+
+
 def test_failure_and_no_row_end_the_waiting(source: Database) -> None:
     async def act() -> None:
         gates = Gates.of(_listener(source.target), None)
@@ -224,8 +283,6 @@ def test_a_killed_session_is_replaced(source: Database) -> None:
         await _waits(source)
         await asyncio.to_thread(source.admin, terminate, NAME)
         await asyncio.to_thread(_raise, source, "a")
-        await _until(lambda: source.admin("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'") or 1)
-        await asyncio.to_thread(source.execute, "NOTIFY go")
         while not waiting.done():  # the new session may not listen yet
             await asyncio.to_thread(source.execute, "NOTIFY go")
             await asyncio.sleep(0.05)

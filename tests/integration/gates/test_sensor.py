@@ -70,6 +70,18 @@ def test_false_values(source: Database, value: str) -> None:
     assert _poke(f"SELECT {value}") == "not yet"
 
 
+def test_the_names_of_the_columns_do_not_matter(source: Database) -> None:
+    assert _poke("SELECT 1 AS value, 2 AS value, 3 AS is_there, 4 AS given, 5 AS asked") == 1
+
+
+def test_a_value_that_python_cannot_hold(source: Database) -> None:
+    for query in ("SELECT date '5874897-12-31'", "SELECT timestamptz 'infinity'"):
+        assert _poke(query) != "not yet"
+        with pytest.raises(AirflowFailException, match="Python can't read the first value") as raised:
+            _poke(query, success=bool)
+        assert "5874897" not in str(raised.value)
+
+
 def test_a_domain_counts_as_its_base_type(source: Database) -> None:
     source.execute("CREATE DOMAIN amount AS numeric CHECK (value >= 0)")
     assert _poke("SELECT 0.0::amount") == "not yet"
@@ -295,13 +307,20 @@ def test_mistakes_are_found_when_the_dag_is_parsed(arguments: dict[str, Any], wo
         {"wake_channel": "\0"},
         {"session_settings": {"work_mem": "\0"}},
         {"session_settings": {"work\0mem": "1MB"}},
+        {"sql": "SELECT '\ud800'"},
+        {"failure_sql": "SELECT '\ud800'"},
+        {"sql": "SELECT %s", "parameters": ["\ud800"]},
+        {"wake_channel": "\ud800"},
     ],
-    ids=str,
+    ids=ascii,
 )
-def test_no_text_with_a_nul_is_tried_again(source: Database, arguments: dict[str, Any]) -> None:
+def test_no_text_that_a_server_cannot_take_is_tried_again(
+    source: Database, arguments: dict[str, Any]
+) -> None:
     with pytest.raises(AirflowFailException) as raised:
         _sensor(arguments.pop("sql", "SELECT true"), **arguments).poke(context())
-    assert "NUL" in str(raised.value) or "x00" in str(raised.value) or "\0" in str(raised.value)
+    text = str(raised.value)
+    assert any(word in text for word in ("NUL", "x00", "\0", "surrogate"))
 
 
 def test_templates_are_checked_in_the_task(source: Database) -> None:
