@@ -223,6 +223,25 @@ def test_a_locked_source_table_does_not_keep_a_kill_waiting(both: tuple[Database
 # -- the destination refuses
 
 
+def test_a_session_that_ends_while_the_parser_waits_is_a_lost_connection(
+    both: tuple[Database, Database],
+) -> None:
+    source, _ = both
+    waiting = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(source.conninfo) as other:
+        other.execute("LOCK TABLE item")
+        with (
+            meanwhile(
+                lambda: source.admin(f"SELECT pg_terminate_backend(pid) {waiting}"),
+                lambda: source.admin(f"SELECT 1 {waiting}"),
+            ),
+            pytest.raises(TransientError) as raised,
+        ):
+            transfer()
+    assert raised.value.connname == "source"
+    assert raised.value.sqlstate == "57P01"
+
+
 def test_upsert_refuses_a_null_key_and_a_key_that_comes_twice(both: tuple[Database, Database]) -> None:
     for query, message in (
         ("SELECT NULL::int AS id, 'x' AS name", "NULL in key"),

@@ -133,9 +133,14 @@ def parse(side: Side, query: sql.Composable) -> pq.abc.PGresult:
 
     def answers() -> PQGen[list[pq.abc.PGresult]]:
         yield from send(pgconn)
-        prepared = yield from fetch_many(pgconn)
-        described = yield from fetch_many(pgconn)
-        yield from fetch_many(pgconn)  # the pipeline's end
+        prepared: list[pq.abc.PGresult] = yield from fetch_many(pgconn)
+        try:
+            described = yield from fetch_many(pgconn)
+            yield from fetch_many(pgconn)  # the pipeline's end
+        except psycopg.OperationalError:
+            if prepared[-1].status == pq.ExecStatus.FATAL_ERROR:
+                return prepared  # the last word of a lost connection tells why
+            raise
         return [*prepared, *described]
 
     # In a pipeline, both commands are one round trip.
@@ -144,11 +149,13 @@ def parse(side: Side, query: sql.Composable) -> pq.abc.PGresult:
     pgconn.send_describe_prepared(b"")
     pgconn.pipeline_sync()
     # By wait(), which can be stopped: the parser waits for locks.
-    prepared, description = side.connection.wait(answers())
-    pgconn.exit_pipeline_mode()
-    if prepared.status != pq.ExecStatus.COMMAND_OK:
-        raise error_from_result(prepared, encoding="utf-8")
-    return description
+    results = side.connection.wait(answers())
+    if pgconn.status == pq.ConnStatus.OK:  # a lost connection stays in it
+        pgconn.exit_pipeline_mode()
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(result, encoding="utf-8")
+    return results[-1]
 
 
 def type_names(side: Side, oids: Sequence[int], modifiers: Sequence[int]) -> list[str]:
