@@ -108,6 +108,7 @@ class DblinkSqlSensor(DblinkBaseSensor, SqlTemplates):
         "session_settings": "json",
     }
     ui_color = "#d9ead3"
+    _is_again = False
 
     def __init__(
         self,
@@ -189,13 +190,22 @@ class DblinkSqlSensor(DblinkBaseSensor, SqlTemplates):
 
     # -- waiting
 
+    def execute_complete(self, context: Context, event: Mapping[str, Any], until: float) -> Any:
+        """Go on after the triggerer's event, and ask again."""
+        self._is_again = True
+        return super().execute_complete(context, event, until)
+
     def _trigger(self) -> DblinkSqlTrigger:
+        # At first, something may have changed since the worker asked. Later the triggerer was sure of the
+        # answer, but the worker wasn't, or can't reach the server: no worker is started again at once.
+        is_doubtful = self._is_again or self._asked is _IS_THERE
         return DblinkSqlTrigger(
             conn_id=self.conn_id,
             question=serialized(self._asked),
             poll_interval=self.poke_interval,
             wake_channel=self.wake_channel,
             password_required=self.password_required,
+            first_look=self.poke_interval if is_doubtful else 0.0,
         )
 
     def poke(self, context: Context) -> PokeReturnValue:

@@ -23,6 +23,7 @@ class DblinkSqlTrigger(DblinkBaseTrigger):
     :param question: see :func:`~airflow_dblink.core.gates.question.serialized`. It holds the query with its
         parameters' values; Airflow encrypts the arguments of triggers in its database.
     :param poll_interval: seconds after which the question is asked without a notification.
+    :param first_look: seconds after which it is asked for the first time.
     :param wake_channel: channel on which a notification lets the question be asked at once.
     :param password_required: dblink's credential rule, ``None``: the connection's setting.
 
@@ -36,11 +37,13 @@ class DblinkSqlTrigger(DblinkBaseTrigger):
         poll_interval: float = 60.0,
         wake_channel: str | None = None,
         password_required: bool | None = None,
+        first_look: float = 0.0,
     ) -> None:
         super().__init__(conn_id, password_required=password_required)
         self.question = question
         self.poll_interval = poll_interval
         self.wake_channel = wake_channel
+        self.first_look = first_look
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments."""
@@ -52,6 +55,7 @@ class DblinkSqlTrigger(DblinkBaseTrigger):
                 "poll_interval": self.poll_interval,
                 "wake_channel": self.wake_channel,
                 "password_required": self.password_required,
+                "first_look": self.first_look,
             },
         )
 
@@ -59,7 +63,7 @@ class DblinkSqlTrigger(DblinkBaseTrigger):
         """Yield the event once the question is answered."""
         gates = Gates.of(self.listener(), self.wake_channel)
         try:
-            await gates.wait(deserialized(self.question), self.poll_interval)
+            await gates.wait(deserialized(self.question), self.poll_interval, self.first_look)
         except DblinkError as error:
             yield TriggerEvent({"state": "error", "message": str(error)})
         else:

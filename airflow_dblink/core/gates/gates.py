@@ -79,18 +79,20 @@ class Gates:
                 return subject
         return cls(listener, channel)
 
-    async def wait(self, question: Question, poll_s: float) -> None:
+    async def wait(self, question: Question, poll_s: float, first_s: float = 0.0) -> None:
         """Wait until *question* has the answer that it waits for, or its failure query is true.
 
         :param poll_s: seconds after which it is asked without a notification; the shortest of all counts.
+        :param first_s: seconds after which it is asked for the first time.
         :raises DblinkError: if waiting can't help: a query that the server refuses, a wrong connection.
         """
         question.demand_sendable()
         loop = asyncio.get_running_loop()
-        asked = self._asked.setdefault(question.key, _Asked(question, loop.time()))
+        first = loop.time() + first_s
+        asked = self._asked.setdefault(question.key, _Asked(question, first))
         future: asyncio.Future[None] = loop.create_future()
         asked.waiters[future] = poll_s
-        asked.due = loop.time()
+        asked.due = min(asked.due, first)
         if self not in self._listener.subjects:
             self._listener.subjects.append(self)
         self._listener.wake()

@@ -229,10 +229,23 @@ def test_a_server_that_is_away_is_waited_for(
     assert "Connection refused" in capsys.readouterr().out
     with pytest.raises(TaskDeferred) as deferred:
         _sensor("SELECT %s", parameters=["hidden"], conn_id=away, deferrable=True).execute(context())
-    assert deferred.value.trigger.question["query"] == "SELECT true", "the parameters aren't written yet"
+    trigger = deferred.value.trigger
+    assert trigger.question["query"] == "SELECT true", "the parameters aren't written yet"
+    assert trigger.first_look == trigger.poll_interval, "no worker is started again at once"
 
 
-def test_a_wrong_password_fails(source: Database, add_connection: AddConnection) -> None:
+def test_a_worker_that_disagrees_with_the_triggerer_is_not_started_again_at_once(source: Database) -> None:
+    sensor = _sensor("SELECT false", deferrable=True)
+    with pytest.raises(TaskDeferred) as first:
+        sensor.execute(context())
+    assert first.value.kwargs is not None
+    with pytest.raises(TaskDeferred) as second:
+        sensor.execute_complete(context(), {"state": "answered"}, first.value.kwargs["until"])
+    looks = [deferred.value.trigger.first_look for deferred in (first, second)]
+    assert looks == [0.0, sensor.poke_interval]
+
+
+def test_a_wrong_password_is_waited_for(source: Database, add_connection: AddConnection) -> None:
     wrong = add_connection("wrong", source, password="wrong")
     assert _poke("SELECT true", conn_id=wrong) == "not yet", "libpq tells no SQLSTATE: it may be put right"
 
