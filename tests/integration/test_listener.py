@@ -55,7 +55,7 @@ class Payloads:
         self.wants_a_look = True
         self.listener.wake()
 
-    def look_at_all(self) -> None:
+    def look_at_all(self, *, is_new: bool) -> None:
         self.wants_a_look = True
 
     async def look(self, session: Session) -> None:

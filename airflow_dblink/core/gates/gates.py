@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _TOGETHER = 20
 # A question that takes too long is asked after 2, 4, 8, and at most this many polls.
 _RAREST = 16
+# A question may be slow so often before it isn't asked out of turn any more: its session may have been lost.
+_ONCE = 1
 _LOOK_S = 0.1
 # Ends a question's transaction, and frees what outlives one.
 _AFTER = (b"ROLLBACK", b"SELECT pg_catalog.pg_advisory_unlock_all()")
@@ -141,12 +143,18 @@ class Gates:
         """Ask all questions now, whatever the *payload* is: anybody may notify."""
         now = asyncio.get_running_loop().time()
         for asked in self._asked.values():
-            if not asked.slow:
+            if asked.slow <= _ONCE:
                 asked.due = min(asked.due, now)
 
-    def look_at_all(self) -> None:
-        """Note the time: the questions themselves know when they are due."""
-        self._looked_at = asyncio.get_running_loop().time()
+    def look_at_all(self, *, is_new: bool) -> None:
+        """Note the time: the questions themselves know when they are due.
+
+        In a new session those are due, too, that an earlier one has asked: a notification may be lost.
+        """
+        self._looked_at = now = asyncio.get_running_loop().time()
+        for asked in self._asked.values():
+            if is_new and asked.in_time is not None and asked.slow <= _ONCE:
+                asked.due = min(asked.due, now)
 
     def fail(self, error: Exception) -> None:
         """End the waiting for all questions with *error*."""

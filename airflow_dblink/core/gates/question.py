@@ -230,7 +230,8 @@ def ask(side: Side, question: Question, query: UserText, *, typed: bool = False)
 
     :param query: :attr:`Question.query` as its user wrote it.
     :param typed: whether :attr:`Answer.typed` is needed.
-    :raises UsageError: if a text isn't one query, or gives no column; with *equals*, more than one.
+    :raises UsageError: if a query gives no column, or with *equals* more than one; if the value is
+        unreadable.
     :raises RemoteError: the server's errors, with their place in the user's text.
     """
     begin(side, BEGIN, question.limits, ACTION)
@@ -239,6 +240,12 @@ def ask(side: Side, question: Question, query: UserText, *, typed: bool = False)
     _demand_columns(side, question, query, "sql")
     results = [_run(side, statement) for statement in question.statements_of(query)]
     answer = read_answer(side.connection, side.conn_id, question, results)
+    if typed and answer.is_too_long:
+        raise UsageError(
+            f"the first value has more than {MOST_BYTES} bytes, and success and failure would need it",
+            side.conn_id,
+            hint="SELECT less of it, or write the condition into sql",
+        )
     if typed and answer.text is not None:
         transformer = Transformer(side.connection)
         transformer.set_pgresult(results[-1])

@@ -111,7 +111,7 @@ class Watcher:
             if (job_id := UUID(payload)) in self._waiting:
                 self._look_at([job_id])
 
-    def look_at_all(self) -> None:
+    def look_at_all(self, *, is_new: bool) -> None:
         """Note that all jobs are to be read, in the round that has begun."""
         self._to_look_at.update(self._waiting)
 

@@ -80,8 +80,11 @@ class Subject(Protocol):
         """Take note of a notification on the channel, which anybody may have sent."""
         ...
 
-    def look_at_all(self) -> None:
-        """Take note that everything is to be read."""
+    def look_at_all(self, *, is_new: bool) -> None:
+        """Take note that everything is to be read.
+
+        :param is_new: whether this session hasn't read anything of it yet: notifications may be lost.
+        """
         ...
 
     async def look(self, session: Session) -> None:
@@ -253,7 +256,7 @@ def _left_s(subject: Subject, looked_at_all: Mapping[Subject, float]) -> float:
 async def _look(session: Session, subject: Subject, looked_at_all: dict[Subject, float]) -> None:
     # Also under constant notifications, since some events may come without one.
     if _left_s(subject, looked_at_all) <= 0:
-        subject.look_at_all()
+        subject.look_at_all(is_new=subject not in looked_at_all)
         looked_at_all[subject] = asyncio.get_running_loop().time()
     if subject.wants_a_look:
         await subject.look(session)

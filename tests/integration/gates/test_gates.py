@@ -20,6 +20,7 @@ from airflow_dblink.core.server.target import Target
 from airflow_dblink.triggers.sql import DblinkSqlTrigger
 from tests.databases import Database
 from tests.integration.jobs.client import until
+from tests.loops import run_alone
 from tests.pooler import pooler
 from tests.standby import standby_of
 
@@ -50,17 +51,7 @@ def _listener(target: Target) -> Listener:
 
 
 def _run(act: Callable[[], Awaitable[T]], timeout_s: float = 90.0) -> T:
-    """Run *act* in an event loop of its own, which leaves nothing behind."""
-
-    async def run() -> T:
-        result = await asyncio.wait_for(act(), timeout_s)
-        for _ in range(500):
-            if len(asyncio.all_tasks()) == 1:
-                return result
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"left over: {asyncio.all_tasks()}")
-
-    return asyncio.run(run())
+    return run_alone(act, timeout_s)
 
 
 async def _until(what: Callable[[], object]) -> None:
@@ -288,17 +279,14 @@ def test_failure_and_no_row_end_the_waiting(source: Database) -> None:
     _run(act)
 
 
-def test_a_killed_session_is_replaced(source: Database) -> None:
+def test_the_session_after_a_killed_one_asks_all_without_a_notification(source: Database) -> None:
     terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
 
     async def act() -> None:
         waiting = asyncio.create_task(Gates.of(_listener(source.target), "go").wait(_is_up("a"), RARELY))
         await _waits(source)
-        await asyncio.to_thread(source.admin, terminate, NAME)
         await asyncio.to_thread(_raise, source, "a")
-        while not waiting.done():  # the new session may not listen yet
-            await asyncio.to_thread(source.execute, "NOTIFY go")
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(source.admin, terminate, NAME)
         await waiting
 
     _run(act)

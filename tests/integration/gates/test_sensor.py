@@ -82,6 +82,11 @@ def test_a_value_that_python_cannot_hold(source: Database) -> None:
         assert "5874897" not in str(raised.value)
 
 
+def test_a_function_is_not_called_with_a_value_that_was_not_read(source: Database) -> None:
+    with pytest.raises(AirflowFailException, match="the first value has more than 65536 bytes"):
+        _poke("SELECT repeat('x', 70000)", success=lambda value: value is None)
+
+
 def test_a_domain_counts_as_its_base_type(source: Database) -> None:
     source.execute("CREATE DOMAIN amount AS numeric CHECK (value >= 0)")
     assert _poke("SELECT 0.0::amount") == "not yet"

@@ -32,6 +32,7 @@ from tests.integration.jobs.client import (
     start,
     until,
 )
+from tests.loops import run_alone
 from tests.odd import always
 
 T = TypeVar("T")
@@ -50,17 +51,7 @@ def _watcher(target: Target) -> Watcher:
 
 
 def _watched(act: Callable[[], Awaitable[T]], timeout_s: float = 60.0) -> T:
-    """Run *act* in an event loop of its own, which leaves nothing behind."""
-
-    async def run() -> T:
-        result = await asyncio.wait_for(act(), timeout_s)
-        for _ in range(200):
-            if len(asyncio.all_tasks()) == 1:
-                return result
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"left over: {asyncio.all_tasks()}")
-
-    return asyncio.run(run())
+    return run_alone(act, timeout_s)
 
 
 def _states(jobs: Iterable[Job | None]) -> list[str | None]:
