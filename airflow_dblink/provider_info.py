@@ -32,9 +32,11 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": _modules("hooks", "dblink"),
-        "operators": _modules("operators", "execute", "fetch", "jobs", "parts", "query", "sync", "transfer"),
+        "operators": _modules(
+            *("operators", "events", "execute", "fetch", "jobs", "parts", "query", "sync", "transfer")
+        ),
         "sensors": _modules("sensors", "base", "job", "sql"),
-        "triggers": _modules("triggers", "base", "job", "sql"),
+        "triggers": _modules("triggers", "base", "events", "job", "sql"),
         "config": {
             "dblink": {
                 "description": "Settings of airflow-dblink.",

@@ -27,13 +27,14 @@ from airflow_dblink.core.server.target import (
 )
 from airflow_dblink.hooks.parts.attach import AttachSide
 from airflow_dblink.hooks.parts.dbapi import DbApiSide
+from airflow_dblink.hooks.parts.events import EventSide
 from airflow_dblink.hooks.parts.functions import given_text
 from airflow_dblink.hooks.parts.job_functions import JobVocabulary
 from airflow_dblink.hooks.parts.target import TargetSide
 from airflow_dblink.hooks.parts.task import report, task_key, task_name
 
 
-class DblinkHook(TargetSide, AttachSide, JobVocabulary, DbApiSide):
+class DblinkHook(TargetSide, AttachSide, EventSide, JobVocabulary, DbApiSide):
     """dblink's vocabulary over Airflow connections of type ``postgres`` or ``dblink``.
 
     A context manager: leaving it closes all links; leaving it by an exception also cancels their running

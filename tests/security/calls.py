@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow.sdk import Asset, BaseOperator
 
+from airflow_dblink.core.events.table import EventTable
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.base import DblinkBaseOperator
 from airflow_dblink.provider_info import get_provider_info
@@ -17,7 +18,9 @@ from airflow_dblink.provider_info import get_provider_info
 #: SQL of the Dag's author, who is trusted: it must run.
 TRUSTED = frozenset({"sql", "source_sql", "pre_sql", "post_sql", "where", "pause_while", "failure_sql"})
 # Arguments without text: callables, and objects that Airflow makes.
-_NO_TEXT = frozenset({"self", "kwargs", "args", "handler", "success", "failure", "watermark_asset"})
+_NO_TEXT = frozenset(
+    {"self", "kwargs", "args", "handler", "success", "failure", "watermark_asset", "own_table"}
+)
 
 ITEM = {"source_table": "item", "destination_table": "item"}
 BOTH = {"source_conn_id": "source", "destination_conn_id": "warehouse"}
@@ -30,6 +33,8 @@ INSERT = {
 }
 REMOTES = {"far": {"conn_id": "source", "sql": "SELECT id, name FROM item", "indexes": ["id"]}}
 
+QUEUE = EventTable("item", id="id", claimed_by="name")
+
 #: Stands for a job's handle in the arguments by operator; a new handle is made for each call.
 HANDLE = object()
 OPERATORS: Mapping[str, Mapping[str, Any]] = {
@@ -41,6 +46,15 @@ OPERATORS: Mapping[str, Mapping[str, Any]] = {
     "DblinkCancelQueryOperator": {"handle": HANDLE, "conn_id": "source"},
     "DblinkJobSensor": {"handle": HANDLE, "conn_id": "source", "poke_interval": 0.1, "timeout": 60},
     "DblinkSqlSensor": {**SELECT, "session_settings": SETTINGS, "poke_interval": 0.1, "timeout": 1},
+    "DblinkClaimEventsOperator": {"conn_id": "source", "topic": "orders", "skip_when_empty": False},
+    "DblinkAckEventsOperator": {"conn_id": "source", "claimed_by": "d/r/t/-1", "session_settings": SETTINGS},
+    "DblinkReleaseEventsOperator": {"conn_id": "source", "claimed_by": "d/r/t/-1", "own_table": QUEUE},
+    "DblinkNotifyOperator": {
+        "conn_id": "source",
+        "channel": "c",
+        "payload": "p",
+        "session_settings": SETTINGS,
+    },
     "DblinkQueryOperator": {
         "conn_id": "warehouse",
         "sql": "SELECT far.id FROM far WHERE name <> %s",
@@ -107,6 +121,7 @@ INSTEAD: Mapping[tuple[str, str], Mapping[str, Any]] = {
 _KEY: dict[str, Any] = {"relname": "item", "primary_key_attnums": [1]}
 #: By method of the hook.
 METHODS: Mapping[str, Mapping[str, Any]] = {
+    "ack_events": {"claimed_by": "d/r/t/-1"},
     "attach": {"remotes": REMOTES},
     "batches": {"sql": "SELECT %s", "params": ["x"]},
     "build_sql_delete": {**_KEY, "tgt_pk_att_vals": ["1"]},
@@ -117,6 +132,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "build_sql_update_many": {**_KEY, "src": [["1"]], "tgt": [["2"]]},
     "cancel_job": {"handle": HANDLE},
     "cancel_query": {"connname": None},
+    "claim_events": {"topic": "orders", "claimed_by": "d/r/t/-1"},
     "close": {"cursor": "c"},
     "connect": {"connname": "far", "conn_id": "source"},
     "connect_u": {"connname": "far", "conn_id": "source"},
@@ -138,9 +154,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     },
     "is_busy": {"connname": None},
     "job": {"handle": HANDLE},
+    "notify": {"channel": "c", "payload": "p"},
     "open": {"cursor": "c", "sql": "SELECT %s", "params": ["x"]},
     "prune_jobs": {"older_than": timedelta(days=1), "conn_id": "source"},
     "query": {"sql": "SELECT %s", "params": ["x"]},
+    "release_events": {"claimed_by": "d/r/t/-1", "own_table": QUEUE},
     "send_job": {"sql": "SELECT %s", "params": ["x"], "name": "n", "session_settings": SETTINGS},
     "send_query": {"sql": "SELECT %s", "params": ["x"]},
     "wait_for_job": {"handle": HANDLE, "poll_s": 0.1},

@@ -12,6 +12,8 @@ import pytest
 from airflow.sdk import Asset, BaseOperator, Context
 from airflow.sdk.execution_time.context import set_current_context
 
+from airflow_dblink.core.events.install import install_script as install_events
+from airflow_dblink.core.events.table import SCHEMA as EVENTS
 from airflow_dblink.core.jobs.install import install_script
 from airflow_dblink.core.jobs.job import SCHEMA
 from airflow_dblink.embedded.server import Server
@@ -63,6 +65,8 @@ def databases(pair: tuple[Server, Server]) -> Iterator[list[Database]]:
             database.execute("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 5) AS i")
             lay_traces(database)
             database.execute(install_script(SCHEMA))
+            database.execute(install_events(EVENTS))
+            database.execute("SELECT airflow_dblink_events.emit('orders') FROM generate_series(1, 100)")
         yield [source, warehouse]
 
 

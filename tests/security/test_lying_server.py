@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import InstallationError
-from airflow_dblink.core.jobs.trust import SQLSTATE, distrust_of
+from airflow_dblink.core.installed.trust import SQLSTATE
+from airflow_dblink.core.jobs.trust import distrust_of
 from tests.databases import Database
 from tests.syncs import sync
 

@@ -19,6 +19,12 @@ from airflow_dblink.operators.common.load_tasks import (
     DblinkPartsSwapOperator,
     DblinkPartsVerifyOperator,
 )
+from airflow_dblink.operators.events import (
+    DblinkAckEventsOperator,
+    DblinkClaimEventsOperator,
+    DblinkNotifyOperator,
+    DblinkReleaseEventsOperator,
+)
 from airflow_dblink.operators.execute import DblinkExecOperator
 from airflow_dblink.operators.fetch import DblinkFetchOperator
 from airflow_dblink.operators.jobs import (
@@ -53,6 +59,10 @@ IN_PARTS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
 OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
     DblinkExecOperator: [{"conn_id": "source", "sql": "SELECT 1", "session_settings": {"work_mem": "1MB"}}],
     DblinkFetchOperator: [{"conn_id": "source", "sql": "SELECT 1", "path": "/dev/shm/none"}],
+    DblinkClaimEventsOperator: [{"conn_id": "source", "topic": "t", "event_schema": "s"}],
+    DblinkAckEventsOperator: [{"conn_id": "source", "claimed_by": "c", "event_schema": "s"}],
+    DblinkReleaseEventsOperator: [{"conn_id": "source", "claimed_by": "c", "event_schema": "s"}],
+    DblinkNotifyOperator: [{"conn_id": "source", "channel": "c", "payload": "p"}],
     DblinkQueryOperator: [
         {"conn_id": "source", "sql": "TABLE r", "max_xcom_rows": 1},
         {

@@ -21,8 +21,9 @@ def test_there_are_files() -> None:
 # What a DBA runs by hand stays in one piece, and so do the body of a block and the beginning of its message.
 SCRIPTS = {
     *(("jobs_install.sql", statement) for statement in statements("jobs_install.sql")),
-    ("jobs_trust.sql", "guard"),
-    ("jobs_trust.sql", "guarded_call"),
+    *(("events_install.sql", statement) for statement in statements("events_install.sql")),
+    ("trust.sql", "guard"),
+    ("jobs_call.sql", "guarded_call"),
     ("parts_keeper.sql", "begin"),
     ("parts_keeper.sql", "keep"),
     ("swap.sql", "have_all"),

@@ -50,7 +50,7 @@ class _Asked:
 
     question: Question
     due: float
-    waiters: dict[asyncio.Future[None], float] = field(default_factory=dict)
+    waiters: dict[asyncio.Future[Answer], float] = field(default_factory=dict)
     in_time: bool | None = None
     slow: int = 0
 
@@ -81,8 +81,8 @@ class Gates:
                 return subject
         return cls(listener, channel)
 
-    async def wait(self, question: Question, poll_s: float, first_s: float = 0.0) -> None:
-        """Wait until *question* has the answer that it waits for, or its failure query is true.
+    async def wait(self, question: Question, poll_s: float, first_s: float = 0.0) -> Answer:
+        """Return the answer that *question* waits for, or the one by which its failure query is true.
 
         :param poll_s: seconds after which it is asked without a notification; the shortest of all counts.
         :param first_s: seconds after which it is asked for the first time.
@@ -92,14 +92,14 @@ class Gates:
         loop = asyncio.get_running_loop()
         first = loop.time() + first_s
         asked = self._asked.setdefault(question.key, _Asked(question, first))
-        future: asyncio.Future[None] = loop.create_future()
+        future: asyncio.Future[Answer] = loop.create_future()
         asked.waiters[future] = poll_s
         asked.due = min(asked.due, first)
         if self not in self._listener.subjects:
             self._listener.subjects.append(self)
         self._listener.wake()
         try:
-            await future
+            return await future
         finally:
             asked.waiters.pop(future, None)
             if not asked.waiters and self._asked.get(question.key) is asked:
@@ -201,7 +201,7 @@ class Gates:
             asked.in_time, asked.slow = True, 0
             asked.due = asyncio.get_running_loop().time() + asked.poll_s
             if asked.question.has_failed(answer) or asked.question.is_answered(answer):
-                self._end(asked)
+                self._end(asked, answer)
         elif may_pass(answer):
             self._was_slow(asked)
             if asked.slow == 1:
@@ -213,15 +213,15 @@ class Gates:
         asked.in_time, asked.slow = False, asked.slow + 1
         asked.due = asyncio.get_running_loop().time() + asked.poll_s
 
-    def _end(self, asked: _Asked, error: Exception | None = None) -> None:
+    def _end(self, asked: _Asked, end: Answer | Exception) -> None:
         self._asked.pop(asked.question.key, None)
         for future in asked.waiters:
             if future.done():
                 continue
-            if error is None:
-                future.set_result(None)
+            if isinstance(end, Answer):
+                future.set_result(end)
             else:
-                future.set_exception(error)
+                future.set_exception(end)
 
     def _say_polling(self, conn_id: str, why: str) -> None:
         if not self._has_told:

@@ -10,8 +10,9 @@ from typing import Any, Self
 from psycopg import sql
 
 from airflow_dblink.core.errors import InstallationError
+from airflow_dblink.core.installed.trust import distrust
 from airflow_dblink.core.jobs.job import standby
-from airflow_dblink.core.jobs.trust import distrust, results_schema
+from airflow_dblink.core.jobs.trust import job_table, results_schema
 from airflow_dblink.core.sql.named import statements
 
 #: Version of the table and the procedure; a newer version serves older clients, too. 2: results have a
@@ -29,7 +30,7 @@ class Installation:
 
     :ivar version: ``None`` if the schema isn't complete, or its comment has no version.
     :ivar distrusted: an object by which a role that isn't trusted could run code as this role; see
-        :func:`~airflow_dblink.core.jobs.trust.distrust`.
+        :func:`~airflow_dblink.core.installed.trust.distrust`.
     :ivar role: the role that runs the jobs.
     :ivar server: facts that identify this database: a stored job is looked up only there.
     """
@@ -81,7 +82,7 @@ class Installation:
         if self.is_standby:
             raise standby(conn_id)
         if self.distrusted is not None:
-            raise distrust(self.distrusted, conn_id, self.schema)
+            raise distrust(self.distrusted, conn_id, job_table(self.schema))
         if self.needs_install:
             if self.has_schema and not self.may_upgrade:
                 raise self._for_dba(

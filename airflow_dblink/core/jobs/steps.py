@@ -68,7 +68,7 @@ class Step:
     ) -> sql.Composed:
         """Return the message's text, for a cursor that binds on the client's side.
 
-        :param trusted_owners: the connection's; see :mod:`airflow_dblink.core.jobs.trust`.
+        :param trusted_owners: the connection's; see :mod:`airflow_dblink.core.installed.trust`.
         :param read_only: whether its transaction is READ ONLY.
         """
         named, owners = statements("jobs.sql"), tuple(trusted_owners)

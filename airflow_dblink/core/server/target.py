@@ -59,7 +59,7 @@ class Target:
     :ivar psycopg: psycopg's own arguments in the connection: ``autocommit`` (for ``get_conn()``
         only) and ``prepare_threshold``.
     :ivar trusted_owners: roles that may own parts of the job schema although others may act as them (groups);
-        see :mod:`airflow_dblink.core.jobs.trust`.
+        see :mod:`airflow_dblink.core.installed.trust`.
     """
 
     conn_id: str

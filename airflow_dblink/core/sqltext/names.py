@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_dblink.core.errors import UsageError
 
 _NAME_BYTES = 63  # NAMEDATALEN - 1
+_PAYLOAD_BYTES = 7_999
+_PART = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\W\d][\w$]*))\s*')
 
 
 def demand_characters(name: str, value: str) -> None:
@@ -33,6 +36,20 @@ def demand_channel(name: str, value: str) -> None:
     demand_characters(name, value)
     if not 0 < (size := len(value.encode())) <= _NAME_BYTES:
         raise UsageError(f"{name} must be a name of 1 to {_NAME_BYTES} bytes, got {size} bytes")
+
+
+def demand_notification(channel: str, payload: str) -> None:
+    """Raise unless a notification can be sent; the server's limits are those of ``NOTIFY``.
+
+    :raises UsageError: names the argument.
+    """
+    demand_channel("channel", channel)
+    demand_characters("payload", payload)
+    if (size := len(payload.encode())) > _PAYLOAD_BYTES:
+        raise UsageError(
+            f"payload has at most {_PAYLOAD_BYTES} bytes, got {size} bytes",
+            hint="store the data in a table, and send its key",
+        )
 
 
 def demand_columns(name: str, value: Any, *, or_mapping: bool = False) -> None:
@@ -68,3 +85,30 @@ def demand_no_text(name: str, value: object, wanted: str = "a list of columns") 
     """
     if isinstance(value, str):
         raise UsageError(f"{name} must be {wanted}, got the text {value!r}", hint=f"{name}=[{value!r}]")
+
+
+def split_identifier(name: str, value: str) -> tuple[str, ...]:
+    """Return the parts of a relation's name that is written as in SQL: schema and name, or the name alone.
+
+    Parts fold to lower case unless they stand in double quotes.
+
+    :param name: the argument's name, for errors.
+    :raises UsageError: if it is no such name.
+    """
+    demand_characters(name, value)
+    parts, at = [], 0
+    while found := _PART.match(value, at):
+        quoted, bare = found.groups()
+        # The server folds ASCII letters alone, at least in databases whose encoding is UTF-8.
+        folded = "".join(c.lower() if c.isascii() else c for c in bare or "")
+        parts.append(quoted.replace('""', '"') if quoted else folded)
+        at = found.end()
+        if at == len(value) and len(parts) <= 2:
+            return tuple(parts)
+        if value[at : at + 1] != ".":
+            break
+        at += 1
+    raise UsageError(
+        f"{name} {value!r} is no name of a table",
+        hint='write schema.table; other names in quotes: "My Table"',
+    )

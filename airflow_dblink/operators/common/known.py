@@ -24,7 +24,9 @@ _TEMPLATES = ("{{", "{%", "{#")
 _STAND_INS: dict[str, Any] = {
     **dict.fromkeys(("sql", "source_sql", "pre_sql", "post_sql", "pause_while"), "SELECT 1"),
     **dict.fromkeys(("source_table", "destination_table", "watermark_column"), "x"),
-    **dict.fromkeys(("path", "statements_path"), "x"),
+    **dict.fromkeys(("path", "statements_path", "channel", "payload"), "x"),
+    **dict.fromkeys(("topic", "claimed_by", "event_schema"), "x"),
+    "limit": 1,
     **dict.fromkeys(("insert", "update", "delete"), True),
     **dict.fromkeys(("plan_only", "allow_empty_source"), False),
     **dict.fromkeys(("columns", "key", "remotes", "session_settings", "replace_above"), None),

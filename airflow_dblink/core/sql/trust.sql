@@ -15,25 +15,25 @@ coalesce(r.rolsuper
 -- place in the list below; NULL if there is none. It needs pg_catalog as search_path.
 WITH space AS (
     SELECT n.oid, n.nspname, n.nspowner FROM pg_namespace AS n WHERE n.nspname = {schema_name}
-), job AS (
+), ours AS (
     SELECT c.oid, c.relname, c.relowner, c.relacl, c.relkind
-      FROM pg_class AS c JOIN space AS n ON n.oid = c.relnamespace WHERE c.relname = 'job'
+      FROM pg_class AS c JOIN space AS n ON n.oid = c.relnamespace WHERE c.relname = {relname}
 ), part (classid, objid) AS (
-    SELECT 'pg_class'::regclass::oid, j.oid FROM job AS j
-    UNION ALL SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i JOIN job AS j ON j.oid = i.indrelid
-    UNION ALL SELECT 'pg_attrdef'::regclass, a.oid FROM pg_attrdef AS a JOIN job AS j ON j.oid = a.adrelid
-    UNION ALL SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint AS c JOIN job AS j ON j.oid = c.conrelid
-    UNION ALL SELECT 'pg_policy'::regclass, p.oid FROM pg_policy AS p JOIN job AS j ON j.oid = p.polrelid
-    UNION ALL SELECT 'pg_rewrite'::regclass, w.oid FROM pg_rewrite AS w JOIN job AS j ON j.oid = w.ev_class
-    UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM pg_trigger AS t JOIN job AS j ON j.oid = t.tgrelid
+    SELECT 'pg_class'::regclass::oid, j.oid FROM ours AS j
+    UNION ALL SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i JOIN ours AS j ON j.oid = i.indrelid
+    UNION ALL SELECT 'pg_attrdef'::regclass, a.oid FROM pg_attrdef AS a JOIN ours AS j ON j.oid = a.adrelid
+    UNION ALL SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint AS c JOIN ours AS j ON j.oid = c.conrelid
+    UNION ALL SELECT 'pg_policy'::regclass, p.oid FROM pg_policy AS p JOIN ours AS j ON j.oid = p.polrelid
+    UNION ALL SELECT 'pg_rewrite'::regclass, w.oid FROM pg_rewrite AS w JOIN ours AS j ON j.oid = w.ev_class
+    UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM pg_trigger AS t JOIN ours AS j ON j.oid = t.tgrelid
 ), used AS ( -- built-in objects aren't in pg_depend
     SELECT DISTINCT d.refclassid, d.refobjid
       FROM part AS p JOIN pg_depend AS d ON d.classid = p.classid AND d.objid = p.objid
 ), finding (place, kind, name, owner) AS (
     SELECT 1, 'schema', n.nspname::text, n.nspowner
-      FROM pg_namespace AS n WHERE n.nspname IN ({schema_name}, {results_name})
-    UNION ALL SELECT 2, 'relation', j.relname::text, j.relowner FROM job AS j
-    UNION ALL SELECT 3, 'not a table', j.relname::text, NULL FROM job AS j WHERE j.relkind <> 'r'
+      FROM pg_namespace AS n WHERE n.nspname = ANY ({schema_names}::name[])
+    UNION ALL SELECT 2, 'relation', j.relname::text, j.relowner FROM ours AS j
+    UNION ALL SELECT 3, 'not a table', j.relname::text, NULL FROM ours AS j WHERE j.relkind <> 'r'
     -- All functions of the schema, since a call finds the best match by arguments and defaults.
     UNION ALL SELECT 4, 'function', p.oid::regprocedure::text, p.proowner
       FROM pg_proc AS p JOIN space AS n ON n.oid = p.pronamespace
@@ -50,22 +50,22 @@ WITH space AS (
     -- A trigger has no known owner, and its condition may call a built-in function that runs any SQL: query_to_xml.
     -- Immutable functions don't.
     UNION ALL SELECT 6, 'condition', t.tgname::text, NULL
-      FROM pg_trigger AS t JOIN job AS j ON j.oid = t.tgrelid
+      FROM pg_trigger AS t JOIN ours AS j ON j.oid = t.tgrelid
      WHERE EXISTS (SELECT FROM regexp_matches(t.tgqual::text, ':(?:op)?funcid ([0-9]+)', 'g') AS called (ids)
                      JOIN pg_proc AS p ON p.oid = called.ids[1]::oid WHERE p.provolatile <> 'i')
     -- A role with the right TRIGGER can create a trigger at any time. A foreign key's cascade runs as the owner of
     -- its table; but before 18, triggers that it defers to the commit run as this role.
     UNION ALL SELECT 7, a.privilege_type, j.relname::text, a.grantee
-      FROM job AS j CROSS JOIN LATERAL aclexplode(j.relacl) AS a
+      FROM ours AS j CROSS JOIN LATERAL aclexplode(j.relacl) AS a
      WHERE a.privilege_type IN ('TRIGGER', 'REFERENCES')
     UNION ALL SELECT 7, a.privilege_type, j.relname::text, a.grantee
-      FROM job AS j JOIN pg_attribute AS c ON c.attrelid = j.oid CROSS JOIN LATERAL aclexplode(c.attacl) AS a
+      FROM ours AS j JOIN pg_attribute AS c ON c.attrelid = j.oid CROSS JOIN LATERAL aclexplode(c.attacl) AS a
      WHERE a.privilege_type = 'REFERENCES'
     UNION ALL SELECT 8, 'table', c.oid::regclass::text, c.relowner
-      FROM pg_constraint AS f JOIN job AS j ON j.oid = f.confrelid JOIN pg_class AS c ON c.oid = f.conrelid
+      FROM pg_constraint AS f JOIN ours AS j ON j.oid = f.confrelid JOIN pg_class AS c ON c.oid = f.conrelid
     -- A change of the table also changes rows of its children, and fires their triggers.
     UNION ALL SELECT 9, 'child', i.inhrelid::regclass::text, NULL
-      FROM pg_inherits AS i JOIN job AS j ON j.oid = i.inhparent
+      FROM pg_inherits AS i JOIN ours AS j ON j.oid = i.inhparent
 )
 SELECT json_build_object('kind', f.kind, 'name', f.name, 'place', f.place, 'me', CURRENT_USER,
                          'role', CASE f.owner WHEN 0 THEN 'PUBLIC' ELSE r.rolname::text END)
@@ -86,25 +86,15 @@ BEGIN
         IF found_distrusted IS NOT NULL THEN
             RAISE EXCEPTION USING
                 ERRCODE = {sqlstate},
-                MESSAGE = 'airflow-dblink: a part of the schema for jobs belongs to somebody who is not trusted',
+                MESSAGE = format('airflow-dblink: a part of the schema for %s belongs to somebody who is not trusted', {purpose}),
                 DETAIL = found_distrusted;
         END IF;
-        IF to_regclass({job_name}) IS NULL THEN -- a stranger could create it before the next statement
+        IF to_regclass({table_name}) IS NULL THEN -- a stranger could create it before the next statement
             RAISE EXCEPTION USING ERRCODE = 'undefined_table',
-                MESSAGE = format('relation "%s.job" does not exist', {schema_name});
+                MESSAGE = format('relation "%s.%s" does not exist', {schema_name}, {relname});
         END IF;
         IF look = 1 THEN
-            LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
+            LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
         END IF;
     END LOOP;
 END;
-
--- name: guarded_call
--- The guard, and then the job, in one block that may commit, as the procedure does.
-BEGIN
-    COMMIT;
-    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    {guard};
-    CALL {schema}.run({job_id}::pg_catalog.uuid);
-END

@@ -1,0 +1,1 @@
+"""Events: rows of a table that tasks claim, each for one run, and none twice."""

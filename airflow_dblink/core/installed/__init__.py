@@ -1,0 +1,1 @@
+"""Tables of ours on servers: who may be trusted with them."""

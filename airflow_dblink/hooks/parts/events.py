@@ -1,0 +1,127 @@
+"""Events and notifications from Python code, in a task or outside of one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import closing
+
+from airflow.sdk import get_current_context
+
+from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.events.claims import Rows, acknowledge, claim, claim_key, release
+from airflow_dblink.core.events.table import SCHEMA, Events, EventTable
+from airflow_dblink.core.server.connection import LinkConnection
+from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.sqltext.names import demand_notification
+from airflow_dblink.hooks.parts.task import task_key
+
+
+class EventSide:
+    """Functions for events; :class:`DblinkHook` opens the connections."""
+
+    dblink_conn_id: str
+
+    @abstractmethod
+    def open_direct(self, conn_id: str) -> LinkConnection:
+        """Return a new connection, around a pooler if possible."""
+
+    def claim_events(
+        self,
+        topic: str | None = None,
+        *,
+        limit: int = 1_000,
+        claimed_by: str | None = None,
+        event_schema: str = SCHEMA,
+        own_table: EventTable | None = None,
+        conn_id: str | None = None,
+    ) -> Rows:
+        """Claim waiting events, and return them with all their columns, in the order of their ids.
+
+        A retry of the task gets the same events. See
+        :class:`~airflow_dblink.operators.events.DblinkClaimEventsOperator`.
+
+        :param topic: the topic of the events; with *own_table* only needed to choose among its rows.
+        :param limit: largest number of events that are claimed.
+        :param claimed_by: the key of the claim; by default the running task's:
+            ``dag_id/run_id/task_id/map_index``. With the key of another task, its events are returned.
+        :param event_schema: schema of our event table.
+        :param own_table: your own table instead of ours.
+        :param conn_id: Airflow connection of the database; by default the hook's own.
+        :raises UsageError: for a mistake in the arguments; if the event table isn't there, or isn't trusted.
+        :raises RemoteError: the server's errors; nothing is claimed then.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise UsageError(f"limit must be an integer of at least 1, got {limit!r}")
+        events = Events(topic, event_schema, own_table)
+        key = claimed_by or _own_key()
+        with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
+            side = Side(connection, conn_id or self.dblink_conn_id)
+            return claim(side, events, key, most=limit, settings={}, with_rows=True)
+
+    def ack_events(
+        self,
+        claimed_by: str | None = None,
+        *,
+        event_schema: str = SCHEMA,
+        own_table: EventTable | None = None,
+        conn_id: str | None = None,
+    ) -> int:
+        """Note that a claim's events are done, and return how many weren't before.
+
+        :param claimed_by: the key of the claim; by default the running task's.
+        :raises UsageError: as :meth:`claim_events`; if the table has no column for it.
+        :raises RemoteError: the server's errors; nothing is changed then.
+        """
+        return self._finish(acknowledge, claimed_by, event_schema, own_table, conn_id)
+
+    def release_events(
+        self,
+        claimed_by: str | None = None,
+        *,
+        event_schema: str = SCHEMA,
+        own_table: EventTable | None = None,
+        conn_id: str | None = None,
+    ) -> int:
+        """Give back a claim's events that aren't done, and return how many.
+
+        :param claimed_by: the key of the claim; by default the running task's.
+        :raises UsageError: as :meth:`claim_events`.
+        :raises RemoteError: the server's errors; nothing is changed then.
+        """
+        return self._finish(release, claimed_by, event_schema, own_table, conn_id)
+
+    def _finish(
+        self,
+        how: Callable[..., int],
+        claimed_by: str | None,
+        event_schema: str,
+        own_table: EventTable | None,
+        conn_id: str | None,
+    ) -> int:
+        events = Events(None if own_table else "-", event_schema, own_table)
+        with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
+            side = Side(connection, conn_id or self.dblink_conn_id)
+            return how(side, events, claimed_by or _own_key(), settings={})
+
+    def notify(self, channel: str, payload: str = "", *, conn_id: str | None = None) -> None:
+        """Send a notification in a transaction of its own: a retry of the task sends it again.
+
+        :param channel: name of the channel: 1 to 63 bytes.
+        :param payload: text of at most 7,999 bytes.
+        :param conn_id: Airflow connection of the database; by default the hook's own.
+        :raises UsageError: if one of them is too long.
+        :raises RemoteError: the server's errors.
+        """
+        demand_notification(channel, payload)
+        with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
+            side = Side(connection, conn_id or self.dblink_conn_id)
+            values = {"channel": channel, "payload": payload}
+            side.ask("SELECT pg_notify(%(channel)s, %(payload)s)", values, "notifying")
+
+
+def _own_key() -> str:
+    try:
+        return claim_key(task_key(get_current_context()["ti"]))
+    except RuntimeError:
+        raise UsageError("claimed_by is missing: outside of a task there is no key to claim with") from None

@@ -1,0 +1,1 @@
+"""Tests of events: rows that runs claim."""
