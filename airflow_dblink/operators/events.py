@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow.sdk import XComArg
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_dblink.core.errors import UsageError
@@ -92,7 +93,8 @@ class DblinkClaimEventsOperator(DblinkEventsBaseOperator):
     :param kwargs: arguments of the base operator.
 
     :returns: (XCom) the ids of the claimed events in order, as integers or texts: a task can be mapped over
-        them. XCom ``claimed_by`` is the key of the claim: the value in the events' column of that name.
+        them. XCom ``claimed_by`` is the key of the claim, the value in the events' column of that name; see
+        :attr:`claimed_by`.
     :raises AirflowSkipException: if no event waits, with *skip_when_empty*.
     :raises AirflowFailException: for mistakes in the arguments; if the event table isn't there, or isn't
         trusted.
@@ -115,6 +117,11 @@ class DblinkClaimEventsOperator(DblinkEventsBaseOperator):
         with constructing(self):
             self.skip_when_empty = flag("skip_when_empty", skip_when_empty)
         check_known(self)
+
+    @property
+    def claimed_by(self) -> Any:
+        """The key of the claim, for the arguments of later tasks: an :class:`~airflow.sdk.XComArg`."""
+        return XComArg(self, key="claimed_by")
 
     def _check_early(self) -> None:
         if self.own_table is None or self.topic is not None:
@@ -148,7 +155,7 @@ class DblinkAckEventsOperator(DblinkEventsBaseOperator):
     Events that are done are never claimed again, except by the same task when it is cleared.
 
     :param conn_id: Airflow connection of type ``postgres`` or ``dblink``. (templated)
-    :param claimed_by: the claim: ``claim.output["claimed_by"]`` of the claiming task. (templated)
+    :param claimed_by: the claim: ``claim.claimed_by`` of the claiming task. (templated)
     :param event_schema: schema of our event table. (templated)
     :param own_table: your own table instead of ours.
     :param kwargs: arguments of the base operator.
@@ -189,7 +196,7 @@ class DblinkReleaseEventsOperator(DblinkAckEventsOperator):
     ``airflow dblink list-events``).
 
     :param conn_id: Airflow connection of type ``postgres`` or ``dblink``. (templated)
-    :param claimed_by: the claim: ``claim.output["claimed_by"]`` of the claiming task. (templated)
+    :param claimed_by: the claim: ``claim.claimed_by`` of the claiming task. (templated)
     :param event_schema: schema of our event table. (templated)
     :param own_table: your own table instead of ours.
     :param kwargs: arguments of the base operator.

@@ -152,6 +152,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "replace_index": "id",
         "replace_target": ["name"],
     },
+    "install_events": {"event_schema": "events", "emit": ["postgres"], "claim": ["postgres"]},
     "is_busy": {"connname": None},
     "job": {"handle": HANDLE},
     "notify": {"channel": "c", "payload": "p"},

@@ -18,7 +18,7 @@ from airflow_dblink.core.errors import DblinkError, TransientError, UsageError, 
 from airflow_dblink.core.events.install import demand_installed
 from airflow_dblink.core.events.table import Events
 from airflow_dblink.core.installed.trust import distrust_of, fragments, guard
-from airflow_dblink.core.server.own_sql import PATH
+from airflow_dblink.core.server.own_sql import PATH, question
 from airflow_dblink.core.server.settings import Settings
 from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.core.sql.named import statements
@@ -59,7 +59,7 @@ def claim(
         **{"wanted": wanted, "returned": wanted},
     }
     names = ("lock", "claimed")
-    with _Transaction(side, events, settings, "claiming events") as transaction:
+    with Transaction(side, events, settings, "claiming events") as transaction:
         found = transaction.run([sql.SQL(_SQL[name]).format(**parts) for name in names])
         return found or transaction.run([sql.SQL(_SQL["claim"]).format(**parts)])
 
@@ -108,7 +108,7 @@ def _finish(
         **events.parts(),
         **{"claim": sql.Literal(key), "assignments": _assigned(*assigned), "and_not_done": not_done},
     }
-    with _Transaction(side, events, settings, "finishing a claim") as transaction:
+    with Transaction(side, events, settings, "finishing a claim") as transaction:
         transaction.run([sql.SQL(_SQL[name]).format(**parts) for name in ("lock", "finish")])
         finished = transaction.touched
         if wakes and finished and events.own is None:
@@ -121,14 +121,17 @@ def _assigned(*assigned: tuple[str | None, sql.Composable]) -> sql.Composed:
     return sql.SQL(", ").join(sql.SQL("{} = {}").format(sql.Identifier(name), value) for name, value in pairs)
 
 
-class _Transaction:
-    """A transaction about events, which commits in the end; on our table it begins with the guard."""
+class Transaction:
+    """A transaction about events, which commits in the end; on our table it begins with the guard.
+
+    :ivar touched: the number of rows that the last statement has touched.
+    """
 
     def __init__(self, side: Side, events: Events, settings: Settings, action: str) -> None:
         self._side, self._events, self._settings, self._action = side, events, settings, action
         self.touched = 0
 
-    def __enter__(self) -> _Transaction:
+    def __enter__(self) -> Transaction:
         try:
             self._begin()
         except DblinkError:
@@ -153,13 +156,21 @@ class _Transaction:
             begin(side, start, self._settings, self._action)
             return
         installed, owners = events.installed, side.connection.target.trusted_owners
-        question = sql.SQL(_SQL["installed"]).format(**fragments(installed, owners))
+        installation = sql.SQL(_SQL["installed"]).format(**fragments(installed, owners))
         begin(side, start, {**self._settings, "search_path": PATH}, self._action)
-        (row,) = self.run([question])
+        (row,) = self.run([installation])
         if row["is_standby"]:
             raise TransientError("the server is a standby, which changes nothing", side.conn_id, "25006")
         demand_installed(row, installed, side.conn_id)
         self.run([sql.SQL(guard(installed, owners))])
+
+    def run_named(self, name: str, **values: Any) -> Rows:
+        """Run a statement of ``events.sql`` with *values* for its placeholders, and return its rows.
+
+        :raises RemoteError: the server's errors.
+        """
+        composed = sql.SQL(_SQL[name]).format(**self._events.parts()).as_string()
+        return self.run([question(self._side.connection, composed, values)])
 
     def run(self, statements: Sequence[sql.Composable]) -> Rows:
         """Run *statements* as one message, and return the rows of the last one.

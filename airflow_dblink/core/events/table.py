@@ -10,7 +10,7 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.installed.trust import Installed
-from airflow_dblink.core.sqltext.names import demand_characters, split_identifier
+from airflow_dblink.core.sqltext.names import demand_characters, demand_identifier, split_identifier
 
 #: Schema of our event table, unless another one is chosen.
 SCHEMA = "airflow_dblink_events"
@@ -81,7 +81,7 @@ class Events:
             )
         if self.topic is not None:
             demand_topic(self.topic)
-        demand_characters("event_schema", self.schema)
+        demand_identifier("event_schema", self.schema)
 
     @property
     def table(self) -> EventTable:

@@ -33,6 +33,15 @@ def demand_channel(name: str, value: str) -> None:
     :param name: the argument's name, for errors.
     :raises UsageError: names the argument.
     """
+    demand_identifier(name, value)
+
+
+def demand_identifier(name: str, value: str) -> None:
+    """Raise unless *value* can be a name as it is: PostgreSQL would cut a longer one.
+
+    :param name: the argument's name, for errors.
+    :raises UsageError: names the argument.
+    """
     demand_characters(name, value)
     if not 0 < (size := len(value.encode())) <= _NAME_BYTES:
         raise UsageError(f"{name} must be a name of 1 to {_NAME_BYTES} bytes, got {size} bytes")

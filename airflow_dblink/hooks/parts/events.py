@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from airflow.sdk import get_current_context
 
 from airflow_dblink.core.errors import UsageError
+from airflow_dblink.core.events.admin import install
 from airflow_dblink.core.events.claims import Rows, acknowledge, claim, claim_key, release
 from airflow_dblink.core.events.table import SCHEMA, Events, EventTable
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side
-from airflow_dblink.core.sqltext.names import demand_notification
+from airflow_dblink.core.sqltext.names import demand_no_text, demand_notification
 from airflow_dblink.hooks.parts.task import task_key
 
 
@@ -25,6 +26,31 @@ class EventSide:
     @abstractmethod
     def open_direct(self, conn_id: str) -> LinkConnection:
         """Return a new connection, around a pooler if possible."""
+
+    def install_events(
+        self,
+        *,
+        event_schema: str = SCHEMA,
+        emit: Sequence[str] = (),
+        claim: Sequence[str] = (),
+        conn_id: str | None = None,
+    ) -> None:
+        """Install the event table, or upgrade it; if it is up to date, nothing changes.
+
+        It needs CREATE on the database; ``airflow dblink install-events --print`` gives a DBA the SQL.
+
+        :param event_schema: schema for the table and its functions.
+        :param emit: roles that emit events, and don't own the schema.
+        :param claim: roles that read, claim and prune events.
+        :param conn_id: Airflow connection of the database; by default the hook's own.
+        :raises UsageError: for a mistake in the arguments.
+        :raises RemoteError: the server's errors; nothing is changed then.
+        """
+        demand_no_text("emit", emit, "a list of roles")
+        demand_no_text("claim", claim, "a list of roles")
+        schema = Events("-", event_schema).schema
+        with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
+            install(Side(connection, conn_id or self.dblink_conn_id), schema, emit=emit, claim=claim)
 
     def claim_events(
         self,

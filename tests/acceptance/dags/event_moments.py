@@ -1,0 +1,46 @@
+"""A Dag for each of several topics, started by events: it notes what it has claimed."""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, Asset, AssetWatcher, chain
+
+from airflow_dblink.operators.events import DblinkAckEventsOperator, DblinkClaimEventsOperator
+from airflow_dblink.operators.execute import DblinkExecOperator
+from airflow_dblink.triggers.events import DblinkEventTrigger
+
+# Its effect is not idempotent: an event that two runs get is there twice.
+NOTE = """
+INSERT INTO handled (event, run)
+SELECT id, %(claim)s FROM airflow_dblink_events.event WHERE claimed_by = %(claim)s
+"""
+
+for name, runs in {"killed": 16, "one_run": 1}.items():
+    trigger = DblinkEventTrigger(
+        conn_id="warehouse_db", topic=name, poll_interval=5, refire_interval=10, min_interval=1
+    )
+    asset = Asset(f"events_{name}", watchers=[AssetWatcher(name=name, trigger=trigger)])
+    with DAG(dag_id=f"events_{name}", schedule=[asset], max_active_runs=runs):
+        claim = DblinkClaimEventsOperator(
+            task_id="claim",
+            conn_id="warehouse_db",
+            topic=name,
+            limit=200,
+            retries=5,
+            retry_delay=timedelta(seconds=1),
+        )
+        note = DblinkExecOperator(
+            task_id="note",
+            conn_id="warehouse_db",
+            sql=NOTE,
+            parameters={"claim": claim.claimed_by},
+            retries=5,
+            retry_delay=timedelta(seconds=1),
+        )
+        ack = DblinkAckEventsOperator(
+            task_id="ack",
+            conn_id="warehouse_db",
+            claimed_by=claim.claimed_by,
+            retries=5,
+            retry_delay=timedelta(seconds=1),
+        )
+        chain(claim, note, ack)

@@ -1,0 +1,93 @@
+"""Events under a real scheduler and triggerer: whatever dies, each event is handled by one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from airflow_dblink.core.events.install import install_script
+from airflow_dblink.core.events.table import SCHEMA
+from airflow_dblink.embedded.server import Server
+from tests.acceptance.conftest import Killing, execute, rows
+
+_DONE = "SELECT count(*) FROM airflow_dblink_events.event WHERE done_at IS NOT NULL"
+_HANDLED = "SELECT event FROM handled ORDER BY event"
+_WAITING_S = 240.0
+
+
+@pytest.fixture
+def shop(pair: tuple[Server, Server]) -> Iterator[Server]:
+    """Give the server of the events, with an empty event table."""
+    server = pair[1]
+    execute(server, f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE; DROP TABLE IF EXISTS handled")
+    execute(server, "CREATE TABLE handled (event bigint, run text)")
+    execute(server, install_script(SCHEMA))
+    yield server
+    execute(server, f"DROP SCHEMA {SCHEMA} CASCADE; DROP TABLE handled")
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _WAITING_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+def _emit(server: Server, topic: str, number: int) -> None:
+    emit = f"SELECT {SCHEMA}.emit('{topic}', '{{\"secret\": \"hidden-value\"}}')"
+    execute(server, f"{emit} FROM generate_series(1, {number})")
+
+
+def _wait_until_done(server: Server, number: int) -> None:
+    _until(lambda: rows(server, _DONE) == [(number,)])
+    assert rows(server, _HANDLED) == [(i,) for i in range(1, number + 1)]
+
+
+def test_events_are_handled_once_while_workers_triggerer_and_scheduler_are_killed(
+    killing: Killing, shop: Server
+) -> None:
+    airflow = killing.airflow
+    number = 0
+    for kill in ("worker", "triggerer.1", "worker", "scheduler", "worker", "triggerer.1"):
+        _emit(shop, "killed", 150)
+        number += 150
+        if kill == "worker":
+            _until(_kill_a_task)
+        else:
+            airflow.kill_component(kill)
+            _emit(shop, "killed", 50)
+            number += 50
+            airflow.start_component(kill)
+
+    _wait_until_done(shop, number)
+    assert "hidden-value" not in airflow.all_logs()
+
+
+def _kill_a_task() -> bool:
+    """SIGKILL a running task; return whether there was one."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith("airflow worker -- "):
+                process.kill()
+                return True
+    return False
+
+
+def test_a_paused_dag_claims_all_when_it_goes_on_one_run_after_the_other(
+    killing: Killing, shop: Server
+) -> None:
+    api = killing.airflow.api
+    _emit(shop, "one_run", 10)
+    _wait_until_done(shop, 10)
+    api("PATCH", "/dags/events_one_run", json={"is_paused": True})
+    _emit(shop, "one_run", 1_000)
+    api("PATCH", "/dags/events_one_run", json={"is_paused": False})
+    _emit(shop, "one_run", 100)
+
+    _wait_until_done(shop, 1_110)
+    runs = rows(shop, "SELECT count(DISTINCT run) FROM handled")[0][0]
+    assert 1 + 6 <= runs <= 20
