@@ -1,7 +1,7 @@
 """The commands of ``airflow dblink`` and their arguments, for Airflow's parser.
 
 Every ``airflow`` command imports this module, so it imports only what the parser
-needs. The code of the commands is in :mod:`airflow_dblink.cli_commands`, imported when one is called.
+needs. The code of the commands is in :mod:`airflow_dblink.commands`, imported when one is called.
 """
 
 from __future__ import annotations
@@ -115,6 +115,50 @@ _OLDER_THAN = _argument(
     default=30.0,
     help="Jobs that ended more than this number of days ago; it may have a fraction (default: 30)",
 )
+_EMIT = _argument(
+    "--emit",
+    metavar="ROLE",
+    type=_name,
+    action="append",
+    help="Role that gets the right to emit events; may be given more than once",
+)
+_CLAIM = _argument(
+    "--claim",
+    metavar="ROLE",
+    type=_name,
+    action="append",
+    help="Role that gets the right to read, claim and prune events; may be given more than once",
+)
+_EVENT_SCHEMA = _argument(
+    "--schema",
+    metavar="NAME",
+    type=_name,
+    default="airflow_dblink_events",
+    help="Schema of the event table (default: airflow_dblink_events)",
+)
+_PRINT = _argument(
+    "--print", action="store_true", help="Print the SQL instead, for a DBA; connect to no server"
+)
+_CLAIMED_BY = _argument(
+    "claimed_by",
+    metavar="CLAIMED_BY",
+    type=str,
+    help="The claim, as list-events shows it: dag_id/run_id/task_id/map_index",
+)
+_CLAIM_LIMIT = _argument(
+    "--limit",
+    metavar="N",
+    type=positive_int(allow_zero=False),  # type: ignore[no-untyped-call] # Airflow's
+    default=100,
+    help="Largest number of claims; the oldest are listed (default: 100)",
+)
+_EVENTS_OLDER_THAN = _argument(
+    "--older-than",
+    metavar="DAYS",
+    type=_days,
+    default=30.0,
+    help="Events that were done more than this number of days ago; it may have a fraction (default: 30)",
+)
 _LOADS_OLDER_THAN = _argument(
     "--older-than",
     metavar="DAYS",
@@ -124,16 +168,17 @@ _LOADS_OLDER_THAN = _argument(
 )
 
 
-def _command(name: str, text: str, *args: Arg, more: str | None = None) -> ActionCommand:
+def _command(module: str, name: str, text: str, *args: Arg, more: str | None = None) -> ActionCommand:
     """Return a command; its function has the command's name.
 
+    :param module: module of the function, in :mod:`airflow_dblink.commands`.
     :param more: shown by the command's own help, after *text*.
     """
     return ActionCommand(
         name=name,
         help=text,
         description=f"{text}. {more}" if more else f"{text}.",
-        func=lazy_load_command(f"airflow_dblink.cli_commands.{name.replace('-', '_')}"),
+        func=lazy_load_command(f"airflow_dblink.commands.{module}.{name.replace('-', '_')}"),
         args=(*args, ARG_VERBOSE),
     )
 
@@ -143,45 +188,52 @@ def get_commands() -> list[CLICommand]:
     return [
         GroupCommand(
             name="dblink",
-            help="Manage remote jobs, and loads in parts, in PostgreSQL databases",
-            description="Install the schema for remote jobs in a PostgreSQL database, manage the jobs,"
-            " and remove what loads in parts have left.",
+            help="Manage remote jobs, events, and loads in parts, in PostgreSQL databases",
+            description="Install the schemas for remote jobs and for events in a PostgreSQL database, manage"
+            " both, and remove what loads in parts have left.",
             subcommands=(
                 _command(
+                    "jobs",
                     "sql",
                     "Print the SQL that installs the schema for remote jobs, for a DBA to run",
                     *(_CONN_ID_OPTIONAL, _ROLE, _RESULTS, _SCHEMA, _DROP),
                     more="The SQL may be run again, and then upgrades. The command connects to no server.",
                 ),
                 _command(
+                    "jobs",
                     "install",
                     "Install the schema for remote jobs in a database, or upgrade it",
                     *(_CONN_ID, _ROLE, _RESULTS),
                     more="If the connection's role may not do this, a DBA can: see airflow dblink sql.",
                 ),
                 _command(
+                    "jobs",
                     "list-jobs",
                     "List the newest remote jobs of a database",
                     *(_CONN_ID, _STATE, _DAG_ID, _LIMIT, ARG_OUTPUT),
                     more="Only the role that sent a job, and superusers, see it.",
                 ),
                 _command(
+                    "jobs",
                     "show-job",
                     "Show everything that is known about a remote job",
                     *(_CONN_ID, _JOB_ID, _STATEMENT, ARG_OUTPUT),
                 ),
                 _command(
+                    "jobs",
                     "cancel-job",
                     "Cancel a remote job and wait a few seconds for its end",
                     *(_CONN_ID, _JOB_ID),
                     more="A job that has ended stays as it is.",
                 ),
                 _command(
+                    "jobs",
                     "prune-jobs",
                     "Delete remote jobs that ended long ago, and the results they kept",
                     *(_CONN_ID, _OLDER_THAN, ARG_YES),
                 ),
                 _command(
+                    "loads",
                     "list-loads",
                     "List the tables and snapshots of loads in parts",
                     *(_CONN_ID, ARG_OUTPUT),
@@ -189,10 +241,39 @@ def get_commands() -> list[CLICommand]:
                     " source's.",
                 ),
                 _command(
+                    "loads",
                     "prune-loads",
                     "Drop the tables of loads in parts that began long ago, and end unused snapshots",
                     *(_CONN_ID, _LOADS_OLDER_THAN, ARG_YES),
                     more="A load whose tables a session has locked stays.",
+                ),
+                _command(
+                    "events",
+                    "install-events",
+                    "Install the event table in a database, or upgrade it",
+                    *(_CONN_ID, _EMIT, _CLAIM, _EVENT_SCHEMA, _PRINT),
+                    more="It may be run again, and keeps all events.",
+                ),
+                _command(
+                    "events",
+                    "list-events",
+                    "Count a database's events by topic, and list the claims that are not done",
+                    *(_CONN_ID, _EVENT_SCHEMA, _CLAIM_LIMIT, ARG_OUTPUT),
+                    more="A claim's run is looked up in Airflow: events of a failed run wait for somebody to"
+                    " clear the run, or to release them.",
+                ),
+                _command(
+                    "events",
+                    "release-events",
+                    "Give a claim's events back, so that another run can claim them",
+                    *(_CONN_ID, _CLAIMED_BY, _EVENT_SCHEMA, ARG_YES),
+                    more="Events that are done stay so.",
+                ),
+                _command(
+                    "events",
+                    "prune-events",
+                    "Delete events that were done long ago",
+                    *(_CONN_ID, _EVENTS_OLDER_THAN, _EVENT_SCHEMA, ARG_YES),
                 ),
             ),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -83,6 +84,11 @@ def test_a_paused_dag_claims_all_when_it_goes_on_one_run_after_the_other(
     api = killing.airflow.api
     _emit(shop, "one_run", 10)
     _wait_until_done(shop, 10)
+    execute(shop, "UPDATE airflow_dblink_events.event SET done_at = NULL WHERE id = 1")
+    listed = killing.airflow.cli("dblink", "list-events", "warehouse_db", "--output", "json").stdout
+    (_, claim) = json.loads(listed)
+    assert (claim["claimed"], claim["run"]) == ("1", "success")
+    execute(shop, "UPDATE airflow_dblink_events.event SET done_at = now()")
     api("PATCH", "/dags/events_one_run", json={"is_paused": True})
     _emit(shop, "one_run", 1_000)
     api("PATCH", "/dags/events_one_run", json={"is_paused": False})

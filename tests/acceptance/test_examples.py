@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -26,7 +27,7 @@ TESTED = {
     "dblink_transfer_swap",
     *("dblink_parts", "dblink_set"),
     *("dblink_job", "dblink_job_teardown", "dblink_jobs_parallel"),
-    *("dblink_join", "dblink_gate"),
+    *("dblink_join", "dblink_gate", "dblink_events", "dblink_work_items"),
     *("dblink_sync", "dblink_sync_tables", "dblink_sync_after_sensor"),
     *("dblink_sync_approval", "dblink_sync_incremental"),
 }
@@ -129,6 +130,35 @@ def test_the_gate_fails_at_once_when_the_day_is_given_up(airflow_env: AirflowEnv
     assert env.airflow.wait_for_log("dblink_gate", run, "wait", "source_db: failure_sql is true")
     env.airflow.set_task_state("dblink_gate", run, "other_system_1")
     assert env.airflow.wait("dblink_gate", run, timeout_s=240) == "failed"
+
+
+def test_events_bring_what_has_changed(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    for _ in range(2):
+        env.run("dblink_events_shop")
+        run = env.run("dblink_events")  # its trigger's runs are tested in test_events.py
+        assert len(env.airflow.xcom("dblink_events", run, "claim")) == 100 + len(_tens(env))
+        orders = "SELECT id, amount FROM shop_order ORDER BY id"
+        assert rows(env.warehouse, orders) == rows(env.source, orders)
+        execute(env.source, "DELETE FROM airflow_dblink_events.event WHERE done_at IS NOT NULL")
+    assert rows(env.source, "SELECT count(*) FROM airflow_dblink_events.event") == [(0,)]
+
+
+def _tens(env: AirflowEnv) -> list[tuple[Any, ...]]:
+    """Return the orders that the shop changes: its second run changes those of the first one, too."""
+    return rows(env.source, "SELECT id FROM shop_order WHERE id % 10 = 0")
+
+
+def test_work_items_are_a_run_each(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    env.run("dblink_work_items_shop")
+    run = env.run("dblink_work_items")
+    for item in env.airflow.xcom("dblink_work_items", run, "claim"):
+        assert env.airflow.wait("dblink_work_item", f"item_{item}", timeout_s=240) == "success"
+    env.airflow.clear_task("dblink_work_items", run, "claim")
+    assert env.airflow.wait("dblink_work_items", run, timeout_s=240) == "success"
+    done = rows(env.source, "SELECT result, handed_on IS NOT NULL FROM work_item")
+    assert done == [("done", True)] * 5
 
 
 def test_parts_twice(airflow_env: AirflowEnv) -> None:

@@ -11,15 +11,16 @@ import pytest
 from airflow.cli.cli_config import GroupCommand
 from airflow.cli.cli_parser import get_parser
 
-from airflow_dblink import cli_commands
 from airflow_dblink.cli import STATES, get_commands
+from airflow_dblink.commands import events, jobs, loads
 from airflow_dblink.core.jobs.install import install_script
 from airflow_dblink.core.jobs.job import State
 from airflow_dblink.provider_info import get_provider_info
 from tests.conftest import AddConnection
 
 NAMES = [
-    *("cancel-job", "install", "list-jobs", "list-loads", "prune-jobs", "prune-loads", "show-job", "sql"),
+    *("cancel-job", "install", "install-events", "list-events", "list-jobs", "list-loads", "prune-events"),
+    *("prune-jobs", "prune-loads", "release-events", "show-job", "sql"),
 ]
 
 
@@ -60,7 +61,8 @@ def test_each_command_has_a_function_and_a_help_text() -> None:
     for command in group.subcommands:
         assert command.help
         assert command.func.__name__ == command.name.replace("-", "_")
-        assert callable(getattr(cli_commands, command.func.__name__))
+        name = command.func.__name__
+        assert [module for module in (events, jobs, loads) if callable(getattr(module, name, None))]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from airflow.cli.cli_parser import get_parser
 from airflow.utils import yaml
 
 from airflow_dblink.core.jobs.draft import draft
@@ -23,39 +22,13 @@ from airflow_dblink.core.jobs.trust import results_schema
 from airflow_dblink.core.server.login import connect
 from tests.conftest import AddConnection
 from tests.databases import Database
+from tests.integration.conftest import Run
 from tests.stores import MemoryStore
 
 WRONG_PASSWORD = "not-the-password-4711"
 NO_JOB = "00000000-0000-0000-0000-000000000000"
 
-Run = Callable[..., str]
 Send = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs ``airflow dblink`` and returns its output."""
-
-    def run(*words: str) -> str:
-        capsys.readouterr()
-        args = get_parser().parse_args(["dblink", *words])
-        args.func(args)
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def fails(run: Run) -> Run:
-    """Return a function that runs ``airflow dblink``, which must fail, and returns its error."""
-
-    def fails(*words: str) -> str:
-        with pytest.raises(SystemExit) as exit_:
-            run(*words)
-        assert isinstance(exit_.value.code, str)  # for stderr; the exit code is 1 then
-        return exit_.value.code
-
-    return fails
 
 
 @pytest.fixture
