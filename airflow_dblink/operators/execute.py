@@ -119,12 +119,14 @@ class DblinkExecOperator(ExactlyOnceOperator, JobWaitingOperator):
             if not self.transaction:
                 tags = self._each(link, script)
                 context["ti"].xcom_push("command_tags", tags)
+                self._tell_assets(context, {"command_tags": tags})
                 return tags[-1]
             once = self._once(context, link.connection, self.conn_id)
             tags = self._exactly_once(context, hook, once, script)
             context["ti"].xcom_push("command_tags", tags)
             self._check()
             once.finish({"tags": tags})
+            self._tell_assets(context, {"command_tags": tags})
             return tags[-1] if tags else ADOPTED
 
     def _as_job(self, context: Context) -> str:

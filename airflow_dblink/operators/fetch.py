@@ -87,4 +87,5 @@ class DblinkFetchOperator(SqlOperator, RowDestination):
                 result = sink.deliver(link, self.sql, self.parameters)
                 side.run("COMMIT", "ending the transaction")
             self.log.info("Fetched %s", sink.told(result))
+            self._tell_assets(context, result)
             return result

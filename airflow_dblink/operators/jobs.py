@@ -283,10 +283,12 @@ class DblinkGetResultOperator(RowDestination, MovingOperator, TakesHandle):
                 if (error := job.error(handle.conn_id)) is not None:
                     raise error
                 if self.destination_table is None:
-                    return delivered(self, context, hook, handle, job, sink, drop=self.drop_result)
-                result = self._to_table(context, hook, handle, job)
-                if self.drop_result:
-                    hook.drop_result(handle)
+                    result = delivered(self, context, hook, handle, job, sink, drop=self.drop_result)
+                else:
+                    result = self._to_table(context, hook, handle, job)
+                    if self.drop_result:
+                        hook.drop_result(handle)
+                self._tell_assets(context, result)
                 return result
 
     def _to_table(self, context: Context, hook: DblinkHook, handle: JobHandle, job: Job) -> dict[str, Any]:

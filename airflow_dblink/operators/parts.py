@@ -62,6 +62,7 @@ def dblink_parted_transfer(
     on_failure: OnFailure = "keep",
     session_settings: Mapping[str, Any] | None = None,
     task_arguments: Mapping[str, Any] | None = None,
+    outlets: Sequence[Any] = (),
 ) -> TaskGroup:
     """Return a group of tasks that copies a table, or a set of tables, in parts, and swaps it in.
 
@@ -109,6 +110,7 @@ def dblink_parted_transfer(
         a cleared task goes on with them. ``drop``: nothing; the teardown ``drop`` removes them.
     :param session_settings: run-time parameters by name, local to the tasks' transactions. (templated)
     :param task_arguments: arguments of all tasks of the group: ``retries``, ``pool``, ``queue``, ...
+    :param outlets: assets of the loaded tables, for the group's last task.
 
     :returns: the group; its last task, ``swap``, returns ``rows``, ``bytes``, ``seconds``, ``parts``,
         ``retries``, ``snapshot``, ``tables`` and ``xid``.
@@ -165,6 +167,7 @@ def dblink_parted_transfer(
             allow_empty_source=allow_empty_source,
             **of_set,
             **common,
+            **({"outlets": [*outlets]} if outlets else {}),
         )
         chain(plan, load, verified, index, swapped)
         if on_failure == "drop":

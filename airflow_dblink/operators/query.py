@@ -179,6 +179,7 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
                         result = self._run(context, once, script, sets)
                 self._check()
                 once.finish(result)
+                self._tell_assets(context, result)
                 return result
 
     def _fetch(

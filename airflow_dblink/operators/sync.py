@@ -218,6 +218,7 @@ class DblinkSyncOperator(TwoDatabasesOperator, WatermarkOperator, StatementsFile
                 result = self._sync(context, spec, pace)
             if store is not None and not self._is_dry:
                 self._advance(store, self.source_conn_id, result)
+            self._tell_assets(context, result, changed=False if self._is_dry else None)
             return result
 
     def _sync(self, context: Context, spec: Spec, pace: Pace | None) -> dict[str, Any]:

@@ -164,4 +164,8 @@ class DblinkTransferOperator(TwoDatabasesOperator, MovingOperator):
             self._demand_arguments()
             with self._pace(self.destination_conn_id) as pace:
                 where = self.source_conn_id, self.destination_conn_id
-                return self._move(context, *where, self._spec(), pace)
+                result = self._move(context, *where, self._spec(), pace)
+            # A new or emptied table has changed, whatever comes.
+            changed = True if self.mode in ("replace", "create", "swap") else None
+            self._tell_assets(context, result, changed=changed)
+            return result

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import psutil
 import pytest
@@ -76,6 +77,24 @@ def _kill_a_task() -> bool:
                 process.kill()
                 return True
     return False
+
+
+def test_an_assets_event_has_the_facts_and_there_is_none_without_a_change(
+    killing: Killing, shop: Server
+) -> None:
+    airflow = killing.airflow
+    for number in (0, 3):
+        run = airflow.trigger("facts_writer", {"rows": number})
+        assert airflow.wait("facts_writer", run, timeout_s=_WAITING_S) == "success"
+
+    def runs() -> list[Any]:
+        found: list[Any] = airflow.api("GET", "/dags/facts_reader/dagRuns")["dag_runs"]
+        return [run["dag_run_id"] for run in found if run["state"] == "success"]
+
+    _until(lambda: bool(runs()))
+    (reader,) = runs()
+    assert airflow.xcom("facts_reader", reader, "read") == [{"changed": 3}]
+    assert rows(shop, "SELECT count(*) FROM handled") == [(3,)]
 
 
 def test_a_paused_dag_claims_all_when_it_goes_on_one_run_after_the_other(

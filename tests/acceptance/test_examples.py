@@ -27,7 +27,7 @@ TESTED = {
     "dblink_transfer_swap",
     *("dblink_parts", "dblink_set"),
     *("dblink_job", "dblink_job_teardown", "dblink_jobs_parallel"),
-    *("dblink_join", "dblink_gate", "dblink_events", "dblink_work_items"),
+    *("dblink_join", "dblink_gate", "dblink_events", "dblink_work_items", "dblink_chain"),
     *("dblink_sync", "dblink_sync_tables", "dblink_sync_after_sensor"),
     *("dblink_sync_approval", "dblink_sync_incremental"),
 }
@@ -159,6 +159,17 @@ def test_work_items_are_a_run_each(airflow_env: AirflowEnv) -> None:
     assert env.airflow.wait("dblink_work_items", run, timeout_s=240) == "success"
     done = rows(env.source, "SELECT result, handed_on IS NOT NULL FROM work_item")
     assert done == [("done", True)] * 5
+
+
+def test_an_asset_tells_what_has_changed(airflow_env: AirflowEnv) -> None:
+    env = airflow_env
+    for script in ("", "UPDATE price SET cents = 100 WHERE product = 'milk'", ""):
+        if script:
+            execute(env.source, script)
+        env.run("dblink_chain")
+    events = env.airflow.api("GET", "/assets/events?order_by=timestamp")["asset_events"]
+    facts = [event["extra"] for event in events if event["source_dag_id"] == "dblink_chain"]
+    assert [(fact["inserted"], fact["updated"], fact["deleted"]) for fact in facts] == [(2, 0, 0), (0, 1, 0)]
 
 
 def test_parts_twice(airflow_env: AirflowEnv) -> None:

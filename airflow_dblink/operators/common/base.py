@@ -15,7 +15,8 @@ from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
-from airflow_dblink.operators.common.arguments import demand_text, demand_timedelta
+from airflow_dblink.operators.common.arguments import demand_text, demand_timedelta, flag
+from airflow_dblink.operators.common.facts import tell_assets
 from airflow_dblink.operators.common.known import constructing
 from airflow_dblink.operators.common.templates import SqlTemplates
 
@@ -36,8 +37,11 @@ class DblinkBaseOperator(SqlTemplates):
     :param session_settings: run-time parameters by name, local to the task's transaction. (templated)
     :param statement_timeout: time after which the server ends a statement; by default ``execution_timeout``.
     :param password_required: dblink's credential rule, ``None``: the connection's setting.
+    :param emit_when_changed: emit no event for the assets in ``outlets`` if nothing has changed, as far as
+        the result tells. Events hold the result's numbers (``extra``).
     :param connname: always refused, since a link ends with the task that opened it.
-    :raises AirflowFailException: if *connname* is given, or *statement_timeout* is no timedelta.
+    :raises AirflowFailException: if *connname* is given, *statement_timeout* is no timedelta, or
+        *emit_when_changed* no bool.
     """
 
     ui_color = "#d7e6f3"
@@ -50,12 +54,14 @@ class DblinkBaseOperator(SqlTemplates):
         session_settings: Mapping[str, Any] | None = None,
         statement_timeout: timedelta | None = None,
         password_required: bool | None = None,
+        emit_when_changed: bool = False,
         connname: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._note_params(kwargs)
         with constructing(self):
+            self.emit_when_changed = flag("emit_when_changed", emit_when_changed)
             if connname is not None:
                 raise UsageError(
                     f"an operator takes no connname ({connname!r}): a link ends with the task that opened it,"
@@ -101,6 +107,12 @@ class DblinkBaseOperator(SqlTemplates):
     def _check(self) -> None:
         if self._killed:
             raise StoppedError("the task was told to stop")
+
+    def _tell_assets(
+        self, context: Context, result: Mapping[str, Any], *, changed: bool | None = None
+    ) -> None:
+        """Let the events of the task's outlets say what it has done; see :func:`.facts.tell_assets`."""
+        tell_assets(context, result, when_changed=self.emit_when_changed, changed=changed)
 
     @contextmanager
     def _errors_for_airflow(self) -> Iterator[None]:

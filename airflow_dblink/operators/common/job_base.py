@@ -311,6 +311,7 @@ class JobWaitingOperator(JobSendingOperator):
         result = self._result(context, hook, job)
         self._check()
         submission.finish()
+        self._tell_assets(context, {"command_tag": job.command_tag, "row_count": job.row_count})
         return result
 
     def _explained(self, job: Job, error: RemoteError) -> RemoteError:

@@ -237,6 +237,7 @@ class DblinkPartsSwapOperator(LoadBaseOperator, ExactlyOnceOperator):
                 )
                 self._check()
             once.finish(result)
+            self._tell_assets(context, result, changed=True)
             return result
 
 

@@ -1,8 +1,10 @@
 """A Dag for each of several topics, started by events: it notes what it has claimed."""
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
-from airflow.sdk import DAG, Asset, AssetWatcher, chain
+from airflow.sdk import DAG, Asset, AssetWatcher, chain, task
 
 from airflow_dblink.operators.events import DblinkAckEventsOperator, DblinkClaimEventsOperator
 from airflow_dblink.operators.execute import DblinkExecOperator
@@ -44,3 +46,22 @@ for name, runs in {"killed": 16, "one_run": 1}.items():
             retry_delay=timedelta(seconds=1),
         )
         chain(claim, note, ack)
+
+copied = Asset("copied")
+
+with DAG(dag_id="facts_writer", schedule=None, params={"rows": 1}):
+    DblinkExecOperator(
+        task_id="write",
+        conn_id="warehouse_db",
+        sql="INSERT INTO handled SELECT i, 'facts' FROM generate_series(1, {{ params.rows }}) AS i",
+        outlets=[copied],
+        emit_when_changed=True,
+    )
+
+with DAG(dag_id="facts_reader", schedule=[copied]):
+
+    @task
+    def read(triggering_asset_events: Mapping[Asset, Any] | None = None) -> list[Any]:
+        return [event.extra for events in (triggering_asset_events or {}).values() for event in events]
+
+    read()
