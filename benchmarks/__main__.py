@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from benchmarks import (
     batches,
     builders,
+    gates,
     jobs,
     memory,
     once_exec,
@@ -64,6 +65,7 @@ def _benchmarks(options: argparse.Namespace) -> Sequence[Callable[[Lab], Outcome
         "small": lambda lab: small_statements.run(lab, repeat, _say),
         "exec": lambda lab: once_exec.run(lab, repeat, _say),
         "jobs": lambda lab: jobs.run(lab, repeat, _say),
+        "gates": lambda lab: gates.run(lab, repeat, _say),
     }
     return [every[options.only]] if options.only else list(every.values())
 
@@ -89,6 +91,7 @@ def _options() -> argparse.Namespace:
             "small",
             "exec",
             "jobs",
+            "gates",
             "memory",
         ],
         help="run one benchmark, and keep nothing of it",

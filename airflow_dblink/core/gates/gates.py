@@ -71,6 +71,7 @@ class Gates:
         self._asked: dict[Hashable, _Asked] = {}
         self._looked_at = 0.0
         self._others_from = 0.0
+        self._notifications = 0
         self._has_told = False
 
     @classmethod
@@ -141,6 +142,7 @@ class Gates:
 
     def told(self, payload: str) -> None:
         """Ask all questions now, whatever the *payload* is: anybody may notify."""
+        self._notifications += 1
         now = asyncio.get_running_loop().time()
         for asked in self._asked.values():
             if asked.slow <= _ONCE:
@@ -183,6 +185,7 @@ class Gates:
         others = sorted((asked for asked in due if not asked.in_time), key=lambda asked: asked.slow)
         overdue = [asked for asked in others if asked.due + asked.poll_s <= now and self._others_from <= now]
         chosen = overdue[:1] or quick or others[:1]
+        notifications = self._notifications
         try:
             answers = await ask_together(session, [asked.question for asked in chosen])
         except TransientError:
@@ -193,6 +196,9 @@ class Gates:
             self._others_from = loop.time() + (loop.time() - now)
         for asked, answer in zip(chosen, answers, strict=True):
             self._seen(asked, answer, session.target.conn_id)
+            # A notification that came meanwhile may tell of something that the answer doesn't know.
+            if notifications != self._notifications and asked.slow <= _ONCE:
+                asked.due = loop.time()
 
     # -- answers
 

@@ -97,6 +97,19 @@ def test_a_notification_opens_it_at_once_and_only_on_its_channel(source: Databas
     assert _run(act)
 
 
+def test_a_notification_while_the_question_is_asked_is_not_lost(source: Database) -> None:
+    # Its snapshot is from before the row.
+    slow = Question("SELECT EXISTS (SELECT FROM flag) FROM (SELECT pg_sleep(1)) AS s", timeout_s=30)
+
+    async def act() -> None:
+        waiting = asyncio.create_task(Gates.of(_listener(source.target), "go").wait(slow, RARELY))
+        await _until(lambda: _sessions(source, "state = 'active' AND query LIKE '%%pg_sleep(1)%%'"))
+        await asyncio.to_thread(source.execute, "INSERT INTO flag VALUES ('a'); NOTIFY go")
+        await waiting
+
+    _run(act)
+
+
 def test_what_was_notified_before_is_seen_at_the_first_look(source: Database) -> None:
     _raise(source, "a")
     _run(lambda: Gates.of(_listener(source.target), "done").wait(_is_up("a"), RARELY))
