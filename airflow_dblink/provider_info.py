@@ -33,7 +33,18 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": _modules("hooks", "dblink"),
         "operators": _modules(
-            *("operators", "events", "execute", "fetch", "jobs", "parts", "query", "sync", "transfer")
+            *(
+                "operators",
+                "events",
+                "execute",
+                "fetch",
+                "jobs",
+                "new_rows",
+                "parts",
+                "query",
+                "sync",
+                "transfer",
+            )
         ),
         "sensors": _modules("sensors", "base", "job", "sql"),
         "triggers": _modules("triggers", "base", "events", "job", "sql"),

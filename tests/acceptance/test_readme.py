@@ -103,7 +103,7 @@ def test_connection_form() -> None:
     "name",
     [
         *("exec", "fetch", "transfer", "swap", "parts", "sets", "sync", "query", "jobs", "stock-operators"),
-        "wait-for-data",
+        *("wait-for-data", "new-rows"),
     ],
 )
 def test_how_to(shop: AirflowEnv, name: str) -> None:

@@ -71,6 +71,14 @@ OPERATORS: Mapping[str, Mapping[str, Any]] = {
         "columns": ["id", "name"],
         "session_settings": SETTINGS,
     },
+    "DblinkNewRowsOperator": {
+        **BOTH,
+        **ITEM,
+        "xid_column": "xid",
+        "columns": ["id", "name"],
+        "key": ["id"],
+        "session_settings": SETTINGS,
+    },
     "DblinkSyncOperator": {
         **BOTH,
         **ITEM,
@@ -106,7 +114,7 @@ INSTEAD: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("DblinkSyncOperator", "source_parameters"): _SOURCE_SQL,
     **{
         (operator, "pause_while_conn_id"): {"pause_while": "SELECT false", "pause_while_conn_id": "source"}
-        for operator in ("DblinkTransferOperator", "DblinkSyncOperator")
+        for operator in ("DblinkTransferOperator", "DblinkNewRowsOperator", "DblinkSyncOperator")
     },
     **{
         ("DblinkSyncOperator", name): {"apply": "statements", "statements_path": "made.sql"}

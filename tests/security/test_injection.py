@@ -61,7 +61,7 @@ def databases(pair: tuple[Server, Server]) -> Iterator[list[Database]]:
     """Give the two databases of all calls, with jobs, and traces that a payload would leave."""
     with new_database(pair[0], "source") as source, new_database(pair[1], "warehouse") as warehouse:
         for database in (source, warehouse):
-            database.execute("CREATE TABLE item (id int PRIMARY KEY, name text)")
+            database.execute("CREATE TABLE item (id int PRIMARY KEY, name text, xid xid8)")
             database.execute("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 5) AS i")
             lay_traces(database)
             database.execute(install_script(SCHEMA))

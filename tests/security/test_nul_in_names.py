@@ -33,6 +33,7 @@ from airflow_dblink.operators.jobs import (
     DblinkJobOperator,
     DblinkSendQueryOperator,
 )
+from airflow_dblink.operators.new_rows import DblinkNewRowsOperator
 from airflow_dblink.operators.query import DblinkQueryOperator
 from airflow_dblink.operators.sync import DblinkSyncOperator
 from airflow_dblink.operators.transfer import DblinkTransferOperator
@@ -76,6 +77,10 @@ OPERATORS: dict[type[DblinkBaseOperator], list[dict[str, Any]]] = {
         {**TWO, "source_sql": "SELECT 1 AS a", "pre_sql": "SELECT 1", "post_sql": "SELECT 1"},
         {**TWO, "source_table": "t", "columns": {"a": "a"}},
         {**TWO, "source_table": "t", **PAUSE},
+    ],
+    DblinkNewRowsOperator: [
+        {**TWO, "source_table": "t", "xid_column": "xid", "columns": ["a"], "key": ["a"]},
+        {**TWO, "source_table": "t", "columns": {"a": "a"}},
     ],
     DblinkSyncOperator: [
         {**TWO, "source_table": "t", "columns": ["a"], "key": ["a"], "where": "a > 0"},

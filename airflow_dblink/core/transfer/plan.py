@@ -45,7 +45,10 @@ STAGE = sql.Identifier("pg_temp", "airflow_dblink_stage")
 
 @dataclass(frozen=True)
 class Spec:
-    """What to move; see :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`."""
+    """What to move; see :class:`~airflow_dblink.operators.transfer.DblinkTransferOperator`.
+
+    :ivar one_snapshot: whether all statements on the source, also the caller's own, see one snapshot.
+    """
 
     destination_table: str
     source_table: str | None = None
@@ -65,6 +68,7 @@ class Spec:
     like: Like = "columns"
     swap_timeout: timedelta = SWAP_TIMEOUT
     old_snapshots_timeout: timedelta | None = None
+    one_snapshot: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -72,7 +76,8 @@ class Spec:
 
         :raises KeyError: if one is missing.
         """
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        names = [field.name for field in fields(cls) if field.name != "one_snapshot"]
+        return cls(**{name: values[name] for name in names})
 
     def check(self, source_id: str | None = None) -> None:
         """Refuse arguments that contradict each other, and SQL that its argument can't take.

@@ -77,7 +77,7 @@ def prepare(
 def _begin_source(source: Side, spec: Spec, settings: Mapping[str, str]) -> None:
     # A query that writes (DELETE ... RETURNING) would commit apart from the destination: refused.
     statement = "BEGIN READ ONLY"
-    if spec.verify == "checksum":  # reads all rows twice
+    if spec.one_snapshot or spec.verify == "checksum":  # which reads all rows twice
         statement = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     begin(source, statement, settings, "beginning the source transaction")
 
@@ -90,6 +90,7 @@ def run(
     settings: Mapping[str, str],
     progress: Progress,
     pace: Pace | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Move the rows in one destination transaction, exactly once, after :func:`prepare`.
 
@@ -97,6 +98,7 @@ def run(
     :param settings: run-time parameters of the destination, local to the transaction.
     :param progress: called with rows, bytes and the estimated total, often.
     :param pace: how fast the rows may move, and when they have to wait.
+    :param facts: of the caller, for the result.
     :returns: ``rows`` and ``bytes`` moved, ``changed`` rows in the destination, ``seconds``,
         ``format``, ``xid`` and what was ``verified``.
     :raises UsageError: if the source is empty, *replace* would empty the destination, and
@@ -138,6 +140,7 @@ def run(
         "format": work.format,
         "xid": once.xid,
         "verified": work.spec.verify,
+        **(facts or {}),
     }
     if shadow:
         swap([shadow], once, result)

@@ -23,7 +23,7 @@ _TEMPLATES = ("{{", "{%", "{#")
 #: Valid values that stand in for arguments that aren't known yet.
 _STAND_INS: dict[str, Any] = {
     **dict.fromkeys(("sql", "source_sql", "pre_sql", "post_sql", "pause_while"), "SELECT 1"),
-    **dict.fromkeys(("source_table", "destination_table", "watermark_column"), "x"),
+    **dict.fromkeys(("source_table", "destination_table", "watermark_column", "xid_column"), "x"),
     **dict.fromkeys(("path", "statements_path", "channel", "payload"), "x"),
     **dict.fromkeys(("topic", "claimed_by", "event_schema"), "x"),
     "limit": 1,

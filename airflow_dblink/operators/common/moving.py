@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_dblink.core.server.side import Side
@@ -64,9 +65,14 @@ class MovingOperator(ExactlyOnceOperator):
             )
             progress = Progress(self.log.info, pace)
             paused_s = pace.paused_s if pace else 0.0
-            result = run(source, destination, work, once, settings, progress.report, pace)
+            facts = self._facts(source)
+            result = run(source, destination, work, once, settings, progress.report, pace, facts)
             paused_s = (pace.paused_s if pace else 0.0) - paused_s
             progress.say("Moved", result["rows"], result["bytes"], result["seconds"] - paused_s)
             self._check()
             once.finish(result)
             return result
+
+    def _facts(self, source: Side) -> Mapping[str, Any]:
+        """Return facts of the source's open transaction, for the result."""
+        return {}
