@@ -59,7 +59,9 @@ def _run(assets: Assets, *, state: MemoryStore | None = None, **arguments: Any) 
         **arguments,
     }
     task = DblinkNewRowsOperator(task_id="t", outlets=[Asset("items")], **given)
-    return task.execute({**context(state), "asset_state_store": assets})
+    given_context = context(state)
+    given_context["asset_state_store"] = assets
+    return task.execute(given_context)
 
 
 def _add(source: Database, *ids: int) -> None:
