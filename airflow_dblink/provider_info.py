@@ -65,6 +65,7 @@ def get_provider_info() -> dict[str, Any]:
                 },
             }
         },
+        "queues": ["airflow_dblink.queues.events.DblinkMessageQueueProvider"],
         "extra-links": ["airflow_dblink.links.job.DblinkJobLink"],
         "cli": ["airflow_dblink.cli.get_commands"],
     }

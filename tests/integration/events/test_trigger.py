@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
+from airflow.providers.common.messaging.triggers.msg_queue import MessageQueueTrigger
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.events.table import EventTable
@@ -15,6 +16,7 @@ from tests.databases import Database
 from tests.integration.events.conftest import claim_as, emit, install
 from tests.integration.jobs.client import until
 from tests.loops import run_alone
+from tests.own_process import last_line
 
 T = TypeVar("T")
 RARELY = 600.0
@@ -226,3 +228,21 @@ def test_mistakes_are_seen_when_the_dag_is_parsed(arguments: dict[str, Any], err
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(UsageError, match=r"must be a name|is no name of a table"):
         EventTable(name)
+
+
+def test_it_is_a_queue_of_airflows_own_trigger() -> None:
+    trigger = MessageQueueTrigger(scheme="dblink", conn_id="source", topic="orders", min_interval=1)
+
+    assert trigger.serialize() == DblinkEventTrigger("source", "orders", min_interval=1).serialize()
+
+
+def test_without_the_messaging_provider_airflow_finds_no_queue_and_goes_on() -> None:
+    code = """
+import sys
+sys.modules["airflow.providers.common.messaging.providers"] = None  # as if it were not installed
+from airflow.providers_manager import ProvidersManager
+manager = ProvidersManager()
+manager.initialize_providers_queues()
+print("queues:", [name for name in manager.queue_class_names if "dblink" in name])
+"""
+    assert last_line(code) == "queues: []"
