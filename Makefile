@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 # A real Airflow needs the machine for itself.
 FOUR := --numprocesses=4 --dist=loadfile
 
-.PHONY: demo ui test test-postgres test-stock fuzz soak torture check format bench clean
+.PHONY: demo ui test test-postgres test-stock fuzz soak soak-events torture check format bench clean
 
 # Installed anew only when what it is made from has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -39,6 +39,9 @@ fuzz: $(VENV)/.installed  ## the builders beside the extension's, on random tabl
 
 soak: $(VENV)/.installed  ## remote jobs under randomized kills on real Airflow: make soak ROUNDS=100
 	$(BIN)/python -m tests.soak --rounds $(or $(ROUNDS),100)
+
+soak-events: $(VENV)/.installed  ## events under random kills on real Airflow: make soak-events KILLS=10
+	$(BIN)/python -m tests.soak_events --kills $(or $(KILLS),10)
 
 torture: $(VENV)/.installed  ## loads of sets of tables under random deaths: make torture KILLS=300
 	$(BIN)/python -m tests.torture --kills $(or $(KILLS),300)

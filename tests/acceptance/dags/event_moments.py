@@ -16,7 +16,7 @@ INSERT INTO handled (event, run)
 SELECT id, %(claim)s FROM airflow_dblink_events.event WHERE claimed_by = %(claim)s
 """
 
-for name, runs in {"killed": 16, "one_run": 1}.items():
+for name, runs, limit in (("killed", 16, 10_000), ("one_run", 1, 200)):
     trigger = DblinkEventTrigger(
         conn_id="warehouse_db", topic=name, poll_interval=5, refire_interval=10, min_interval=1
     )
@@ -26,7 +26,7 @@ for name, runs in {"killed": 16, "one_run": 1}.items():
             task_id="claim",
             conn_id="warehouse_db",
             topic=name,
-            limit=200,
+            limit=limit,
             retries=5,
             retry_delay=timedelta(seconds=1),
         )
