@@ -182,6 +182,9 @@ class DblinkQueryOperator(SqlOperator, RowDestination, ExactlyOnceOperator):
                 self._tell_assets(context, result)
                 return result
 
+    def _remote_queries(self) -> Mapping[str, tuple[str, str]]:
+        return {name: (each.conn_id, each.sql) for name, each in remotes_by_table(self.remotes).items()}
+
     def _fetch(
         self, hook: DblinkHook, once: Once, remotes: Mapping[str, Remote], *, for_cursor: bool
     ) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
@@ -16,7 +17,7 @@ from airflow_dblink.core.server.target import parse_session_settings
 from airflow_dblink.exceptions import DblinkTaskKilledError
 from airflow_dblink.hooks.dblink import DblinkHook
 from airflow_dblink.operators.common.arguments import demand_text, demand_timedelta, flag
-from airflow_dblink.operators.common.facts import tell_assets
+from airflow_dblink.operators.common.facts import facts_of, tell_assets
 from airflow_dblink.operators.common.known import constructing
 from airflow_dblink.operators.common.templates import SqlTemplates
 
@@ -47,6 +48,7 @@ class DblinkBaseOperator(SqlTemplates):
     ui_color = "#d7e6f3"
     _killed = False
     _given: Sequence[str] = ()
+    _done: Mapping[str, Any] = MappingProxyType({})  # facts of the result, for lineage
 
     def __init__(
         self,
@@ -112,6 +114,7 @@ class DblinkBaseOperator(SqlTemplates):
         self, context: Context, result: Mapping[str, Any], *, changed: bool | None = None
     ) -> None:
         """Let the events of the task's outlets say what it has done; see :func:`.facts.tell_assets`."""
+        self._done = facts_of(result)
         tell_assets(context, result, when_changed=self.emit_when_changed, changed=changed)
 
     @contextmanager

@@ -72,4 +72,5 @@ class TwoDatabasesOperator(PacedOperator, ExactlyOnceOperator):
             self.source_sql,
             self.destination_conn_id,
             self.destination_table,
+            self._done,
         )
