@@ -28,7 +28,7 @@ _EMIT = (
     'SELECT count(airflow_dblink_events.emit(%s, \'{"secret": "hidden-value"}\')) FROM generate_series(1, %s)'
 )
 _DONE = "SELECT count(*) FROM airflow_dblink_events.event WHERE done_at IS NOT NULL"
-_TWICE = "SELECT event, count(*) FROM handled GROUP BY event HAVING count(*) > 1"
+_TWICE = "SELECT event, count(*) FROM handled WHERE event > 0 GROUP BY event HAVING count(*) > 1"
 _LOST = "SELECT count(*) FROM airflow_dblink_events.event WHERE id NOT IN (SELECT event FROM handled)"
 _DELAY = (
     "SELECT extract(epoch FROM claimed_at - emitted_at)::float8 FROM airflow_dblink_events.event ORDER BY id"
@@ -39,7 +39,8 @@ _SILENT = (
     " WHERE job_type = 'TriggererJob' AND state = 'running'"
 )
 _PATIENCE_S = 600.0
-_SINGLE, _BURST = 20, 10_000
+_SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'airflow-dblink triggerer'"
+_SINGLE, _BURST, _SENSORS = 20, 10_000, 200
 
 
 def main() -> int:
@@ -57,6 +58,7 @@ def main() -> int:
         emitted = _singles(here)
         emitted += _under_kills(here, options.kills, random.Random(options.seed))  # noqa: S311 - again the same
         emitted += _burst(here, emitted)
+        _gates(here)
         twice, lost = here.rows(_TWICE), here.rows(_LOST)[0][0]
         told = "hidden-value" in here.airflow.all_logs()
     print(f"{emitted} events: {lost} lost, {len(twice)} handled twice; payload told: {told}", flush=True)
@@ -151,6 +153,32 @@ def _burst(here: World, before: int) -> int:
         flush=True,
     )
     return _BURST
+
+
+def _gates(here: World) -> None:
+    """Let many mapped sensors wait while triggerers are killed and the server crashes; then open their gates."""
+    airflow = here.airflow
+    run = airflow.trigger("mapped_gates", {"sensors": _SENSORS})
+
+    def all_wait() -> bool:
+        states = [state for name, state in here.states("mapped_gates", run).items() if "wait" in name]
+        return len(states) == _SENSORS and set(states) == {"deferred"}
+
+    here.wait_until("all sensors wait", all_wait, _PATIENCE_S)
+    sessions = here.rows(_SESSIONS)[0][0]
+    _restart(here, "triggerer.1")
+    here.warehouse.crash()
+    here.warehouse.start()
+    _restart(here, "triggerer.2")
+    started = time.monotonic()
+    here.rows("INSERT INTO handled SELECT -i FROM generate_series(1, %s) AS i", _SENSORS)
+    here.rows("NOTIFY gates")
+    state = airflow.wait("mapped_gates", run, timeout_s=_PATIENCE_S)
+    print(
+        f"{_SENSORS} mapped sensors, {sessions} sessions of two triggerers, kills and a crash: {state}"
+        f" {time.monotonic() - started:.0f} s after their gates were opened",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -97,6 +97,20 @@ def test_an_assets_event_has_the_facts_and_there_is_none_without_a_change(
     assert rows(shop, "SELECT count(*) FROM handled") == [(3,)]
 
 
+def test_mapped_sensors_go_on_in_a_new_triggerer(killing: Killing, shop: Server) -> None:
+    airflow = killing.airflow
+    run = airflow.trigger("mapped_gates", {"sensors": 8})
+    for number in range(8):
+        airflow.wait_for_task(
+            "mapped_gates", run, "wait", {"deferred"}, timeout_s=_WAITING_S, map_index=number
+        )
+    airflow.kill_component("triggerer.1")
+    execute(shop, "INSERT INTO handled SELECT -i FROM generate_series(1, 8) AS i; NOTIFY gates")
+    airflow.start_component("triggerer.1")
+
+    assert airflow.wait("mapped_gates", run, timeout_s=_WAITING_S) == "success"
+
+
 def test_a_paused_dag_claims_all_when_it_goes_on_one_run_after_the_other(
     killing: Killing, shop: Server
 ) -> None:

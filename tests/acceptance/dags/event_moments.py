@@ -8,6 +8,7 @@ from airflow.sdk import DAG, Asset, AssetWatcher, chain, task
 
 from airflow_dblink.operators.events import DblinkAckEventsOperator, DblinkClaimEventsOperator
 from airflow_dblink.operators.execute import DblinkExecOperator
+from airflow_dblink.sensors.sql import DblinkSqlSensor
 from airflow_dblink.triggers.events import DblinkEventTrigger
 
 # Its effect is not idempotent: an event that two runs get is there twice.
@@ -65,3 +66,19 @@ with DAG(dag_id="facts_reader", schedule=[copied]):
         return [event.extra for events in (triggering_asset_events or {}).values() for event in events]
 
     read()
+
+with DAG(dag_id="mapped_gates", schedule=None, params={"sensors": 8}):
+
+    @task
+    def numbers(params: Mapping[str, Any] | None = None) -> list[list[int]]:
+        return [[number] for number in range((params or {})["sensors"])]
+
+    DblinkSqlSensor.partial(
+        task_id="wait",
+        conn_id="warehouse_db",
+        sql="SELECT count(*) > 0 FROM handled WHERE event = -1 - %s",
+        deferrable=True,
+        poke_interval=20,
+        wake_channel="gates",
+        timeout=timedelta(hours=1),
+    ).expand(parameters=numbers())

@@ -17,6 +17,7 @@ from airflow_dblink.core.gates.gates import Gates
 from airflow_dblink.core.gates.question import Question, deserialized, serialized
 from airflow_dblink.core.listen.listener import Listener
 from airflow_dblink.core.server.target import Target
+from airflow_dblink.embedded.server import servers
 from airflow_dblink.triggers.sql import DblinkSqlTrigger
 from tests.databases import Database
 from tests.integration.jobs.client import until
@@ -108,6 +109,22 @@ def test_a_notification_while_the_question_is_asked_is_not_lost(source: Database
         await waiting
 
     _run(act)
+
+
+def test_a_server_that_crashes_is_waited_for() -> None:
+    with servers("gates") as (server,):
+        here = Database("gates", server, server.dbname)
+        here.execute("CREATE TABLE flag (name text PRIMARY KEY)")
+
+        async def act() -> None:
+            waiting = asyncio.create_task(Gates.of(_listener(here.target), "go").wait(_is_up("a"), RARELY))
+            await _waits(here)
+            await asyncio.to_thread(server.crash)
+            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(here.execute, "INSERT INTO flag VALUES ('a')")
+            await waiting
+
+        _run(act)
 
 
 def test_what_was_notified_before_is_seen_at_the_first_look(source: Database) -> None:
