@@ -156,7 +156,7 @@ def _burst(here: World, before: int) -> int:
 
 
 def _gates(here: World) -> None:
-    """Let many mapped sensors wait while triggerers are killed and the server crashes; then open their gates."""
+    """Let many mapped sensors wait through kills and a crash of the server, and then open their gates."""
     airflow = here.airflow
     run = airflow.trigger("mapped_gates", {"sensors": _SENSORS})
 

@@ -69,6 +69,14 @@ DECLARE
     changes text;
     emitted bigint;
 BEGIN
+    -- Without transition tables these names could mean the caller's temporary views, whose functions would run as the owner.
+    IF NOT EXISTS (SELECT FROM pg_trigger AS t
+                    WHERE t.tgrelid = TG_RELID AND t.tgname = TG_NAME
+                      AND (TG_OP NOT IN ('INSERT', 'UPDATE') OR t.tgnewtable = 'new_rows')
+                      AND (TG_OP NOT IN ('DELETE', 'UPDATE') OR t.tgoldtable = 'old_rows')) THEN
+        RAISE EXCEPTION 'trigger % was not made by attach', quote_ident(TG_NAME)
+              USING ERRCODE = 'trigger_protocol_violated';
+    END IF;
     SELECT 'jsonb_build_object(' || string_agg(format('%L, CASE WHEN r.%I IS NULL THEN NULL ELSE concat(r.%I) END',
                                                       c.name, c.name, c.name), ', ' ORDER BY c.place) || ')'
       INTO key_of

@@ -161,3 +161,29 @@ def test_the_capturing_function_calls_nothing_of_a_tables_owner(shop: Database, 
 
     assert shop.rows("SELECT count(*) FROM seen") == [(0,)]
     assert shop.rows("SELECT DISTINCT payload->'key' FROM airflow_dblink_events.event") == [({"id": "a"},)]
+
+
+def test_a_trigger_made_by_hand_gets_no_temporary_view_run_as_the_owner(
+    shop: Database, new_role: MakeRole
+) -> None:
+    hostile = new_role("hostile")
+    install(shop, emit=[_name(hostile)])
+    shop.admin(f"GRANT CREATE ON SCHEMA public TO {_name(hostile)}")
+    prepare = """
+        CREATE TABLE seen (who name);
+        GRANT ALL ON seen TO PUBLIC;
+        CREATE FUNCTION spy() RETURNS int LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO public.seen VALUES (current_user); RETURN 1; END';
+        CREATE TABLE item (id int);
+        CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON item FOR EACH STATEMENT
+            EXECUTE FUNCTION airflow_dblink_events.capture('items', 'true', 'id');
+        CREATE TEMP VIEW new_rows AS SELECT public.spy() AS id;
+        CREATE TEMP VIEW old_rows AS SELECT public.spy() AS id
+    """
+    with psycopg.connect(**hostile.params, autocommit=True) as connection:
+        connection.execute(prepare.encode())
+        for change in ("INSERT INTO item VALUES (1)", "UPDATE item SET id = 2", "DELETE FROM item"):
+            with pytest.raises(psycopg.errors.TriggerProtocolViolated, match="was not made by attach"):
+                connection.execute(change.encode())
+
+    assert shop.rows("SELECT count(*) FROM seen") == [(0,)]
