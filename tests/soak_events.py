@@ -34,9 +34,10 @@ _DELAY = (
     "SELECT extract(epoch FROM claimed_at - emitted_at)::float8 FROM airflow_dblink_events.event ORDER BY id"
 )
 _RUNS = "SELECT count(DISTINCT claimed_by) FROM airflow_dblink_events.event"
-_SILENT = (
-    "SELECT max(extract(epoch FROM now() - latest_heartbeat))::float8 FROM job"
-    " WHERE job_type = 'TriggererJob' AND state = 'running'"
+_SILENT = "SELECT max(extract(epoch FROM now() - latest_heartbeat))::float8 FROM job WHERE id = ANY (%s)"
+_LIVING = (
+    "SELECT coalesce(array_agg(id), '{}') FROM job WHERE job_type = 'TriggererJob' AND state = 'running'"
+    " AND latest_heartbeat > now() - interval '10 s'"
 )
 _PATIENCE_S = 600.0
 _SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'airflow-dblink triggerer'"
@@ -136,10 +137,11 @@ def _stop_and_go_on(here: World, dice: random.Random) -> None:
 
 def _burst(here: World, before: int) -> int:
     runs, started = here.rows(_RUNS)[0][0], time.monotonic()
+    living = here.rows(_LIVING, server=here.source)[0][0]
     silent = [0.0]
 
     def is_done() -> bool:
-        silent.append(here.rows(_SILENT, server=here.source)[0][0])
+        silent.append(here.rows(_SILENT, living, server=here.source)[0][0])
         return here.rows(_DONE) == [(before + _BURST,)]
 
     for _ in range(_BURST // 100):
