@@ -117,7 +117,8 @@ class DblinkEventTrigger(DblinkBaseTrigger, BaseEventTrigger):
         """Wait until events wait that are others than at *last*, and return what stands for them."""
         owners = (await self.target()).trusted_owners
         question = unclaimed(self.events, last, trusted_owners=tuple(owners))
-        gates = Gates.of(self.listener(), self.wake_channel)
+        topic = self.events.topic if self.wake_channel == CHANNEL else None
+        gates = Gates.of(self.listener(), self.wake_channel, topic)
         return (await gates.wait(question, self.poll_interval)).text or ""
 
     @property

@@ -63,11 +63,13 @@ class Gates:
     """The questions to one database, woken by one channel or by none; a :class:`Subject` of *listener*.
 
     :param channel: a notification on it lets all questions be asked at once.
+    :param payload: the payload of such a notification, or an empty one; ``None``: whatever it is.
     """
 
-    def __init__(self, listener: Listener, channel: str | None) -> None:
+    def __init__(self, listener: Listener, channel: str | None, payload: str | None = None) -> None:
         self._listener = listener
         self._channel = channel
+        self._payload = payload
         self._asked: dict[Hashable, _Asked] = {}
         self._looked_at = 0.0
         self._others_from = 0.0
@@ -75,12 +77,12 @@ class Gates:
         self._has_told = False
 
     @classmethod
-    def of(cls, listener: Listener, channel: str | None) -> Gates:
-        """Return the *listener*'s questions that *channel* wakes; make them if there are none."""
+    def of(cls, listener: Listener, channel: str | None, payload: str | None = None) -> Gates:
+        """Return the *listener*'s questions that *channel* wakes by *payload*; make them if there are none."""
         for subject in listener.subjects:
-            if isinstance(subject, Gates) and subject.channel == channel:
+            if isinstance(subject, Gates) and (subject.channel, subject._payload) == (channel, payload):
                 return subject
-        return cls(listener, channel)
+        return cls(listener, channel, payload)
 
     async def wait(self, question: Question, poll_s: float, first_s: float = 0.0) -> Answer:
         """Return the answer that *question* waits for, or the one by which its failure query is true.
@@ -141,7 +143,9 @@ class Gates:
         return any(asked.due <= now for asked in self._asked.values())
 
     def told(self, payload: str) -> None:
-        """Ask all questions now, whatever the *payload* is: anybody may notify."""
+        """Ask all questions now: anybody may notify, and an answer too many does no harm."""
+        if payload and self._payload is not None and payload != self._payload:
+            return
         self._notifications += 1
         now = asyncio.get_running_loop().time()
         for asked in self._asked.values():

@@ -98,6 +98,25 @@ def test_a_notification_opens_it_at_once_and_only_on_its_channel(source: Databas
     assert _run(act)
 
 
+def test_a_payload_wakes_its_own_questions_and_an_empty_one_wakes_all(source: Database) -> None:
+    async def act() -> bool:
+        listener = _listener(source.target)
+        one, other = (
+            asyncio.create_task(Gates.of(listener, "go", payload).wait(_is_up("a"), RARELY))
+            for payload in ("one", "other")
+        )
+        await _waits(source)
+        await _until(lambda: listener.has_looked.is_set())
+        await asyncio.to_thread(source.execute, "INSERT INTO flag VALUES ('a'); NOTIFY go, 'one'")
+        await one
+        has_waited = not other.done()
+        await asyncio.to_thread(source.execute, "NOTIFY go")
+        await other
+        return has_waited
+
+    assert _run(act)
+
+
 def test_a_notification_while_the_question_is_asked_is_not_lost(source: Database) -> None:
     # Its snapshot is from before the row.
     slow = Question("SELECT EXISTS (SELECT FROM flag) FROM (SELECT pg_sleep(1)) AS s", timeout_s=30)
