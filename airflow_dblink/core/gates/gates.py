@@ -78,7 +78,7 @@ class Gates:
 
     @classmethod
     def of(cls, listener: Listener, channel: str | None, payload: str | None = None) -> Gates:
-        """Return the *listener*'s questions that *channel* wakes by *payload*; make them if there are none."""
+        """Return the *listener*'s questions that *channel* wakes by *payload*; make them if needed."""
         for subject in listener.subjects:
             if isinstance(subject, Gates) and (subject.channel, subject._payload) == (channel, payload):
                 return subject
