@@ -44,7 +44,7 @@ def list_events(args: Namespace) -> None:
     :raises UsageError: if the event table isn't there, or isn't trusted.
     :raises RemoteError: the server's errors.
     """
-    events = Events("-", args.schema)
+    events = Events(schema=args.schema)
     with side_of(args.conn_id) as side:
         topics = admin.topics(side, events)
         claims = admin.open_claims(side, events, most=args.limit)
@@ -109,7 +109,7 @@ def release_events(args: Namespace) -> None:
         given=args.yes,
     )
     with side_of(args.conn_id) as side:
-        number = release(side, Events("-", args.schema), args.claimed_by, settings={})
+        number = release(side, Events(schema=args.schema), args.claimed_by, settings={})
     say(f"Given back: {number} {'event' if number == 1 else 'events'}.")
 
 
@@ -127,5 +127,5 @@ def prune_events(args: Namespace) -> None:
         given=args.yes,
     )
     with side_of(args.conn_id) as side:
-        number = admin.prune(side, Events("-", args.schema), timedelta(days=args.older_than))
+        number = admin.prune(side, Events(schema=args.schema), timedelta(days=args.older_than))
     say(f"Deleted {number} {'event' if number == 1 else 'events'}.")

@@ -62,10 +62,7 @@ class DblinkEventsBaseOperator(DblinkBaseOperator):
         self._events()
 
     def _events(self) -> Events:
-        # Acknowledging and releasing go by the claim, whatever its topic.
-        anything = None if self.own_table is not None else "-"
-        topic = or_none(self.topic)
-        return Events(anything if topic is None else topic, self.event_schema, self.own_table)
+        return Events(or_none(self.topic), self.event_schema, self.own_table)
 
     @contextmanager
     def _side(self) -> Iterator[tuple[Side, Settings]]:

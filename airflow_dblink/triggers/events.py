@@ -56,6 +56,7 @@ class DblinkEventTrigger(DblinkBaseTrigger, BaseEventTrigger):
         super().__init__(conn_id, password_required=password_required)
         own = EventTable.of(own_table) if isinstance(own_table, Mapping) else own_table
         self.events = Events(topic, event_schema, own)
+        self.events.demand_topic()
         if wake_channel is None and own is None:
             wake_channel = CHANNEL
         if wake_channel is not None:

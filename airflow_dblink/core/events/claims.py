@@ -47,6 +47,7 @@ def claim(
     :raises UsageError: for a mistake in *events*; if the event schema isn't there, or isn't trusted.
     :raises RemoteError: the server's errors; nothing is claimed then.
     """
+    events.demand_topic()
     table = events.table
     wanted = sql.SQL("e.*" if with_rows else "e.{}").format(sql.Identifier(table.id))
     assignments = _assigned(

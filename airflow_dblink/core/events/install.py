@@ -27,7 +27,7 @@ def install_script(schema: str, *, emit: Sequence[str] = (), claim: Sequence[str
     :param claim: roles that read, claim and prune events.
     """
     named = statements("events_install.sql")
-    installed, quote = Events("-", schema).installed, "body"
+    installed, quote = Events(schema=schema).installed, "body"
     while f"${quote}$" in schema:
         quote += "_"
     parts: dict[str, sql.Composable] = {

@@ -61,9 +61,9 @@ class EventTable:
 
 @dataclass(frozen=True)
 class Events:
-    """The events of a topic in one table.
+    """The events of a topic, or of all topics, in one table.
 
-    :ivar topic: ``None``: all events of a user's own table.
+    :ivar topic: ``None`` for all events.
     :ivar own: a user's own table; ``None``: ours in :attr:`schema`.
     """
 
@@ -72,8 +72,6 @@ class Events:
     own: EventTable | None = None
 
     def __post_init__(self) -> None:
-        if self.own is None and not self.topic:
-            raise UsageError("topic is missing", hint="name the topic whose events are wanted")
         if self.own is not None and self.topic is not None and self.own.topic is None:
             raise UsageError(
                 f"topic is given, but table {self.own.name} has no column for it",
@@ -82,6 +80,14 @@ class Events:
         if self.topic is not None:
             demand_topic(self.topic)
         demand_identifier("event_schema", self.schema)
+
+    def demand_topic(self) -> None:
+        """Raise unless the waiting events can be found by an index: in our table by their topic.
+
+        :raises UsageError: if there is no topic.
+        """
+        if self.own is None and self.topic is None:
+            raise UsageError("topic is missing", hint="name the topic whose events are wanted")
 
     @property
     def table(self) -> EventTable:

@@ -25,7 +25,10 @@ def unclaimed(events: Events, last: str = "", *, trusted_owners: tuple[str, ...]
 
     Its answer is a text that stands for the waiting events, or NULL: nothing has changed, or none waits.
     Before it reads our table, it asks whether the table is trusted, and fails if not.
+
+    :raises UsageError: if there is no topic.
     """
+    events.demand_topic()
     query = sql.SQL(_SQL["unclaimed"]).format(**events.parts(), last=sql.Literal(last)).as_string()
     if events.own is not None:
         return Question(query)

@@ -48,7 +48,7 @@ class EventSide:
         """
         demand_no_text("emit", emit, "a list of roles")
         demand_no_text("claim", claim, "a list of roles")
-        schema = Events("-", event_schema).schema
+        schema = Events(schema=event_schema).schema
         with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
             install(Side(connection, conn_id or self.dblink_conn_id), schema, emit=emit, claim=claim)
 
@@ -125,7 +125,7 @@ class EventSide:
         own_table: EventTable | None,
         conn_id: str | None,
     ) -> int:
-        events = Events(None if own_table else "-", event_schema, own_table)
+        events = Events(None, event_schema, own_table)
         with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
             side = Side(connection, conn_id or self.dblink_conn_id)
             return how(side, events, claimed_by or _own_key(), settings={})
