@@ -23,14 +23,19 @@ _TABLES: dict[str, Any] = {**_BOTH, "source_table": "item", "destination_table":
 _CONNECTING = 4
 _ROWS = "SELECT i, 'n' || i FROM pg_catalog.generate_series(1, 1000) AS i"
 
+_ITEM = "CREATE TABLE item (id int PRIMARY KEY, name text)"
+
 
 @pytest.fixture
 def far(
     source: Database, warehouse: Database, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Proxy, Proxy]]:
     """Give both servers behind proxies; table ``item`` has 1,000 rows in the source alone."""
-    for database in (source, warehouse):
-        database.execute("CREATE TABLE item (id int PRIMARY KEY, name text)")
+    source.execute(_ITEM)
+    warehouse.execute(_ITEM)
+    oid = "SELECT 'item'::regclass::oid"
+    while source.rows(oid) == warehouse.rows(oid):  # only then a sync asks whether it is the same table
+        warehouse.execute(f"DROP TABLE item; {_ITEM}")
     source.execute(f"INSERT INTO item {_ROWS}")
     with Proxy(source) as to_source, Proxy(warehouse) as to_warehouse:
         monkeypatch.setenv("AIRFLOW_CONN_FAR_SOURCE", to_source.uri)
