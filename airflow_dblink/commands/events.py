@@ -12,10 +12,12 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_dblink.commands.common import command, demand_consent, demand_visible, say, show, side_of
+from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.events import admin
 from airflow_dblink.core.events.claims import release
 from airflow_dblink.core.events.install import VERSION, install_script
 from airflow_dblink.core.events.table import Events
+from airflow_dblink.core.sqltext.names import demand_characters
 
 Run = tuple[str, str]
 
@@ -99,10 +101,11 @@ def _states(runs: list[Run]) -> dict[Run | None, str]:
 def release_events(args: Namespace) -> None:
     """Give a claim's events back.
 
-    :raises UsageError: if the event table isn't there, or isn't trusted.
+    :raises UsageError: if there is no such claim; if the event table isn't there, or isn't trusted.
     :raises RemoteError: the server's errors; nothing is changed then.
     :raises SystemExit: if the user doesn't want to.
     """
+    demand_characters("CLAIMED_BY", args.claimed_by)
     demand_consent(
         f"This will let another run claim the events of {args.claimed_by!r} on {args.conn_id!r} that are not"
         " done. If that run is still at work, they are handled twice.",
@@ -110,6 +113,12 @@ def release_events(args: Namespace) -> None:
     )
     with side_of(args.conn_id) as side:
         number = release(side, Events(schema=args.schema), args.claimed_by, settings={})
+    if not number:
+        raise UsageError(
+            f"no event that is not done is claimed by {args.claimed_by!r}",
+            args.conn_id,
+            hint=f"airflow dblink list-events {args.conn_id} shows the claims",
+        )
     say(f"Given back: {number} {'event' if number == 1 else 'events'}.")
 
 

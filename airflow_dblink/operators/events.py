@@ -10,7 +10,7 @@ from airflow.sdk import XComArg
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.events.claims import acknowledge, claim, claim_key, release
+from airflow_dblink.core.events.claims import acknowledge, claim_ids, claim_key, release
 from airflow_dblink.core.events.table import SCHEMA, Events, EventTable
 from airflow_dblink.core.server.settings import Settings
 from airflow_dblink.core.server.side import Side
@@ -89,9 +89,9 @@ class DblinkClaimEventsOperator(DblinkEventsBaseOperator):
     :param own_table: your own table instead of ours.
     :param kwargs: arguments of the base operator.
 
-    :returns: (XCom) the ids of the claimed events in order, as integers or texts: a task can be mapped over
-        them. XCom ``claimed_by`` is the key of the claim, the value in the events' column of that name; see
-        :attr:`claimed_by`.
+    :returns: (XCom) the ids of the claimed events in order, as integers or as PostgreSQL's texts: a task can
+        be mapped over them. XCom ``claimed_by`` is the key of the claim, the value in the events' column of
+        that name; see :attr:`claimed_by`.
     :raises AirflowSkipException: if no event waits, with *skip_when_empty*.
     :raises AirflowFailException: for mistakes in the arguments; if the event table isn't there, or isn't
         trusted.
@@ -133,17 +133,16 @@ class DblinkClaimEventsOperator(DblinkEventsBaseOperator):
     def _most(self) -> int:
         return whole_number("limit", self.limit, least=1)
 
-    def execute(self, context: Context) -> list[Any]:
+    def execute(self, context: Context) -> list[int | str]:
         """Claim events, and return their ids."""
         key = claim_key(task_key(context["ti"]))
+        context["ti"].xcom_push("claimed_by", key)  # before the claim: a release needs it, whatever happens
         with self._side() as (side, settings):
-            rows = claim(side, self._events(), key, most=self._most(), settings=settings)
-        self.log.info("%s: claimed %s events as %s", self.conn_id, len(rows), key)
-        context["ti"].xcom_push("claimed_by", key)
-        if not rows and self.skip_when_empty:
+            ids = claim_ids(side, self._events(), key, most=self._most(), settings=settings)
+        self.log.info("%s: claimed %s events as %s", self.conn_id, len(ids), key)
+        if not ids and self.skip_when_empty:
             raise AirflowSkipException("no event waits")
-        ids = [next(iter(row.values())) for row in rows]
-        return [each if isinstance(each, int) else str(each) for each in ids]
+        return ids
 
 
 class DblinkAckEventsOperator(DblinkEventsBaseOperator):

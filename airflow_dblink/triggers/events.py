@@ -16,6 +16,9 @@ from airflow_dblink.core.listen.back_off import back_off
 from airflow_dblink.core.sqltext.names import demand_channel
 from airflow_dblink.triggers.base import DblinkBaseTrigger
 
+_MOST_S = 3.2e8
+_NONE = "-"  # stands for no waiting events
+
 
 class DblinkEventTrigger(DblinkBaseTrigger, BaseEventTrigger):
     """Fire while events wait to be claimed, for an :class:`~airflow.sdk.AssetWatcher`.
@@ -55,6 +58,8 @@ class DblinkEventTrigger(DblinkBaseTrigger, BaseEventTrigger):
     ) -> None:
         super().__init__(conn_id, password_required=password_required)
         own = EventTable.of(own_table) if isinstance(own_table, Mapping) else own_table
+        if own is not None and not isinstance(own, EventTable):
+            raise UsageError(f"own_table must be an EventTable, got {type(own).__name__}")
         self.events = Events(topic, event_schema, own)
         self.events.demand_topic()
         if wake_channel is None and own is None:
@@ -66,8 +71,8 @@ class DblinkEventTrigger(DblinkBaseTrigger, BaseEventTrigger):
             ("refire_interval", refire_interval),
             ("min_interval", min_interval),
         ):
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-                raise UsageError(f"{name} must be a number of seconds above 0, got {seconds!r}")
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < _MOST_S:
+                raise UsageError(f"{name} must be a number of seconds above 0, below 10 years")
         self.wake_channel = wake_channel
         self.poll_interval = poll_interval
         self.refire_interval = refire_interval
@@ -93,15 +98,15 @@ class DblinkEventTrigger(DblinkBaseTrigger, BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event whenever a run should look for events to claim; never end."""
-        last = ""  # stands for the waiting events when it fired
+        last = _NONE  # stands for the waiting events when it looked
         said = ""
         pauses = back_off()
         while True:
             try:
-                async with asyncio.timeout(self.refire_interval if last else None):
+                async with asyncio.timeout(None if last == _NONE else self.refire_interval):
                     last = await self._changed(last)
             except TimeoutError:
-                last = ""
+                last = _NONE
                 continue
             except DblinkError as error:
                 why = str(explained(error, self.events, self.conn_id))
@@ -111,16 +116,18 @@ class DblinkEventTrigger(DblinkBaseTrigger, BaseEventTrigger):
                 await asyncio.sleep(next(pauses))
                 continue
             pauses, said = back_off(), ""
+            if last == _NONE:
+                continue
             yield TriggerEvent({"conn_id": self.conn_id, "topic": self.events.topic})
             await asyncio.sleep(self.min_interval)
 
     async def _changed(self, last: str) -> str:
-        """Wait until events wait that are others than at *last*, and return what stands for them."""
+        """Wait until other events wait than at *last*, or none; return what stands for them."""
         owners = (await self.target()).trusted_owners
         question = unclaimed(self.events, last, trusted_owners=tuple(owners))
         topic = self.events.topic if self.wake_channel == CHANNEL else None
         gates = Gates.of(self.listener(), self.wake_channel, topic)
-        return (await gates.wait(question, self.poll_interval)).text or ""
+        return (await gates.wait(question, self.poll_interval)).text or _NONE
 
     @property
     def waits_for(self) -> str:

@@ -23,7 +23,9 @@ def install(side: Side, schema: str, *, emit: Sequence[str] = (), claim: Sequenc
     :raises RemoteError: the server's errors; nothing is changed then.
     """
     try:
-        side.connection.execute(install_script(schema, emit=emit, claim=claim).encode())
+        owners = side.connection.target.trusted_owners
+        script = install_script(schema, emit=emit, claim=claim, trusted_owners=owners)
+        side.connection.execute(script.encode())
     except psycopg.Error as error:
         with suppress(psycopg.Error):
             side.connection.execute("ROLLBACK")

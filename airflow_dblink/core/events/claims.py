@@ -12,18 +12,23 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import dict_row
+from psycopg.adapt import Transformer
+from psycopg.postgres import types
+from psycopg.pq import abc
 
 from airflow_dblink.core.errors import DblinkError, TransientError, UsageError, from_psycopg
 from airflow_dblink.core.events.install import demand_installed
 from airflow_dblink.core.events.table import Events
 from airflow_dblink.core.installed.trust import distrust_of, fragments, guard
-from airflow_dblink.core.server.own_sql import PATH, question
+from airflow_dblink.core.server.own_sql import PATH
 from airflow_dblink.core.server.settings import Settings
 from airflow_dblink.core.server.side import Side, begin
 from airflow_dblink.core.sql.named import statements
+from airflow_dblink.core.streams.to_json import JsonValues
 
 _SQL = statements("events.sql")
+
+_INTEGERS = tuple(types[name].oid for name in ("int2", "int4", "int8"))
 
 Rows = list[dict[str, Any]]
 
@@ -33,23 +38,55 @@ def claim_key(task: Mapping[str, Any]) -> str:
     return "/".join(str(task[name]) for name in ("dag_id", "run_id", "task_id", "map_index"))
 
 
-def claim(
-    side: Side, events: Events, key: str, *, most: int, settings: Settings, with_rows: bool = False
-) -> Rows:
-    """Claim up to *most* events in a transaction of their own, and return them in the order of their ids.
+def claim_ids(side: Side, events: Events, key: str, *, most: int, settings: Settings) -> list[int | str]:
+    """Claim up to *most* events in a transaction of their own, and return their ids in order.
 
-    If *key* has claimed events before, these are returned, however many, and no new ones are claimed.
-    Events that another transaction has locked are left out.
+    If *key* has claimed events of the topic before, these are returned, however many, and no new ones are
+    claimed. Events that another transaction has locked are left out.
 
     :param key: of the run's task; see :func:`claim_key`.
     :param settings: run-time parameters of the transaction.
-    :param with_rows: return all columns; otherwise the id alone.
-    :raises UsageError: for a mistake in *events*; if the event schema isn't there, or isn't trusted.
+    :returns: integers; ids of other types as PostgreSQL's texts.
+    :raises UsageError: for a mistake in *events*; if the event schema isn't there, or isn't trusted; if ids
+        aren't unique, or the table doesn't keep the key as it is.
     :raises RemoteError: the server's errors; nothing is claimed then.
     """
+    wanted = sql.SQL("e.{}").format(sql.Identifier(events.table.id))
+    result = _claim(side, events, key, most, settings, wanted)
+    encoding = side.connection.info.encoding
+    texts = [(result.get_value(i, 0) or b"").decode(encoding) for i in range(result.ntuples)]
+    return [int(text) for text in texts] if result.ftype(0) in _INTEGERS else [*texts]
+
+
+def claim_rows(side: Side, events: Events, key: str, *, most: int, settings: Settings) -> Rows:
+    """Claim events as :func:`claim_ids`, and return them with all columns.
+
+    A row with a value that Python can't hold has its values as JSON values; see
+    :mod:`airflow_dblink.core.streams.to_json`. Otherwise one such event would stop all claims.
+    """
+    result = _claim(side, events, key, most, settings, sql.SQL("e.*"))
+    encoding = side.connection.info.encoding
+    names = [(result.fname(i) or b"").decode(encoding) for i in range(result.nfields)]
+    typed, as_json = Transformer(side.connection), Transformer(JsonValues(side.connection))
+    for transformer in (typed, as_json):
+        transformer.set_pgresult(result)
+    return [dict(zip(names, _values(typed, as_json, i), strict=True)) for i in range(result.ntuples)]
+
+
+def _values(typed: Any, as_json: Any, row: int) -> Sequence[Any]:
+    found: Sequence[Any]
+    try:
+        found = typed.load_row(row, tuple)
+    except (psycopg.Error, ValueError, OverflowError, RecursionError):
+        found = as_json.load_row(row, tuple)
+    return found
+
+
+def _claim(
+    side: Side, events: Events, key: str, most: int, settings: Settings, wanted: sql.Composable
+) -> abc.PGresult:
     events.demand_topic()
     table = events.table
-    wanted = sql.SQL("e.*" if with_rows else "e.{}").format(sql.Identifier(table.id))
     assignments = _assigned(
         (table.claimed_by, sql.Literal(key)),
         (table.claimed_at, sql.SQL("pg_catalog.now()")),
@@ -59,10 +96,27 @@ def claim(
         **{"claim": sql.Literal(key), "most": sql.Literal(most), "assignments": assignments},
         **{"wanted": wanted, "returned": wanted},
     }
-    names = ("lock", "claimed")
+    lock, claimed, claim, kept = (
+        sql.SQL(_SQL[name]).format(**parts) for name in ("lock", "claimed", "claim", "kept")
+    )
     with Transaction(side, events, settings, "claiming events") as transaction:
-        found = transaction.run([sql.SQL(_SQL[name]).format(**parts) for name in names])
-        return found or transaction.run([sql.SQL(_SQL["claim"]).format(**parts)])
+        found = transaction.result([lock, claimed])
+        if found.ntuples:
+            return found
+        found = transaction.result([claim])
+        if found.ntuples > most:
+            raise UsageError(
+                f"ids in {table.name} are not unique: {found.ntuples} events have the ids of {most}",
+                side.conn_id,
+                hint="name a column that identifies an event: EventTable(..., id='...')",
+            )
+        if found.ntuples and transaction.run([kept])[0]["kept"] != found.ntuples:
+            raise UsageError(
+                f"column {table.claimed_by} of {table.name} does not keep the key of a claim as it is",
+                side.conn_id,
+                hint=f"it has to be a text column without a trigger that changes it; the key is {key!r}",
+            )
+        return found
 
 
 def acknowledge(side: Side, events: Events, key: str, *, settings: Settings) -> int:
@@ -166,12 +220,12 @@ class Transaction:
         self.run([sql.SQL(guard(installed, owners))])
 
     def run_named(self, name: str, **values: Any) -> Rows:
-        """Run a statement of ``events.sql`` with *values* for its placeholders, and return its rows.
+        """Run a statement of ``events.sql`` with these *values* in it, and return its rows.
 
         :raises RemoteError: the server's errors.
         """
-        composed = sql.SQL(_SQL[name]).format(**self._events.parts()).as_string()
-        return self.run([question(self._side.connection, composed, values)])
+        literals = {name: sql.Literal(value) for name, value in values.items()}
+        return self.run([sql.SQL(_SQL[name]).format(**self._events.parts(), **literals)])
 
     def run(self, statements: Sequence[sql.Composable]) -> Rows:
         """Run *statements* as one message, and return the rows of the last one.
@@ -179,14 +233,29 @@ class Transaction:
         :raises UsageError: if a part of our schema isn't trusted.
         :raises RemoteError: the server's errors.
         """
+        result = self.result(statements)
+        encoding = self._side.connection.info.encoding
+        names = [(result.fname(i) or b"").decode(encoding) for i in range(result.nfields)]
+        transformer = Transformer(self._side.connection)
+        transformer.set_pgresult(result)
+        rows = transformer.load_rows(0, result.ntuples, tuple)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def result(self, statements: Sequence[sql.Composable]) -> abc.PGresult:
+        """Run *statements* as one message, and return the result of the last one.
+
+        :raises UsageError: if a part of our schema isn't trusted.
+        :raises RemoteError: the server's errors.
+        """
         side = self._side
         try:
-            with side.connection.cursor(row_factory=dict_row) as cursor:
+            with side.connection.cursor() as cursor:
                 cursor.execute(sql.SQL(";\n").join(statements))
                 while cursor.nextset():
                     pass
                 self.touched = cursor.rowcount
-                return cursor.fetchall() if cursor.description else []
+                found: abc.PGresult = cursor.pgresult  # type: ignore[assignment]  # there is one
+                return found
         except psycopg.Error as error:
             if (refusal := distrust_of(error, side.conn_id, self._events.installed)) is not None:
                 raise refusal from None

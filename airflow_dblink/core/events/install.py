@@ -10,7 +10,7 @@ from psycopg import sql
 
 from airflow_dblink.core.errors import InstallationError
 from airflow_dblink.core.events.table import CHANNEL, Events
-from airflow_dblink.core.installed.trust import Installed
+from airflow_dblink.core.installed.trust import Installed, fragments
 from airflow_dblink.core.sql.named import statements
 
 #: Version of the table and its functions; a newer version serves older clients, too.
@@ -20,27 +20,33 @@ _COMMENT = "airflow-dblink events, version {}"
 _VERSION = re.compile(r"airflow-dblink events, version (\d+)")
 
 
-def install_script(schema: str, *, emit: Sequence[str] = (), claim: Sequence[str] = ()) -> str:
+def install_script(
+    schema: str, *, emit: Sequence[str] = (), claim: Sequence[str] = (), trusted_owners: Sequence[str] = ()
+) -> str:
     """Return the SQL that installs or upgrades the event schema, and grants; it may be run again.
 
     :param emit: roles that emit events, and don't own the schema.
     :param claim: roles that read, claim and prune events.
+    :param trusted_owners: roles that may own parts of a schema that is there already.
     """
     named = statements("events_install.sql")
     installed, quote = Events(schema=schema).installed, "body"
     while f"${quote}$" in schema:
         quote += "_"
     parts: dict[str, sql.Composable] = {
+        **fragments(installed, tuple(trusted_owners)),
         "quote": sql.SQL(f"${quote}$"),
-        "schema": sql.Identifier(schema),
-        "schema_name": sql.Literal(schema),
-        "table": installed.identifier,
-        "table_name": sql.Literal(installed.identifier.as_string()),
+        "attach_again": sql.Literal(
+            "name its key anew by {}, or end its events by {}".format(
+                *(sql.Identifier(schema, name).as_string() for name in ("attach", "detach"))
+            )
+        ),
         "capture_name": sql.Literal(sql.Identifier(schema, "capture").as_string()),
         "channel": sql.Literal(CHANNEL),
         "comment": sql.Literal(_COMMENT.format(VERSION)),
         "version": sql.Literal(VERSION),
     }
+    parts["demand_trusted"] = sql.SQL(named["demand_trusted"]).format(**parts)
     texts: list[sql.Composable] = [sql.SQL(named["install"]).format(**parts)]
     for name, roles in (("grant_emit", emit), ("grant_claim", claim)):
         texts += [sql.SQL(named[name]).format(role=sql.Identifier(role), **parts) for role in roles]

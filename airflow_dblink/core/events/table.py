@@ -55,7 +55,15 @@ class EventTable:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the table of :meth:`as_dict`."""
+        """Return the table of :meth:`as_dict`.
+
+        :raises UsageError: names what is unknown, or missing.
+        """
+        known = {each.name for each in fields(cls)}
+        if unknown := [name for name in values if name not in known]:
+            raise UsageError(f"an event table has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        if "name" not in values:
+            raise UsageError("name of an event table is missing")
         return cls(**values)
 
 
@@ -105,27 +113,36 @@ class Events:
     def parts(self) -> dict[str, sql.Composable]:
         """Return the names and parts for the statements of ``events.sql``."""
         table = self.table
-        is_unclaimed = sql.SQL("e.{} IS NULL").format(sql.Identifier(table.claimed_by))
+        of_topic: sql.Composable = sql.SQL("")
         if self.topic is not None and table.topic is not None:
-            is_unclaimed += sql.SQL(" AND e.{}::pg_catalog.text OPERATOR(pg_catalog.=) {}").format(
+            of_topic = sql.SQL(" AND e.{}::pg_catalog.text OPERATOR(pg_catalog.=) {}").format(
                 sql.Identifier(table.topic), sql.Literal(self.topic)
             )
+        is_unclaimed = sql.SQL("e.{} IS NULL").format(sql.Identifier(table.claimed_by)) + of_topic
         if self.own is not None and table.done_at is not None:
             is_unclaimed += sql.SQL(" AND e.{} IS NULL").format(sql.Identifier(table.done_at))
+        # An event that was claimed and given back meanwhile has another version. Views have no versions.
+        mark = sql.SQL("e.{}::pg_catalog.text").format(sql.Identifier(table.id))
+        if self.own is None:
+            mark += sql.SQL(" OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||) e.xmin::pg_catalog.text")
         return {
             "table": sql.Identifier(*split_identifier("table", table.name)),
             "id": sql.Identifier(table.id),
             "claimed_by": sql.Identifier(table.claimed_by),
             "is_unclaimed": is_unclaimed,
+            "of_topic": of_topic,
+            "mark": mark,
             "channel": sql.Literal(CHANNEL),
         }
 
 
-def demand_topic(topic: str) -> None:
+def demand_topic(topic: Any) -> None:
     """Raise unless *topic* can be a topic of our table.
 
-    :raises UsageError: tells its size.
+    :raises UsageError: tells its type, or its size.
     """
+    if not isinstance(topic, str):
+        raise UsageError(f"topic must be text, got {type(topic).__name__}")
     demand_characters("topic", topic)
     if not 0 < (size := len(topic.encode())) <= _TOPIC_BYTES:
         raise UsageError(f"topic must have 1 to {_TOPIC_BYTES} bytes, got {size} bytes")

@@ -20,10 +20,10 @@ _NO_BOOL = "22P02"  # the finding, as the text of a bool
 _FINDING = re.compile(r'"(\{.*\})"$', re.DOTALL)
 
 
-def unclaimed(events: Events, last: str = "", *, trusted_owners: tuple[str, ...] = ()) -> Question:
-    """Return the question whether events wait that did not wait when the answer was *last*.
+def unclaimed(events: Events, last: str = "-", *, trusted_owners: tuple[str, ...] = ()) -> Question:
+    """Return the question whether other events wait than those when the answer was *last*.
 
-    Its answer is a text that stands for the waiting events, or NULL: nothing has changed, or none waits.
+    Its answer is a text that stands for the waiting events, ``-`` for none; NULL if nothing has changed.
     Before it reads our table, it asks whether the table is trusted, and fails if not.
 
     :raises UsageError: if there is no topic.

@@ -7,8 +7,11 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 -- Two sessions may install it at the same moment.
 SELECT pg_catalog.pg_advisory_xact_lock(7081424351162117428);
 
+-- Functions of this schema run as their owner, and write into its table. So nothing here may be somebody else's.
+{demand_trusted};
+
 -- An older client must not undo the upgrade of a newer one, and a schema that isn't ours stays as it is.
-DO $ours$
+DO {quote}
 DECLARE
     there text := (SELECT coalesce(obj_description(n.oid, 'pg_namespace'), '')
                      FROM pg_namespace AS n WHERE n.nspname = {schema_name});
@@ -20,7 +23,7 @@ BEGIN
         RAISE EXCEPTION 'a newer version of this schema is installed' USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
 END
-$ours$;
+{quote};
 
 CREATE SCHEMA IF NOT EXISTS {schema};
 COMMENT ON SCHEMA {schema} IS {comment};
@@ -63,8 +66,10 @@ END
 CREATE OR REPLACE FUNCTION {schema}.capture()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = '1'
+SET timezone = 'UTC' SET lc_monetary = 'C'
 AS {quote}
 DECLARE
+    missing text;
     key_of text;
     changes text;
     emitted bigint;
@@ -77,6 +82,15 @@ BEGIN
         RAISE EXCEPTION 'trigger % was not made by attach', quote_ident(TG_NAME)
               USING ERRCODE = 'trigger_protocol_violated';
     END IF;
+    -- To PostgreSQL r.f is f(r) where there is no column f: row_to_json would run the casts of the table's owner.
+    SELECT c INTO missing FROM unnest(TG_ARGV[2:]) AS c
+     WHERE NOT EXISTS (SELECT FROM pg_attribute AS a
+                        WHERE a.attrelid = TG_RELID AND a.attname = c AND a.attnum > 0 AND NOT a.attisdropped);
+    IF FOUND THEN
+        RAISE EXCEPTION 'table %.% has no column % any more, which is part of the key of its events',
+                        quote_ident(TG_TABLE_SCHEMA), quote_ident(TG_TABLE_NAME), quote_ident(missing)
+              USING ERRCODE = 'undefined_column', HINT = {attach_again};
+    END IF;
     SELECT 'jsonb_build_object(' || string_agg(format('%L, CASE WHEN r.%I IS NULL THEN NULL ELSE concat(r.%I) END',
                                                       c.name, c.name, c.name), ', ' ORDER BY c.place) || ')'
       INTO key_of
@@ -88,8 +102,8 @@ BEGIN
         WHEN 'UPDATE' THEN format(
             'SELECT CASE WHEN o.key IS NULL THEN ''INSERT'' WHEN n.key IS NULL THEN ''DELETE'' ELSE ''UPDATE'' END AS operation,'
             ' coalesce(n.key, o.key) AS key'
-            ' FROM (SELECT %1$s AS key FROM old_rows AS r) AS o'
-            ' FULL JOIN (SELECT %1$s AS key FROM new_rows AS r) AS n ON o.key = n.key', key_of)
+            ' FROM (SELECT DISTINCT %1$s AS key FROM old_rows AS r) AS o'
+            ' FULL JOIN (SELECT DISTINCT %1$s AS key FROM new_rows AS r) AS n ON o.key = n.key', key_of)
         ELSE 'SELECT ''TRUNCATE'' AS operation, NULL::jsonb AS key'
     END;
     EXECUTE 'INSERT INTO ' || {table_name} || ' (topic, payload)'
@@ -121,17 +135,26 @@ BEGIN
               USING ERRCODE = 'invalid_parameter_value', HINT = 'name the columns that identify its rows: key => ARRAY[''...'']';
     END IF;
     SELECT k INTO missing FROM unnest(key) AS k
-     WHERE NOT EXISTS (SELECT FROM pg_attribute AS a
-                        WHERE a.attrelid = relation AND a.attname = k AND a.attnum > 0 AND NOT a.attisdropped);
+     WHERE k IS NULL
+        OR NOT EXISTS (SELECT FROM pg_attribute AS a
+                        WHERE a.attrelid = relation AND a.attname = k AND a.attnum > 0 AND NOT a.attisdropped
+                          AND a.attgenerated <> 'v');
     IF FOUND THEN
-        RAISE EXCEPTION 'table % has no column %', relation, quote_ident(missing) USING ERRCODE = 'undefined_column';
+        RAISE EXCEPTION 'table % has no column % that is stored', relation, coalesce(quote_ident(missing), 'NULL')
+              USING ERRCODE = 'undefined_column';
+    END IF;
+    IF cardinality(key) > 32 THEN
+        RAISE EXCEPTION 'a key has at most 32 columns' USING ERRCODE = 'too_many_columns';
+    END IF;
+    IF relation = {table_name}::regclass THEN
+        RAISE EXCEPTION 'events of the event table would never end' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF topic IS NULL OR octet_length(topic) NOT BETWEEN 1 AND 200 THEN
         RAISE EXCEPTION 'topic must have 1 to 200 bytes' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM {schema}.detach(relation);
     SELECT string_agg(quote_literal(a), ', ' ORDER BY place) INTO arguments
-      FROM unnest(ARRAY[topic, wake::text] || key) WITH ORDINALITY AS g (a, place);
+      FROM unnest(ARRAY[topic, coalesce(wake, true)::text] || key) WITH ORDINALITY AS g (a, place);
     FOREACH made SLICE 1 IN ARRAY ARRAY[
         ARRAY['insert', 'REFERENCING NEW TABLE AS new_rows'], ARRAY['delete', 'REFERENCING OLD TABLE AS old_rows'],
         ARRAY['update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'], ARRAY['truncate', '']]
@@ -156,6 +179,22 @@ END
 
 REVOKE ALL ON FUNCTION {schema}.emit(text, jsonb, boolean), {schema}.capture(),
     {schema}.attach(regclass, text, text[], boolean), {schema}.detach(regclass) FROM PUBLIC;
+-- Once more, since somebody may have made a part of it meanwhile.
+{demand_trusted};
+
+-- name: demand_trusted
+DO {quote}
+DECLARE
+    finding json := ({distrusted});
+BEGIN
+    IF finding IS NOT NULL THEN
+        RAISE EXCEPTION 'schema % is there, and % % belongs to role %', {schema_name},
+                        finding ->> 'kind', finding ->> 'name', coalesce(finding ->> 'role', '?')
+              USING ERRCODE = 'object_not_in_prerequisite_state',
+                    HINT = 'run this as that role, if it is the right owner; or choose another schema for events';
+    END IF;
+END
+{quote}
 
 -- name: grant_emit
 -- For each role that emits events, or attaches the table to its own tables. It can't read events.

@@ -10,7 +10,7 @@ from airflow.sdk import get_current_context
 
 from airflow_dblink.core.errors import UsageError
 from airflow_dblink.core.events.admin import install
-from airflow_dblink.core.events.claims import Rows, acknowledge, claim, claim_key, release
+from airflow_dblink.core.events.claims import Rows, acknowledge, claim_key, claim_rows, release
 from airflow_dblink.core.events.table import SCHEMA, Events, EventTable
 from airflow_dblink.core.server.connection import LinkConnection
 from airflow_dblink.core.server.side import Side
@@ -70,7 +70,8 @@ class EventSide:
         :param topic: the topic of the events; with *own_table* only needed to choose among its rows.
         :param limit: largest number of events that are claimed.
         :param claimed_by: the key of the claim; by default the running task's:
-            ``dag_id/run_id/task_id/map_index``. With the key of another task, its events are returned.
+            ``dag_id/run_id/task_id/map_index``. With a key that has claimed events of the topic before, these
+            are returned, and no new ones.
         :param event_schema: schema of our event table.
         :param own_table: your own table instead of ours.
         :param conn_id: Airflow connection of the database; by default the hook's own.
@@ -83,7 +84,7 @@ class EventSide:
         key = claimed_by or _own_key()
         with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
             side = Side(connection, conn_id or self.dblink_conn_id)
-            return claim(side, events, key, most=limit, settings={}, with_rows=True)
+            return claim_rows(side, events, key, most=limit, settings={})
 
     def ack_events(
         self,

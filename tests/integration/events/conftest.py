@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from airflow_dblink.core.events.claims import claim
+from airflow_dblink.core.events.claims import claim_ids
 from airflow_dblink.core.events.install import install_script
 from airflow_dblink.core.events.table import SCHEMA, Events
 from airflow_dblink.core.server.login import connect
@@ -43,8 +43,7 @@ def claim_as(key: str, target: Target, events: Events = ORDERS, **options: Any) 
     """Claim events with *key*, and return their ids."""
     with closing(connect(target)) as connection:
         given = {"most": 1_000, "settings": {}, **options}
-        rows = claim(Side(connection, target.conn_id), events, key, **given)
-    return [row[events.table.id] for row in rows]
+        return claim_ids(Side(connection, target.conn_id), events, key, **given)
 
 
 @pytest.fixture

@@ -133,3 +133,73 @@ def test_a_topic_has_its_limits(shop: Database) -> None:
     for topic in ("", "x" * 201, None):
         with pytest.raises(psycopg.IntegrityError):
             shop.rows("SELECT airflow_dblink_events.emit(%s)", topic)
+
+
+@pytest.mark.parametrize("name", ["row_to_json", "to_jsonb", "count", "id"])
+def test_a_key_column_that_is_gone_is_named_and_no_function_of_its_name_is_called(
+    shop: Database, name: str
+) -> None:
+    shop.execute(f"CREATE TABLE item ({name} int, secret text)")
+    shop.execute(f"SELECT airflow_dblink_events.attach('item', 'items', ARRAY['{name}'])")
+    shop.execute(f"ALTER TABLE item RENAME {name} TO another")
+
+    with pytest.raises(psycopg.errors.UndefinedColumn, match=f"has no column {name} any more") as raised:
+        shop.execute("INSERT INTO item VALUES (1, 'hidden')")
+    assert "attach" in (raised.value.diag.message_hint or "")
+    shop.execute("SELECT airflow_dblink_events.attach('item', 'items', ARRAY['another'])")
+    shop.execute("INSERT INTO item VALUES (1, 'hidden')")
+
+    assert _captured(shop) == [("INSERT", {"another": "1"})]
+
+
+def test_an_update_of_equal_keys_is_an_event_for_each_key(shop: Database) -> None:
+    shop.execute("CREATE TABLE item (a int, b text)")
+    shop.execute("INSERT INTO item SELECT n % 3, 'x' FROM generate_series(1, 1000) AS n")
+    shop.execute("INSERT INTO item VALUES (NULL, 'x'), (NULL, 'x')")
+    shop.execute("SELECT airflow_dblink_events.attach('item', 'items', ARRAY['a'])")
+    shop.execute("UPDATE item SET b = 'y'")
+
+    assert sorted(_captured(shop), key=str) == [
+        ("UPDATE", {"a": "0"}),
+        ("UPDATE", {"a": "1"}),
+        ("UPDATE", {"a": "2"}),
+        ("UPDATE", {"a": None}),
+    ]
+
+
+def test_a_key_is_the_same_in_every_time_zone(shop: Database) -> None:
+    shop.execute("CREATE TABLE item (at timestamptz PRIMARY KEY)")
+    shop.execute(_ATTACH)
+    for zone in ("UTC", "Asia/Tokyo"):
+        with psycopg.connect(shop.conninfo, options=f"-c timezone={zone}", autocommit=True) as connection:
+            connection.execute("INSERT INTO item VALUES ('2026-01-01 00:00Z'); DELETE FROM item")
+
+    assert {str(key) for _, key in _captured(shop)} == {"{'at': '2026-01-01 00:00:00+00'}"}
+
+
+@pytest.mark.parametrize(
+    ("definition", "call", "error"),
+    [
+        ("id int PRIMARY KEY", "'airflow_dblink_events.event', 't'", "would never end"),
+        (
+            "id int",
+            "'item', 't', (SELECT array_agg('id'::text) FROM generate_series(1, 33))",
+            "at most 32 columns",
+        ),
+        ("id int", "'item', 't', ARRAY[NULL]::text[]", "has no column NULL"),
+        ("id int", "'item', 't', ARRAY['ctid']", "has no column ctid"),
+    ],
+)
+def test_what_no_key_can_be_is_refused(shop: Database, definition: str, call: str, error: str) -> None:
+    shop.execute(f"CREATE TABLE item ({definition})")
+
+    with pytest.raises(psycopg.Error, match=error):
+        shop.execute(f"SELECT airflow_dblink_events.attach({call})")
+
+
+def test_without_a_word_on_waking_it_wakes(shop: Database) -> None:
+    shop.execute(_ITEMS)
+    shop.execute("SELECT airflow_dblink_events.attach('item', 'items', wake => NULL)")
+    shop.execute("INSERT INTO item VALUES (1)")
+
+    assert _captured(shop) == [("INSERT", {"id": "1"})]

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from airflow_dblink.core.errors import TransientError, UsageError
-from airflow_dblink.core.events.claims import acknowledge, claim, release
+from airflow_dblink.core.events.claims import acknowledge, claim_rows, release
 from airflow_dblink.core.events.table import Events, EventTable
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.side import Side
@@ -123,7 +123,7 @@ def test_the_rows_have_all_columns(shop: Database) -> None:
     emit(shop, 1)
 
     with closing(connect(shop.target)) as connection:
-        (row,) = claim(Side(connection, "source"), ORDERS, "a", most=1, settings={}, with_rows=True)
+        (row,) = claim_rows(Side(connection, "source"), ORDERS, "a", most=1, settings={})
 
     assert (row["id"], row["topic"], row["payload"], row["claimed_by"]) == (1, "orders", {"n": 1}, "a")
     assert row["claimed_at"] >= row["emitted_at"]
@@ -189,6 +189,79 @@ def test_a_hostile_path_has_no_say(shop: Database) -> None:
 
     assert claim_as("a", shop.target, settings=settings) == [1]
     assert claim_as("a", shop.target, settings=settings) == [1]
+
+
+def test_repeated_ids_take_nothing_away_and_are_refused(source: Database) -> None:
+    source.execute("CREATE TABLE q (id int, name text, claimed_by text); INSERT INTO q VALUES (1, 'first')")
+    events = Events(own=EventTable("q"))
+    assert claim_as("a", source.target, events) == [1]
+    source.execute("INSERT INTO q VALUES (1, 'second')")
+    assert claim_as("b", source.target, events) == [1]
+    assert source.rows("SELECT name, claimed_by FROM q ORDER BY 1") == [("first", "a"), ("second", "b")]
+
+    source.execute("INSERT INTO q SELECT 7 FROM generate_series(1, 5)")
+    with pytest.raises(UsageError, match="ids in q are not unique"):
+        claim_as("c", source.target, events, most=1)
+    assert source.rows("SELECT count(*) FROM q WHERE id = 7 AND claimed_by IS NULL") == [(5,)]
+
+
+@pytest.mark.parametrize("column", ["who name", "who text"])
+def test_a_column_that_does_not_keep_the_key_is_refused(source: Database, column: str) -> None:
+    source.execute(f"CREATE TABLE q (id int PRIMARY KEY, {column})")
+    source.execute("INSERT INTO q VALUES (1)")
+    source.execute("""
+        CREATE FUNCTION lower_it() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN new.who := lower(new.who::text); RETURN new; END';
+        CREATE TRIGGER t BEFORE UPDATE ON q FOR EACH ROW EXECUTE FUNCTION lower_it()
+    """)
+    with pytest.raises(UsageError, match="does not keep the key of a claim as it is"):
+        claim_as("D" * 70, source.target, Events(own=EventTable("q", claimed_by="who")))
+    assert source.rows("SELECT who FROM q") == [(None,)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("bytea", r"'\x01'", r"\x01"),
+        ("interval", "'1 mon'", "1 mon"),
+        ("date", "'0044-03-15 BC'", "0044-03-15 BC"),
+        ("timestamp", "'infinity'", "infinity"),
+        ("int8range", "'[1,2)'", "[1,2)"),
+        ("boolean", "true", "t"),
+        ("numeric", "1.50", "1.50"),
+        ("smallint", "7", 7),
+    ],
+)
+def test_ids_of_other_types_are_postgresqls_texts(source: Database, kind: str, value: str, text: Any) -> None:
+    source.execute(f"CREATE TABLE q (id {kind} PRIMARY KEY, claimed_by text)")
+    source.execute(f"INSERT INTO q VALUES ({value})")  # noqa: S608 - constants
+
+    assert claim_as("a", source.target, Events(own=EventTable("q"))) == [text]
+
+
+@pytest.mark.parametrize(
+    "poison",
+    ["('1' || repeat('0', 5000))::jsonb", "(repeat('[', 4000) || repeat(']', 4000))::jsonb"],
+)
+def test_an_event_that_python_can_not_hold_stops_no_claim(shop: Database, poison: str) -> None:
+    shop.execute(f"SELECT airflow_dblink_events.emit('orders', {poison})")
+    emit(shop, 1)
+
+    with closing(connect(shop.target)) as connection:
+        rows = claim_rows(Side(connection, "source"), ORDERS, "a", most=10, settings={})
+
+    assert [row["id"] for row in rows] == [1, 2]
+    assert isinstance(rows[0]["payload"], str)
+    assert rows[1]["payload"] == {"n": 1}
+
+
+def test_a_key_has_a_claim_for_each_topic(shop: Database) -> None:
+    emit(shop, 1, "orders")
+    emit(shop, 1, "refunds")
+
+    assert claim_as("a", shop.target, Events("orders")) == [1]
+    assert claim_as("a", shop.target, Events("refunds")) == [2]
+    assert claim_as("a", shop.target, Events("orders")) == [1]
 
 
 # -- places

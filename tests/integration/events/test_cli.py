@@ -52,6 +52,16 @@ def test_what_is_missing_is_said_with_the_command(source: Database, fails: Run) 
     assert "control characters" in fails("install-events", "source", "--print", "--schema", "a\x1b")
 
 
+def test_odd_schemas_and_claims_that_are_none(source: Database, run: Run, fails: Run) -> None:
+    for schema in ("50%", "a%(most)sb"):
+        run("install-events", "source", "--schema", schema)
+        assert json.loads(run("list-events", "source", "--schema", schema, "--output", "json")) == []
+        assert run("prune-events", "source", "--schema", schema, "--yes") == "Deleted 0 events.\n"
+        said = fails("release-events", "source", "d/r/t/-1", "--schema", schema, "--yes")
+        assert "no event that is not done is claimed by 'd/r/t/-1'" in said
+    assert "surrogate" in fails("release-events", "source", "\udcff", "--yes")
+
+
 @pytest.mark.usefixtures("shop")
 def test_nobody_is_asked_in_vain(fails: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())

@@ -32,7 +32,7 @@ def test_it_may_be_run_again_and_keeps_events(shop: Database) -> None:
     assert claim_as("a", shop.target) == [1, 2]
 
 
-@pytest.mark.parametrize("schema", ["a 'b", 'c"d', "e$body$f", "h{}i", "%s"])
+@pytest.mark.parametrize("schema", ["a 'b", 'c"d', "e$body$f", "x$ours$y", "h{}i", "%s", "50%", "a%(most)sb"])
 def test_odd_schemas(source: Database, schema: str) -> None:
     source.execute(install_script(schema))
     identifier = psycopg.sql.Identifier(schema, "emit").as_string()
@@ -186,4 +186,50 @@ def test_a_trigger_made_by_hand_gets_no_temporary_view_run_as_the_owner(
             with pytest.raises(psycopg.errors.TriggerProtocolViolated, match="was not made by attach"):
                 connection.execute(change.encode())
 
+    assert shop.rows("SELECT count(*) FROM seen") == [(0,)]
+
+
+@pytest.mark.parametrize("part", ["schema", "table"])
+def test_a_schema_with_a_strangers_part_is_not_adopted(
+    source: Database, new_role: MakeRole, part: str
+) -> None:
+    hostile = new_role("hostile")
+    if part == "schema":
+        source.admin(f'GRANT CREATE ON DATABASE "{source.name}" TO {_name(hostile)}')
+        _execute(hostile, "CREATE SCHEMA airflow_dblink_events")
+        _execute(hostile, "COMMENT ON SCHEMA airflow_dblink_events IS 'airflow-dblink events, version 1'")
+    else:
+        source.execute("CREATE SCHEMA airflow_dblink_events")
+        source.execute("COMMENT ON SCHEMA airflow_dblink_events IS 'airflow-dblink events, version 1'")
+        source.admin(f"GRANT ALL ON SCHEMA airflow_dblink_events TO {_name(hostile)}")
+    _execute(hostile, "CREATE TABLE airflow_dblink_events.event (id int, topic text, payload jsonb)")
+
+    for run in (source.admin, source.execute):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="belongs to role hostile_"):
+            run(install_script("airflow_dblink_events"))
+
+
+def test_a_trigger_with_a_functions_name_as_its_key_calls_no_cast_of_the_tables_owner(
+    shop: Database, new_role: MakeRole
+) -> None:
+    hostile = new_role("hostile")
+    install(shop, emit=[_name(hostile)])
+    shop.admin(f"GRANT CREATE ON SCHEMA public TO {_name(hostile)}")
+    _execute(
+        hostile,
+        """
+        CREATE TABLE seen (who name);
+        GRANT ALL ON seen TO PUBLIC;
+        CREATE TYPE evil AS ENUM ('x');
+        CREATE FUNCTION as_json(evil) RETURNS json LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO public.seen VALUES (current_user); RETURN ''1''; END';
+        CREATE CAST (evil AS json) WITH FUNCTION as_json(evil);
+        CREATE TABLE item (e evil);
+        CREATE TRIGGER t AFTER INSERT ON item REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT
+            EXECUTE FUNCTION airflow_dblink_events.capture('items', 'false', 'row_to_json')
+        """,
+    )
+
+    with pytest.raises(psycopg.errors.UndefinedColumn):
+        _execute(hostile, "INSERT INTO item VALUES ('x')")
     assert shop.rows("SELECT count(*) FROM seen") == [(0,)]

@@ -110,6 +110,14 @@ def test_mistakes_fail_when_the_dag_is_parsed(arguments: dict[str, Any], error: 
         _claim(**arguments)
 
 
+def test_the_key_is_known_before_anything_is_claimed(source: Database) -> None:
+    task = context()
+    with pytest.raises(AirflowFailException, match="is not there"):
+        DblinkClaimEventsOperator(task_id="task", conn_id="source", topic="orders").execute(task)
+
+    assert task["ti"].xcoms == {"claimed_by": _KEY}
+
+
 # -- from Python code
 
 

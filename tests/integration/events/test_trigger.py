@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import Any, TypeVar
 
 import pytest
 from airflow.providers.common.messaging.triggers.msg_queue import MessageQueueTrigger
 
 from airflow_dblink.core.errors import UsageError
-from airflow_dblink.core.events.table import EventTable
+from airflow_dblink.core.events.claims import release
+from airflow_dblink.core.events.table import Events, EventTable
+from airflow_dblink.core.server.login import connect
+from airflow_dblink.core.server.side import Side
 from airflow_dblink.triggers.events import DblinkEventTrigger
 from tests.databases import Database
 from tests.integration.events.conftest import claim_as, emit, install
@@ -120,6 +124,25 @@ def test_it_fires_again_while_nobody_claims(shop: Database) -> None:
     _run(act)
 
 
+def test_it_fires_for_what_is_given_back(shop: Database) -> None:
+    emit(shop, 2)
+
+    async def act() -> None:
+        fires = _Fires()
+        await fires.next()
+        await _in_thread(claim_as, "a", shop.target)
+        await _in_thread(_give_back, shop, "a")
+        await fires.next()
+        await fires.end()
+
+    _run(act)
+
+
+def _give_back(database: Database, key: str) -> None:
+    with closing(connect(database.target)) as connection:
+        assert release(Side(connection, "source"), Events("orders"), key, settings={}) == 2
+
+
 def test_a_burst_is_few_firings(shop: Database) -> None:
     async def act() -> int:
         fires = _Fires(min_interval=2.0)
@@ -216,6 +239,13 @@ def test_it_is_the_same_after_serialization() -> None:
         ({"poll_interval": 0}, "poll_interval must be a number of seconds above 0"),
         ({"refire_interval": True}, "refire_interval must be a number of seconds above 0"),
         ({"event_schema": "a\0"}, "NUL"),
+        ({"own_table": "q"}, "own_table must be an EventTable, got str"),
+        ({"own_table": {"bogus": 1}}, "an event table has no 'bogus'"),
+        ({"own_table": {}}, "name of an event table is missing"),
+        ({"topic": 5}, "topic must be text, got int"),
+        ({"refire_interval": float("inf")}, "refire_interval must be a number of seconds"),
+        ({"min_interval": 10**400}, "min_interval must be a number of seconds"),
+        ({"min_interval": float("nan")}, "min_interval must be a number of seconds"),
     ],
     ids=str,
 )
