@@ -177,6 +177,24 @@ BEGIN
 END
 {quote};
 
+-- If a superuser upgrades another role's schema, the functions must not run as superuser.
+DO {quote}
+DECLARE
+    owner oid := (SELECT n.nspowner FROM pg_namespace AS n WHERE n.nspname = {schema_name});
+    part text;
+BEGIN
+    FOR part IN
+        SELECT format('FUNCTION %s', p.oid::regprocedure) FROM pg_proc AS p
+         WHERE p.pronamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = {schema_name}) AND p.proowner <> owner
+        UNION ALL
+        SELECT format('TABLE %s', c.oid::regclass) FROM pg_class AS c
+         WHERE c.oid = {table_name}::regclass AND c.relowner <> owner
+    LOOP
+        EXECUTE format('ALTER %s OWNER TO %I', part, pg_get_userbyid(owner));
+    END LOOP;
+END
+{quote};
+
 REVOKE ALL ON FUNCTION {schema}.emit(text, jsonb, boolean), {schema}.capture(),
     {schema}.attach(regclass, text, text[], boolean), {schema}.detach(regclass) FROM PUBLIC;
 -- Once more, since somebody may have made a part of it meanwhile.

@@ -233,3 +233,20 @@ def test_a_trigger_with_a_functions_name_as_its_key_calls_no_cast_of_the_tables_
     with pytest.raises(psycopg.errors.UndefinedColumn):
         _execute(hostile, "INSERT INTO item VALUES ('x')")
     assert shop.rows("SELECT count(*) FROM seen") == [(0,)]
+
+
+def test_what_a_superuser_installs_into_anothers_schema_is_that_roles(source: Database) -> None:
+    source.execute("CREATE SCHEMA airflow_dblink_events")
+    source.execute("COMMENT ON SCHEMA airflow_dblink_events IS 'airflow-dblink events, version 1'")
+    source.admin(install_script("airflow_dblink_events"))
+
+    owners = source.rows("""
+        SELECT DISTINCT pg_get_userbyid(owner)
+          FROM pg_namespace AS n, LATERAL (
+               SELECT proowner FROM pg_proc WHERE pronamespace = n.oid
+               UNION ALL SELECT relowner FROM pg_class WHERE relnamespace = n.oid) AS part (owner)
+         WHERE n.nspname = 'airflow_dblink_events'
+    """)
+    assert owners == [(source.server.role,)]
+    emit(source)
+    assert claim_as("a", source.target) == [1]
