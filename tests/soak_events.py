@@ -92,7 +92,7 @@ def _singles(here: World) -> int:
 def _under_kills(here: World, kills: int, dice: random.Random) -> int:
     emitted = 0
     ways: dict[str, Callable[[], object]] = {
-        "worker": lambda: here.wait_until("a task runs", _kill_a_task, _PATIENCE_S),
+        "worker": lambda: here.wait_until("a task runs", kill_a_task, _PATIENCE_S),
         "scheduler": lambda: _restart(here, "scheduler"),
         "triggerer.1": lambda: _restart(here, "triggerer.1"),
         "triggerer.2": lambda: _restart(here, "triggerer.2"),
@@ -110,7 +110,8 @@ def _under_kills(here: World, kills: int, dice: random.Random) -> int:
     return emitted
 
 
-def _kill_a_task() -> bool:
+def kill_a_task() -> bool:
+    """SIGKILL a running task; return whether there was one."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if " ".join(process.cmdline()).startswith("airflow worker -- "):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
-import psutil
 import pytest
 
 from airflow_dblink.core.events.install import install_script
 from airflow_dblink.core.events.table import SCHEMA
 from airflow_dblink.embedded.server import Server
 from tests.acceptance.conftest import Killing, execute, rows
+from tests.soak_events import kill_a_task
 
 _DONE = "SELECT count(*) FROM airflow_dblink_events.event WHERE done_at IS NOT NULL"
 _HANDLED = "SELECT event FROM handled ORDER BY event"
@@ -58,7 +57,7 @@ def test_events_are_handled_once_while_workers_triggerer_and_scheduler_are_kille
         _emit(shop, "killed", 150)
         number += 150
         if kill == "worker":
-            _until(_kill_a_task)
+            _until(kill_a_task)
         else:
             airflow.kill_component(kill)
             _emit(shop, "killed", 50)
@@ -67,16 +66,6 @@ def test_events_are_handled_once_while_workers_triggerer_and_scheduler_are_kille
 
     _wait_until_done(shop, number)
     assert "hidden-value" not in airflow.all_logs()
-
-
-def _kill_a_task() -> bool:
-    """SIGKILL a running task; return whether there was one."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith("airflow worker -- "):
-                process.kill()
-                return True
-    return False
 
 
 def test_an_assets_event_has_the_facts_and_there_is_none_without_a_change(

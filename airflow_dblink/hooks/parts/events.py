@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 from airflow.sdk import get_current_context
 
@@ -26,6 +26,12 @@ class EventSide:
     @abstractmethod
     def open_direct(self, conn_id: str) -> LinkConnection:
         """Return a new connection, around a pooler if possible."""
+
+    @contextmanager
+    def _event_side(self, conn_id: str | None) -> Iterator[Side]:
+        place = conn_id or self.dblink_conn_id
+        with closing(self.open_direct(place)) as connection:
+            yield Side(connection, place)
 
     def install_events(
         self,
@@ -49,8 +55,8 @@ class EventSide:
         demand_no_text("emit", emit, "a list of roles")
         demand_no_text("claim", claim, "a list of roles")
         schema = Events(schema=event_schema).schema
-        with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
-            install(Side(connection, conn_id or self.dblink_conn_id), schema, emit=emit, claim=claim)
+        with self._event_side(conn_id) as side:
+            install(side, schema, emit=emit, claim=claim)
 
     def claim_events(
         self,
@@ -82,8 +88,7 @@ class EventSide:
             raise UsageError(f"limit must be an integer of at least 1, got {limit!r}")
         events = Events(topic, event_schema, own_table)
         key = claimed_by or _own_key()
-        with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
-            side = Side(connection, conn_id or self.dblink_conn_id)
+        with self._event_side(conn_id) as side:
             return claim_rows(side, events, key, most=limit, settings={})
 
     def ack_events(
@@ -127,8 +132,7 @@ class EventSide:
         conn_id: str | None,
     ) -> int:
         events = Events(None, event_schema, own_table)
-        with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
-            side = Side(connection, conn_id or self.dblink_conn_id)
+        with self._event_side(conn_id) as side:
             return how(side, events, claimed_by or _own_key(), settings={})
 
     def notify(self, channel: str, payload: str = "", *, conn_id: str | None = None) -> None:
@@ -141,8 +145,7 @@ class EventSide:
         :raises RemoteError: the server's errors.
         """
         demand_notification(channel, payload)
-        with closing(self.open_direct(conn_id or self.dblink_conn_id)) as connection:
-            side = Side(connection, conn_id or self.dblink_conn_id)
+        with self._event_side(conn_id) as side:
             values = {"channel": channel, "payload": payload}
             side.ask("SELECT pg_notify(%(channel)s, %(payload)s)", values, "notifying")
 
