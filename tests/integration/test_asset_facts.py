@@ -125,6 +125,19 @@ def test_a_fetch_and_a_query_tell_their_rows() -> None:
     assert written["changed"] == 1
 
 
+def test_a_reference_to_an_asset_gets_no_event_either() -> None:
+    references = [Asset.ref(name="one"), Asset.ref(uri="x://two")]
+    task = DblinkExecOperator(
+        task_id="t", conn_id="source", sql="DELETE FROM item WHERE false", emit_when_changed=True
+    )
+    task.outlets = [*references, ALIAS]
+    given = context()
+    given |= {"task": task, "outlet_events": OutletEventAccessors()}
+    task.execute(given)
+
+    assert task.outlets == [ALIAS]
+
+
 def test_without_outlets_nothing_is_asked_for() -> None:
     DblinkExecOperator(task_id="t", conn_id="source", sql="SELECT 1").execute(context())
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset
+from airflow.sdk.definitions.asset import AssetNameRef, AssetUriRef
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -17,6 +18,7 @@ _NUMBERS = (
     *("row_count", "source_rows", "destination_rows"),
 )
 _WORDS = ("method", "format", "verified", "snapshot", "command_tag")
+_OUTLETS = (Asset, AssetNameRef, AssetUriRef)
 _COUNT = re.compile(r"(?:INSERT 0|UPDATE|DELETE|MERGE|COPY) (\d+)")
 # Not SELECT: it makes a table (INTO), or calls a function that writes.
 _CHANGES_NOTHING = re.compile(r"(?:SET|SHOW|LOCK TABLE|ANALYZE|(?:FETCH|MOVE) \d+)")
@@ -57,13 +59,15 @@ def tell_assets(
     :param changed: whether something has; ``None``: what the result tells.
     """
     task = context.get("task")
-    outlets = [each for each in getattr(task, "outlets", ()) if isinstance(each, Asset)]
+    outlets = [each for each in getattr(task, "outlets", ()) if isinstance(each, _OUTLETS)]
     if not outlets or task is None:
         return
     if when_changed and not (has_changed(result) if changed is None else changed):
         # Airflow emits an event for each outlet that is left when the task ends.
-        task.log.info("Nothing has changed: no event for %s", ", ".join(each.name for each in outlets))
-        task.outlets = [each for each in task.outlets if not isinstance(each, Asset)]
+        names = (each.uri if isinstance(each, AssetUriRef) else each.name for each in outlets)
+        task.log.info("Nothing has changed: no event for %s", ", ".join(names))
+        task.outlets = [each for each in task.outlets if not isinstance(each, _OUTLETS)]
         return
     for outlet in outlets:
-        context["outlet_events"][outlet].extra.update(facts_of(result))
+        if isinstance(outlet, Asset):  # to a reference Airflow would have to ask its API, which may fail
+            context["outlet_events"][outlet].extra.update(facts_of(result))
