@@ -15,6 +15,7 @@ from airflow_dblink.core.events.claims import acknowledge, claim_rows, release
 from airflow_dblink.core.events.table import Events, EventTable
 from airflow_dblink.core.server.login import connect
 from airflow_dblink.core.server.side import Side
+from airflow_dblink.core.server.target import PoolingMode
 from tests.databases import Database
 from tests.integration.events.conftest import ORDERS, claim_as, emit
 from tests.pooler import pooler
@@ -267,11 +268,12 @@ def test_a_key_has_a_claim_for_each_topic(shop: Database) -> None:
 # -- places
 
 
-def test_through_a_pooler_in_transaction_mode(shop: Database) -> None:
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_through_a_pooler(shop: Database, mode: PoolingMode) -> None:
     emit(shop, 3)
-    with pooler(shop.server, "transaction") as port:
+    with pooler(shop.server, mode) as port:
         params = {**shop.params, "host": "127.0.0.1", "port": port}
-        target = replace(shop.target, params=params, pooling_mode="transaction")
+        target = replace(shop.target, params=params, pooling_mode=mode)
         assert claim_as("a", target, most=2) == [1, 2]
         assert claim_as("a", target, most=2) == [1, 2]
         assert claim_as("b", target) == [3]
